@@ -1,0 +1,7 @@
+"""GAN families: each is a generator, a discriminator, its taps and its score."""
+
+from kdgan_compress.gans.architecture import Architecture, Norm, num_blocks, plan_for_width
+from kdgan_compress.gans.catalog import FAMILIES, build
+from kdgan_compress.gans.gan import Gan
+
+__all__ = ["FAMILIES", "Architecture", "Gan", "Norm", "build", "num_blocks", "plan_for_width"]

@@ -1,0 +1,76 @@
+"""What has to be known to build a network again: family, channel plan, image, latent size and norm."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kdgan_compress.errors import KdganError
+
+Norm = Literal["per_image", "batch"]
+MIN_IMAGE_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The description of a family's generator and discriminator; written into every checkpoint.
+
+    Attributes:
+        family: A name in ``FAMILIES``.
+        channels: Output channels of the encoder's strided blocks, outermost first; one block a halving of the image
+            down to 4×4, so three numbers at 32×32 (Table II of P-KDGAN).
+        image_channels: 1 (grey) or 3 (RGB).
+        image_size: Side of the square image in pixels, a power of two ≥ 16.
+        latent_size: Length of z1 and z2.
+        norm: ``"per_image"``: each image is normalised by its own statistics, what batch norm at batch 1 does in
+            training. ``"batch"``: batch norm, with running statistics in evaluation.
+    """
+
+    family: str = "ede"
+    channels: tuple[int, ...] = (64, 128, 256)
+    image_channels: int = 1
+    image_size: int = 32
+    latent_size: int = 256
+    norm: Norm = "per_image"
+
+    def __post_init__(self) -> None:
+        expected = num_blocks(self.image_size)
+        if len(self.channels) != expected:
+            raise KdganError(
+                f"A {self.image_size}×{self.image_size} image must have {expected} channel numbers",
+                f"got {len(self.channels)} ({self.plan})",
+                f"Name {expected} numbers, or give --width u for u, 2u, 4u, …",
+            )
+        if min(self.channels) < 1:
+            raise KdganError(
+                "Every channel number must be at least 1", f"got {self.plan}", "Choose a width of 1 or more"
+            )
+        if self.image_channels not in (1, 3):
+            raise KdganError(
+                "Images must have 1 (grey) or 3 (RGB) channels", f"got {self.image_channels}", "Choose 1 or 3"
+            )
+        if self.latent_size < 1:
+            raise KdganError("The latent size must be at least 1", f"got {self.latent_size}", "The papers use 256")
+        if self.norm not in ("per_image", "batch"):
+            raise KdganError("norm must be per_image or batch", f"got {self.norm!r}", "Choose one of the two")
+
+    @property
+    def plan(self) -> str:
+        """The channel plan as people write it: ``64-128-256``."""
+        return "-".join(map(str, self.channels))
+
+
+def num_blocks(image_size: int) -> int:
+    """Number of strided blocks that bring an image of this side (pixels) down to 4×4."""
+    if image_size < MIN_IMAGE_SIZE or image_size & (image_size - 1):
+        raise KdganError(
+            f"The image size must be a power of two of at least {MIN_IMAGE_SIZE}",
+            f"got {image_size}",
+            "Choose 16, 32, 64, 128, …; images are resized to it",
+        )
+    return image_size.bit_length() - 3
+
+
+def plan_for_width(width: int, image_size: int = 32) -> tuple[int, ...]:
+    """Channel plan (u, 2u, 4u, …) of width u, one number a block (Table II, student units)."""
+    if width < 1:
+        raise KdganError("The width must be at least 1", f"got {width}", "Try --width 2 (MNIST) or --width 8 (CIFAR-10)")
+    return tuple(width << block for block in range(num_blocks(image_size)))

@@ -1,0 +1,29 @@
+"""The families there are: one dict, a name to what builds it."""
+
+from collections.abc import Callable
+
+import torch
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.gans import ede
+from kdgan_compress.gans.architecture import Architecture
+from kdgan_compress.gans.gan import Gan
+
+FAMILIES: dict[str, Callable[[Architecture], Gan]] = {"ed": ede.build, "ed_ehat": ede.build, "ede": ede.build}
+
+
+def build(architecture: Architecture, seed: int = 0) -> Gan:
+    """Build a GAN with weights drawn from a seed; the caller's random state is left as it was.
+
+    Raises:
+        KdganError: No such family.
+    """
+    if architecture.family not in FAMILIES:
+        raise KdganError(
+            "The family must be one that exists",
+            f"got {architecture.family!r}",
+            f"Choose one of {', '.join(sorted(FAMILIES))}",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return FAMILIES[architecture.family](architecture)

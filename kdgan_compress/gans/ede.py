@@ -1,0 +1,132 @@
+"""The encoder-decoder-encoder family of P-KDGAN: Table II's networks in Fig. 4's three arrangements.
+
+``ed``: encoder E and decoder D, score ‖x − x̂‖₁. ``ede``: a second encoder Ê follows, score ‖z1 − z2‖₂. ``ed_ehat``: Ê
+serves the training only and the score is ‖x − x̂‖₁, as Fig. 4(b) and its caption have it (the body text contradicts them).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from kdgan_compress.gans.architecture import Architecture
+from kdgan_compress.gans.gan import Gan
+
+LEAKY_SLOPE = 0.2
+INIT_STD = 0.02
+SCORED_BY_LATENT = "ede"
+WITHOUT_SECOND_ENCODER = "ed"
+
+
+class Encoder(nn.Module):
+    """Strided blocks (conv 4×4, norm, LeakyReLU) down to 4×4, then a bare 4×4 convolution to a vector.
+
+    Shape: (B, image_channels, S, S) → (B, outputs).
+    """
+
+    def __init__(self, architecture: Architecture, outputs: int) -> None:
+        super().__init__()
+        channels = (architecture.image_channels, *architecture.channels)
+        blocks: list[nn.Module] = []
+        for before, after in zip(channels, channels[1:], strict=False):
+            blocks += [
+                nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False),
+                _norm(architecture, after),
+                nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+            ]
+        self.features = nn.Sequential(*blocks)
+        self.head = nn.Conv2d(channels[-1], outputs, 4, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        head: Tensor = self.head(self.features(images))
+        return head.flatten(1)
+
+
+class Decoder(nn.Module):
+    """The encoder backwards: a transposed 4×4 convolution from z, strided blocks (norm, ReLU), tanh at the image.
+
+    Shape: (B, latent_size) → (B, image_channels, S, S) in [−1, 1].
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        channels = (architecture.latent_size, *reversed(architecture.channels))
+        blocks: list[nn.Module] = []
+        for block, (before, after) in enumerate(zip(channels, channels[1:], strict=False)):
+            stride, padding = (1, 0) if block == 0 else (2, 1)
+            blocks += [
+                nn.ConvTranspose2d(before, after, 4, stride=stride, padding=padding, bias=False),
+                _norm(architecture, after),
+                nn.ReLU(inplace=True),
+            ]
+        self.features = nn.Sequential(*blocks)
+        self.head = nn.ConvTranspose2d(channels[-1], architecture.image_channels, 4, stride=2, padding=1, bias=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.head(self.features(z[:, :, None, None])))
+
+
+class Generator(nn.Module):
+    """E, D and, but for ``ed``, Ê of the same shape with weights of its own."""
+
+    encoder2: Encoder | None
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.scored_by_latent = architecture.family == SCORED_BY_LATENT
+        self.encoder = Encoder(architecture, architecture.latent_size)
+        self.decoder = Decoder(architecture)
+        has_second = architecture.family != WITHOUT_SECOND_ENCODER
+        self.encoder2 = Encoder(architecture, architecture.latent_size) if has_second else None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images (B, C, S, S) in [−1, 1] → z1 (B, latent), x̂ like the images, z2 (B, latent) or None."""
+        z1 = self.encoder(images)
+        x_hat = self.decoder(z1)
+        return z1, x_hat, None if self.encoder2 is None else self.encoder2(x_hat)
+
+    def anomaly_score(self, images: Tensor) -> Tensor:
+        """Images (B, C, S, S) in [−1, 1] → scores (B,) ≥ 0, higher is more novel; runs only what it needs."""
+        z1 = self.encoder(images)
+        x_hat = self.decoder(z1)
+        if self.scored_by_latent and self.encoder2 is not None:
+            return torch.linalg.vector_norm(z1 - self.encoder2(x_hat), dim=1)
+        return (images - x_hat).abs().flatten(1).sum(1)
+
+
+class Discriminator(nn.Module):
+    """An encoder with one output.
+
+    Shape: (B, C, S, S) → f(x) (B, channels[-1], 4, 4), everything before the last convolution, and the logit (B,);
+    the paper's sigmoid is part of the loss.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.encoder = Encoder(architecture, outputs=1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features: Tensor = self.encoder.features(images)
+        return features, self.encoder.head(features).flatten()
+
+
+def build(architecture: Architecture) -> Gan:
+    """A freshly initialised member of the family; convolutions N(0, 0.02), norm weights N(1, 0.02), norm biases 0."""
+    generator = Generator(architecture).apply(_initialise)
+    discriminator = Discriminator(architecture).apply(_initialise)
+    taps = {"z1": "encoder", "x_hat": "decoder"}
+    if generator.encoder2 is not None:
+        taps["z2"] = "encoder2"
+    return Gan(generator, taps, discriminator)
+
+
+def _norm(architecture: Architecture, channels: int) -> nn.Module:
+    if architecture.norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.InstanceNorm2d(channels, affine=True)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, INIT_STD)
+    elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+        nn.init.normal_(module.weight, 1.0, INIT_STD)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,34 @@
+"""What training, distillation and export need to know of a GAN, whoever wrote it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Gan:
+    """A detector's networks and the names of what is distilled.
+
+    Attributes:
+        generator: Takes images (B, C, S, S) in [−1, 1]. It is only called and tapped, so any module will do. To be
+            scored and exported it has a method ``anomaly_score``: images to scores (B,), higher is more novel.
+        taps: Which submodule's output is ``z1``, ``x_hat`` and ``z2``: names to dotted paths in the generator. A family
+            without a second encoder has no ``z2``.
+        discriminator: Returns (f(x), logit) for images; needed only where L_g's adversarial term or L_d is trained.
+    """
+
+    generator: nn.Module
+    taps: Mapping[str, str]
+    discriminator: nn.Module | None = None
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The networks that exist, by name."""
+        networks = {"generator": self.generator}
+        return networks if self.discriminator is None else networks | {"discriminator": self.discriminator}
+
+
+def anomaly_score(generator: nn.Module, images: Tensor) -> Tensor:
+    """Score images (B, C, S, S) in [−1, 1] with a generator's own method: (B,), higher is more novel."""
+    score: Tensor = generator.anomaly_score(images)  # type: ignore[operator]
+    return score

@@ -1,0 +1,65 @@
+"""The two distances of P-KDGAN's Table I, from which S_con, S_enc, S_adv, K_1, K_x and K_2 are made.
+
+The paper writes norms; GANomaly's public code, from which it starts, takes means. The two differ by far more than a
+constant (an L2 norm has a gradient of length 1 however small the distance is), so the reduction is always stated.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kdgan_compress.errors import KdganError
+
+Reduction = Literal["mean", "norm"]
+
+
+def l1(a: Tensor, b: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Distance of S_con (Eq. 3) and K_x (Eq. 8).
+
+    Args:
+        a: Any shape (B, ...).
+        b: The same shape.
+        reduction: ``"mean"``: mean of |a − b| over all elements. ``"norm"``: E‖a − b‖₁, the sum over an example's
+            elements, averaged over the batch.
+
+    Returns:
+        A scalar ≥ 0.
+
+    Raises:
+        KdganError: The shapes differ; they are never broadcast.
+    """
+    _same_shape(a, b)
+    difference = (a - b).abs()
+    return difference.mean() if reduction == "mean" else difference.flatten(1).sum(1).mean()
+
+
+def l2(a: Tensor, b: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Distance of S_enc (Eq. 4), S_adv (Eq. 5), K_1 and K_2 (Eq. 8).
+
+    Args:
+        a: Any shape (B, ...).
+        b: The same shape.
+        reduction: ``"mean"``: mean of (a − b)² over all elements. ``"norm"``: E‖a − b‖₂, the Euclidean length of an
+            example's difference, averaged over the batch; its gradient at 0 is 0.
+
+    Returns:
+        A scalar ≥ 0.
+
+    Raises:
+        KdganError: The shapes differ; they are never broadcast.
+    """
+    _same_shape(a, b)
+    difference = a - b
+    if reduction == "mean":
+        return difference.square().mean()
+    return torch.linalg.vector_norm(difference.flatten(1), dim=1).mean()
+
+
+def _same_shape(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise KdganError(
+            "Both sides of a loss must have one shape",
+            f"got {tuple(a.shape)} and {tuple(b.shape)}",
+            "Build both networks with the same image size, image channels and latent size, or put a connector between",
+        )

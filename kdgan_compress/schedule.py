@@ -1,0 +1,103 @@
+"""The progressive scheduler: stages in a row, each from the last weights of the one before (section III-E, Algorithm 1).
+
+Between two epochs the whole training can be taken out as one state and put into another process, which then ends bit
+for bit where this one would have (on the CPU, with the same number of threads).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.objectives import Distillation, GanomalyObjective, Objective
+from kdgan_compress.policies import Stage
+from kdgan_compress.training import Learner, Record, TrainingSettings, begin_stage, run_stage
+
+
+class Schedule:
+    """Stages of training for one student and, where a loss set wants one, its teacher.
+
+    Args:
+        stages: In order; at least one.
+        student: The learner that the stages train.
+        images: All training images, uint8 (N, C, S, S).
+        teacher: The learner it is distilled from; stages that train it move it in place.
+        objective: The family's own losses.
+        distillation: K_l.
+        settings: Batch size, averaging, seed.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        student: Learner,
+        images: Tensor,
+        teacher: Learner | None = None,
+        objective: Objective | None = None,
+        distillation: Distillation | None = None,
+        settings: TrainingSettings | None = None,
+    ) -> None:
+        if len(images) == 0:
+            raise KdganError("Training must have at least one image", "got 0", "Check the data and its normal class")
+        self.stages = tuple(stages)
+        self.student, self.teacher = student, teacher
+        self._images = images
+        self._objective = objective or GanomalyObjective()
+        self._distillation = distillation or Distillation()
+        self._settings = settings or TrainingSettings()
+        self._stage_index = self._epochs_done = 0
+        self._restored = False
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The running stage's place, from 0, and how many of its epochs are done."""
+        return self._stage_index, self._epochs_done
+
+    def run(self) -> Iterator[Record]:
+        """Train from the present position to the end.
+
+        Yields:
+            The engine's records; at one with ``epoch_done``, ``state_dict()`` may be taken.
+        """
+        while self._stage_index < len(self.stages):
+            stage = self.stages[self._stage_index]
+            if not self._restored:
+                begin_stage(stage, self.student, self.teacher, self._images)
+            self._restored = False
+            for record in run_stage(
+                stage,
+                self._stage_index,
+                self.student,
+                self.teacher,
+                self._images,
+                self._objective,
+                self._distillation,
+                self._settings,
+                self._epochs_done,
+            ):
+                self._epochs_done += record.epoch_done
+                yield record
+            self._stage_index += 1
+            self._epochs_done = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position, random state and both learners; tensors and plain values only, valid between epochs."""
+        return {
+            "stage_index": self._stage_index,
+            "epochs_done": self._epochs_done,
+            "random_state": torch.get_rng_state(),
+            "student": self.student.state_dict(),
+            "teacher": None if self.teacher is None else self.teacher.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what ``state_dict()`` of a schedule of the same stages left."""
+        self._stage_index, self._epochs_done = state["stage_index"], state["epochs_done"]
+        begin_stage(self.stages[self._stage_index], self.student, self.teacher, self._images)
+        self.student.load_state_dict(state["student"])
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
+        torch.set_rng_state(state["random_state"])
+        self._restored = True
