@@ -1,0 +1,46 @@
+"""kdgan-compress: distil GAN anomaly detectors into students small enough for the device.
+
+The names below are the Python API; each is imported when it is first used, so that the package itself stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdgan_compress.data import DataSettings as DataSettings
+    from kdgan_compress.errors import KdganError as KdganError
+    from kdgan_compress.gans import Architecture as Architecture
+    from kdgan_compress.gans import Gan as Gan
+    from kdgan_compress.recipe import Recipe as Recipe
+    from kdgan_compress.recipe import load_recipe as load_recipe
+    from kdgan_compress.runtime import Detector as Detector
+    from kdgan_compress.workflows.distill import distill as distill
+    from kdgan_compress.workflows.evaluate import evaluate as evaluate
+    from kdgan_compress.workflows.export import export_detector as export_detector
+    from kdgan_compress.workflows.profile import profile as profile
+    from kdgan_compress.workflows.train import train as train
+
+_HOMES = {
+    "Architecture": "kdgan_compress.gans",
+    "DataSettings": "kdgan_compress.data",
+    "Detector": "kdgan_compress.runtime",
+    "Gan": "kdgan_compress.gans",
+    "KdganError": "kdgan_compress.errors",
+    "Recipe": "kdgan_compress.recipe",
+    "distill": "kdgan_compress.workflows.distill",
+    "evaluate": "kdgan_compress.workflows.evaluate",
+    "export_detector": "kdgan_compress.workflows.export",
+    "load_recipe": "kdgan_compress.recipe",
+    "profile": "kdgan_compress.workflows.profile",
+    "train": "kdgan_compress.workflows.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,7 +1,7 @@
 """The one exception that is a user's to mend: what must hold, what was found, what to do."""
 
 
-class KdganError(Exception):
+class KdganError(ValueError):
     """An input that can't be used, told in the three parts every message of this package has.
 
     Args:

@@ -2,6 +2,17 @@
 
 from kdgan_compress.gans.architecture import Architecture, Norm, num_blocks, plan_for_width
 from kdgan_compress.gans.catalog import FAMILIES, build
-from kdgan_compress.gans.gan import Gan
+from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, to_unit_range
 
-__all__ = ["FAMILIES", "Architecture", "Gan", "Norm", "build", "num_blocks", "plan_for_width"]
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Gan",
+    "Norm",
+    "Scorer",
+    "anomaly_score",
+    "build",
+    "num_blocks",
+    "plan_for_width",
+    "to_unit_range",
+]

@@ -32,3 +32,19 @@ def anomaly_score(generator: nn.Module, images: Tensor) -> Tensor:
     """Score images (B, C, S, S) in [−1, 1] with a generator's own method: (B,), higher is more novel."""
     score: Tensor = generator.anomaly_score(images)  # type: ignore[operator]
     return score
+
+
+class Scorer(nn.Module):
+    """A generator as a module from images (B, C, S, S) in [−1, 1] to scores (B,): the graph that is deployed."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, images: Tensor) -> Tensor:
+        return anomaly_score(self.generator, images)
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 images (0 … 255) of any shape → float32 in [−1, 1]: the one scaling there is."""
+    return images.float().div_(127.5).sub_(1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
+from kdgan_compress.gans import to_unit_range
 from kdgan_compress.objectives import Distillation, Objective, Outputs, Update
 from kdgan_compress.policies import Stage
 from kdgan_compress.taps import Connectors, Taps
@@ -61,11 +62,6 @@ class Record:
     num_images: int
     losses: dict[str, float]
     seconds: float
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 images (0 … 255) of any shape → float32 in [−1, 1]: the one scaling there is."""
-    return images.float().div_(127.5).sub_(1)
 
 
 def epoch_order(num_images: int, seed: int, stage_index: int, epoch: int) -> Tensor:

@@ -1,0 +1,41 @@
+"""``kdgan-compress evaluate``."""
+
+import click
+
+from kdgan_compress.cli.options import data_option, data_root_option, json_option, normal_option
+from kdgan_compress.cli.output import percent, print_json
+
+
+@click.command()
+@click.option("--model", required=True, metavar="RUN|FILE", help="A run folder, model file or .onnx detector.")
+@click.option("--teacher", metavar="RUN|FILE", help="To compare with; a student remembers its own.")
+@data_option
+@normal_option
+@data_root_option
+@json_option
+def evaluate(
+    model: str, teacher: str | None, data: str | None, normal: str | None, data_root: str | None, as_json: bool
+) -> None:
+    """Measure how well a model separates novel from normal test images.
+
+    \b
+    kdgan-compress evaluate --model runs/student
+    kdgan-compress evaluate --model student.onnx --data mnist --normal 5
+    """
+    from kdgan_compress.workflows.evaluate import evaluate as run_evaluate
+
+    result = run_evaluate(model, data=data, normal=normal, data_root=data_root, teacher=teacher)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{result.model} on {result.data}: {result.num_normal} normal and {result.num_novel} novel test images")
+    click.echo(f"AUC                {percent(result.auc)} last epoch, {percent(result.auc_raw)} raw weights")
+    click.echo(f"average precision  {percent(result.average_precision)}")
+    click.echo(f"best F1            {percent(result.best_f1)} at {result.best_f1_threshold:.4g} (an oracle threshold)")
+    click.echo(
+        f"own threshold      {result.threshold:.4g}: finds {percent(result.detection_rate)} of novel images, "
+        f"false alarm on {percent(result.false_alarm_rate)} of normal ones"
+    )
+    if result.auc_gap is not None:
+        click.echo(f"against teacher    AUC gap {100 * result.auc_gap:+.2f} points (teacher minus student)")
+        click.echo(f"                   Spearman's correlation of scores {result.score_spearman:.3f}")

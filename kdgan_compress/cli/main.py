@@ -1,0 +1,64 @@
+"""The entry point: its commands, and what an error becomes (exit code 1, 2 or 130 and one line)."""
+
+import sys
+
+import click
+
+from kdgan_compress.cli.demo import demo
+from kdgan_compress.cli.distill import distill
+from kdgan_compress.cli.evaluate import evaluate
+from kdgan_compress.cli.export import export
+from kdgan_compress.cli.profile import profile
+from kdgan_compress.cli.recipes import recipes
+from kdgan_compress.cli.score import score
+from kdgan_compress.cli.train import train
+from kdgan_compress.errors import KdganError
+
+TRAIN_EXTRA = "kdgan-compress[train]"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kdgan-compress")
+def cli() -> None:
+    """Distil GAN anomaly detectors into students small enough for the device.
+
+    \b
+    A first look:      kdgan-compress demo
+    Your own photos:   kdgan-compress train --data folder:PATH --out runs/teacher
+                       kdgan-compress distill --teacher runs/teacher --width 2 --out runs/student
+                       kdgan-compress export --model runs/student -o student.onnx
+                       kdgan-compress score student.onnx PHOTOS
+    """
+
+
+for command in (demo, train, distill, evaluate, profile, export, score, recipes):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; its exit code: 0, 1 a user's error, 2 wrong usage, 130 interrupted."""
+    try:
+        return cli.main(arguments, prog_name="kdgan-compress", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted; what was done is kept (continue a training with --resume).", err=True)
+        return 130
+    except KdganError as error:
+        click.echo(f"Error: {error}", err=True)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("kdgan_compress"):
+            raise
+        click.echo(
+            f"Error: This command must have the training extra; found no module {error.name}. "
+            f"Run pip install '{TRAIN_EXTRA}'.",
+            err=True,
+        )
+        return 1

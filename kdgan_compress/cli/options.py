@@ -1,0 +1,86 @@
+"""Options that several commands share, and how their values become changes to a recipe."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; progress on stderr.")
+data_root_option = click.option("--data-root", metavar="DIR", help="Where named sets are, or are downloaded to.")
+data_option = click.option(
+    "--data", metavar="SOURCE", help="sample, mnist, fashion-mnist, cifar10, folder:PATH or npz:PATH."
+)
+normal_option = click.option("--normal", metavar="CLASS", help="The normal class, a number or a name.")
+
+
+class ChannelPlan(click.ParamType):
+    """Channel numbers with commas between them."""
+
+    name = "A,B,C"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """``"8,16,64"`` → ``[8, 16, 64]``."""
+        if isinstance(value, list):
+            return value
+        try:
+            return [int(number) for number in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not whole numbers with commas between them, such as 8,16,64", param, ctx)
+
+
+channels_option = click.option("--channels", type=ChannelPlan(), help="Channel plan by its numbers, such as 8,16,64.")
+
+
+def training_options(command: Command) -> Command:
+    """Options of both train and distill."""
+    options = [
+        click.option("--recipe", metavar="NAME|FILE", help="Settings to start from.  [default: default]"),
+        click.option("--width", type=int, metavar="U", help="Channel plan u, 2u, 4u, …"),
+        channels_option,
+        click.option("--epochs", type=int, help="Passes over the training images, per stage."),
+        click.option("--num-images", type=int, help="The same by images; rounded to whole epochs."),
+        click.option("--batch-size", type=int, help="Images a step, from 1 up."),
+        click.option("--learning-rate", type=float, help="Adam's rate at the start of a stage."),
+        click.option("--seed", type=int, help="Of weights and order of images."),
+        click.option("--threads", type=int, help="CPU threads; chosen by the model's width if not given."),
+        click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/<name>]"),
+        click.option(
+            "--resume",
+            type=click.Path(path_type=Path),
+            metavar="RUN",
+            help="Continue an interrupted run by its own recipe; goes with no other setting.",
+        ),
+        click.option("--track-auc", is_flag=True, help="Measure AUC after every epoch; it chooses nothing."),
+        data_root_option,
+        json_option,
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def training_changes(width: int | None, channels: list[int] | None, **training: Any) -> tuple[Any, Any]:
+    """A recipe's changes for the plan and the training section; both may be empty.
+
+    Raises:
+        click.UsageError: Both width and channels.
+    """
+    if width is not None and channels is not None:
+        raise click.UsageError("Give --width or --channels, not both.")
+    plan = {"width": width, "channels": channels}
+    return {k: v for k, v in plan.items() if v is not None}, {k: v for k, v in training.items() if v is not None}
+
+
+def forbid_beside_resume(context: click.Context) -> None:
+    """Refuse settings beside ``--resume``, since the run's own recipe decides.
+
+    Raises:
+        click.UsageError: Naming the first of them.
+    """
+    allowed = {"resume", "as_json", "track_auc"}
+    for name in context.params:
+        if name not in allowed and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--resume continues a run by its own recipe; leave out --{name.replace('_', '-')}.")

@@ -1,0 +1,76 @@
+"""``kdgan-compress profile``."""
+
+import click
+
+from kdgan_compress.cli.options import channels_option, json_option
+from kdgan_compress.cli.output import compact, print_json
+
+
+@click.command()
+@click.option("--model", metavar="RUN|FILE", help="A run folder, model file or .onnx detector.")
+@click.option("--family", help="Instead of a model: a family with fresh weights, with --width or --channels.")
+@click.option("--width", type=int, metavar="U", help="Channel plan u, 2u, 4u, …")
+@channels_option
+@click.option("--image-channels", type=click.Choice(["1", "3"]), default="1", show_default=True)
+@click.option("--image-size", type=int, default=32, show_default=True)
+@click.option("--latent", type=int, default=256, show_default=True)
+@click.option("--norm", type=click.Choice(["per_image", "batch"]), default="per_image", show_default=True)
+@click.option("--against", metavar="RUN|FILE", help="Hold it against this one, usually its teacher.")
+@json_option
+def profile(
+    model: str | None,
+    family: str | None,
+    width: int | None,
+    channels: list[int] | None,
+    image_channels: str,
+    image_size: int,
+    latent: int,
+    norm: str,
+    against: str | None,
+    as_json: bool,
+) -> None:
+    """Count parameters and multiply-accumulates, and measure file size and latency.
+
+    \b
+    kdgan-compress profile --model runs/student --against runs/teacher
+    kdgan-compress profile --family ede --channels 64,128,256 --image-channels 3
+    """
+    from kdgan_compress.gans import Architecture, plan_for_width
+    from kdgan_compress.workflows.profile import Subject
+    from kdgan_compress.workflows.profile import profile as run_profile
+
+    if (model is None) == (family is None):
+        raise click.UsageError("Give either --model or --family.")
+    if model is not None and (width is not None or channels is not None):
+        raise click.UsageError("--width and --channels go with --family; a --model has its own.")
+    if family is not None and (width is None) == (channels is None):
+        raise click.UsageError("--family goes with either --width or --channels.")
+    subject: Subject | None = model
+    if family is not None:
+        subject = Architecture(
+            family=family,
+            channels=tuple(channels) if channels else plan_for_width(width or 0, image_size),
+            image_channels=int(image_channels),
+            image_size=image_size,
+            latent_size=latent,
+            norm="batch" if norm == "batch" else "per_image",
+        )
+    assert subject is not None
+    report = run_profile(subject, against)
+    if as_json:
+        print_json(report)
+        return
+    for row in report.models:
+        click.echo(f"{row.name}  ({row.family} {row.channels}, {row.image_channels} image channels)")
+        click.echo(f"  params        {row.num_params:,} ({compact(row.num_params)})")
+        click.echo(f"  conv MACs     {row.conv_macs:,} ({compact(row.conv_macs)})")
+        click.echo(f"  fvcore total  {row.fvcore_flops:,}")
+        click.echo(f"  .onnx fp32    {row.size_bytes:,} bytes")
+        click.echo(f"  latency       {row.latency_us.median:.0f} µs median, {row.latency_us.p10:.0f} µs p10")
+    if report.ratios is not None:
+        ratios = report.ratios
+        click.echo(
+            f"{report.models[0].name} has {ratios.params:.1f}× fewer params, {ratios.macs:.1f}× fewer MACs, "
+            f"{ratios.bytes:.1f}× fewer bytes and is {ratios.latency:.1f}× faster than {report.models[1].name}"
+        )
+    click.echo(f"ONNX Runtime, one thread, batch 1, on {report.machine}")

@@ -1,0 +1,55 @@
+"""From images of any size to the network's: grey or RGB, then an antialiased bilinear resize.
+
+The exported detector does the same to its input; only the rounding to whole levels between the two is left out there.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from kdgan_compress.errors import KdganError
+
+LUMA = (0.299, 0.587, 0.114)
+CHUNK = 4096
+
+
+def to_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Bring images (N, H, W) or (N, H, W, 1 or 3) to (N, H, W, channels): luma (ITU-R 601) or grey repeated."""
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=-1)
+    luma = pixels.astype(np.float32) @ np.asarray(LUMA, dtype=np.float32)
+    return np.rint(luma).astype(np.uint8)[..., None]
+
+
+def resize(pixels: NDArray[np.uint8], size: int) -> Tensor:
+    """Resize images (N, H, W, C) to a square.
+
+    Bilinear with half-pixel centres, antialiased when shrinking, as Pillow's to within one level.
+
+    Returns:
+        uint8 (N, C, size, size).
+
+    Raises:
+        KdganError: Images smaller than half of ``size``: there is nothing to see in what enlarging makes of them.
+    """
+    height, width = pixels.shape[1:3]
+    if min(height, width) * 2 < size:
+        raise KdganError(
+            f"Images must be at least {size // 2}×{size // 2} pixels for a network of {size}×{size}",
+            f"got {height}×{width}",
+            "Take larger images, or train with a smaller --image-size",
+        )
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+    if (height, width) == (size, size):
+        return images.contiguous()
+    resized = [
+        interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True, align_corners=False).round_()
+        for chunk in images.split(CHUNK)
+    ]
+    return torch.cat(resized).clamp_(0, 255).to(torch.uint8)

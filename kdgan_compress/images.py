@@ -1,0 +1,75 @@
+"""Image files: which there are in a folder, and their pixels as training and the device both see them."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kdgan_compress.errors import KdganError
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files below a folder by their suffix, sorted by path; hidden files are passed over.
+
+    Raises:
+        KdganError: No such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise KdganError("The folder must exist", f"found none at {folder}", "Check the path")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
+    if not found:
+        raise KdganError(
+            "The folder must hold images",
+            f"found none in {folder}",
+            f"Put images of these kinds there: {', '.join(sorted(SUFFIXES))}",
+        )
+    return found
+
+
+def read_image(path: Path, channels: int) -> NDArray[np.uint8]:
+    """Read one image upright (EXIF orientation applied).
+
+    Args:
+        path: A file Pillow can read, 8 bits a channel, one frame.
+        channels: 1 for grey (ITU-R 601 luma), 3 for RGB; transparency is dropped.
+
+    Returns:
+        Pixels (H, W, channels), 0 to 255.
+
+    Raises:
+        KdganError: The file is missing, no image, cut short, animated or deeper than 8 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise KdganError("An image must have one frame", f"{path} has {image.n_frames}", "Save one frame of it")  # type: ignore[attr-defined]
+            if image.mode.startswith(("I", "F")):
+                raise KdganError(
+                    "An image must have 8 bits a channel", f"{path} has mode {image.mode}", "Convert it to 8 bits"
+                )
+            upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+            pixels = np.asarray(upright, dtype=np.uint8)
+    except FileNotFoundError:
+        raise KdganError("The image must exist", f"found no file {path}", "Check the path") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error).splitlines()[0]
+        raise KdganError(
+            "The file must be an image that can be read", f"{path}: {reason}", "Remove or replace the file"
+        ) from None
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def is_grey(path: Path) -> bool:
+    """Whether an image file is stored without colour."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("1", "L", "LA")
+    except OSError:
+        return False

@@ -1,0 +1,268 @@
+"""Recipes: one experiment (a teacher and its student) as YAML, validated whole, every problem of a file told at once."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kdgan_compress.data import DataSettings
+from kdgan_compress.errors import KdganError
+from kdgan_compress.gans import FAMILIES, Architecture, Norm, plan_for_width
+from kdgan_compress.objectives import Distillation, GanomalyObjective
+from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage, parse_schedule
+from kdgan_compress.training import TrainingSettings
+
+PACKAGE = Path(__file__).parent
+RECIPE_FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
+"""Where shipped recipes are: inside an installed wheel, or beside the package in a checkout."""
+
+DEFAULT = "default"
+
+Rate = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlanSection(_Section):
+    """A channel plan: a width u for (u, 2u, 4u, …), or the numbers themselves; neither takes the default width."""
+
+    default_width: ClassVar[int] = 2
+
+    width: Annotated[int, Field(ge=1)] | None = None
+    channels: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.width is not None and self.channels is not None:
+            raise ValueError("only one of width and channels can be given")
+        return self
+
+    def plan(self, image_size: int) -> tuple[int, ...]:
+        """The channel numbers for an image size."""
+        return self.channels or plan_for_width(self.width or self.default_width, image_size)
+
+
+class ModelSection(PlanSection):
+    """The teacher's architecture; ``image_channels`` None takes the data's own."""
+
+    default_width: ClassVar[int] = 64
+
+    family: str = "ede"
+    image_channels: Literal[1, 3] | None = None
+    image_size: int = 32
+    latent_size: Annotated[int, Field(ge=1)] = 256
+    norm: Norm = "per_image"
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Self:
+        if self.family not in FAMILIES:
+            raise ValueError(f"family {self.family!r} is none of {', '.join(FAMILIES)}")
+        self.architecture(native_channels=1)
+        return self
+
+    def architecture(self, native_channels: int) -> Architecture:
+        """What to build for data with this many channels."""
+        return Architecture(
+            family=self.family,
+            channels=self.plan(self.image_size),
+            image_channels=self.image_channels or native_channels,
+            image_size=self.image_size,
+            latent_size=self.latent_size,
+            norm=self.norm,
+        )
+
+
+class TrainingSection(_Section):
+    """How steps are made; every value is per stage."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    num_images: Annotated[int, Field(ge=1)] = 12_000
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Rate = 1e-3
+    learning_rate_decay: Literal["linear", "constant"] = "linear"
+    betas: tuple[float, float] = (0.5, 0.99)
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+    def settings(self) -> TrainingSettings:
+        """The engine's part of this section."""
+        return TrainingSettings(
+            self.batch_size, self.betas, self.learning_rate_decay, self.average_decay, self.seed
+        )
+
+    def num_epochs(self, num_train: int) -> int:
+        """``epochs``, or as many as come nearest to ``num_images``."""
+        return self.epochs or max(1, round(self.num_images / num_train))
+
+
+class StudentTrainingSection(TrainingSection):
+    """The same with a student's rate."""
+
+    learning_rate: Rate = 4e-3
+
+
+class StageSection(_Section):
+    """One stage of a schedule; what is left out is taken from ``distillation.training``."""
+
+    structure: Literal[1, 2, 3, 4] | None = None
+    loss_set: LossSet | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Rate | None = None
+    teacher_learning_rate: Rate | None = None
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> Self:
+        if (self.structure is None) == (self.loss_set is None):
+            raise ValueError("exactly one of structure and loss_set must be given")
+        return self
+
+
+class DistillationSection(_Section):
+    """The student, its schedule and K_l.
+
+    ``schedule`` is a chain such as ``"2->3"``, or a list of stages with their own epochs and rates and, for a loss set
+    the paper doesn't have, coefficients. ``teacher`` is filled in by ``distill``.
+    """
+
+    teacher: str | None = None
+    student: PlanSection = PlanSection()
+    schedule: str | tuple[StageSection, ...] = "2->3"
+    loss: Distillation = Distillation()
+    training: StudentTrainingSection = StudentTrainingSection()
+    teacher_learning_rate: Rate = 1e-4
+
+    @model_validator(mode="after")
+    def _has_stages(self) -> Self:
+        if not self.schedule:
+            raise ValueError("schedule must have at least one stage")
+        self.stages(num_train=1)
+        return self
+
+    def stages(self, num_train: int) -> tuple[Stage, ...]:
+        """The schedule for this many training images."""
+        sections = self.schedule
+        if isinstance(sections, str):
+            sections = tuple(StageSection.model_validate({"structure": k}) for k in parse_schedule(sections))
+        return tuple(
+            Stage(
+                name=str(section.structure or "custom"),
+                loss_set=section.loss_set or STRUCTURES[section.structure or 1],
+                epochs=section.epochs or self.training.num_epochs(num_train),
+                learning_rate=section.learning_rate or self.training.learning_rate,
+                teacher_learning_rate=section.teacher_learning_rate or self.teacher_learning_rate,
+            )
+            for section in sections
+        )
+
+
+class Recipe(_Section):
+    """One experiment: the data, the teacher and how it trains, the student and how it is distilled."""
+
+    description: str = ""
+    data: DataSettings = DataSettings()
+    model: ModelSection = ModelSection()
+    objective: GanomalyObjective = GanomalyObjective()
+    training: TrainingSection = TrainingSection()
+    distillation: DistillationSection = DistillationSection()
+
+    def alone(self, num_train: int) -> tuple[Stage, ...]:
+        """The one stage in which a GAN trains on its own losses."""
+        rate = self.training.learning_rate
+        return (Stage("alone", ALONE, self.training.num_epochs(num_train), rate, rate),)
+
+    def to_yaml(self) -> str:
+        """The whole recipe, every value written out."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        return text
+
+    def replace(self, changes: dict[str, Any]) -> "Recipe":
+        """A copy with other values, checked like a file; sections are merged key by key.
+
+        Args:
+            changes: Nested as a recipe file is; a value None is passed over.
+        """
+        unset = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        return parse_recipe(_merge(unset, changes), "the options given")
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted({path.stem for folder in RECIPE_FOLDERS for path in folder.glob("*.yaml")})
+
+
+def load_recipe(name_or_path: str = DEFAULT) -> Recipe:
+    """Read a shipped recipe by name, or a file.
+
+    Raises:
+        KdganError: No such recipe, no YAML, or values that don't fit; all problems of a file in one message.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        candidates = [folder / f"{name_or_path}.yaml" for folder in RECIPE_FOLDERS]
+        path = next((candidate for candidate in candidates if candidate.exists()), path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise KdganError(
+            "The recipe must be a shipped one or a .yaml file that can be read",
+            f"got {name_or_path!r} ({getattr(error, 'strerror', None) or error})",
+            f"Choose one of {', '.join(recipe_names())}, or give a path",
+        ) from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise KdganError("The recipe must be YAML", f"{path}: {reason}", "Mend the file") from None
+    return parse_recipe({} if content is None else content, str(path))
+
+
+def parse_recipe(content: object, origin: str) -> Recipe:
+    """Validate a recipe's content, nested dictionaries as YAML gives them.
+
+    Raises:
+        KdganError: All problems at once, an unknown key with the nearest known one.
+    """
+    if not isinstance(content, dict):
+        raise KdganError("A recipe must be a mapping of sections", f"{origin} is {type(content).__name__}", "Mend it")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = [_problem(tuple(detail["loc"]), detail["type"], detail["msg"]) for detail in error.errors()]
+        raise KdganError(
+            "Every key and value of a recipe must be one it knows",
+            f"{origin} has {len(problems)} problem{'s' if len(problems) > 1 else ''}: {'; '.join(problems)}",
+            "Mend all of them; `kdgan-compress recipes show default` prints every key",
+        ) from None
+
+
+def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
+    where = ".".join(str(part) for part in location)
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        near = difflib.get_close_matches(str(location[-1]), sorted(_known_keys()), n=1)
+        return f"{where} is no key" + (f" (did you mean {near[0]}?)" if near else "")
+    return f"{where}: {message.removeprefix('Value error, ')}"
+
+
+def _known_keys() -> set[str]:
+    keys: set[str] = set()
+    for section in (Recipe, ModelSection, TrainingSection, DistillationSection, StageSection):
+        keys |= section.model_fields.keys()
+    for settings in (DataSettings, GanomalyObjective, Distillation, LossSet):
+        keys |= settings.__dataclass_fields__.keys()
+    return keys
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        elif value is not None:
+            merged[key] = value
+    for given, dropped in (("width", "channels"), ("channels", "width")):
+        if changes.get(given) is not None:
+            merged.pop(dropped, None)
+    return merged

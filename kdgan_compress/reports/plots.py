@@ -1,0 +1,76 @@
+"""Plots of a run: its losses an epoch, and where normal and novel scores lie."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from kdgan_compress.storage import atomic_path
+
+NOT_A_LOSS = frozenset({"stage_index", "stage", "epoch", "num_images", "seconds", "images_per_s", "auc", "auc_raw"})
+BINS = 60
+
+
+def plot_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Losses (log scale) and, where it was tracked, AUC over the epochs of all stages.
+
+    Args:
+        lines: Of ``metrics.jsonl``.
+        path: The PNG to write.
+    """
+    epochs = np.arange(1, len(lines) + 1)
+    tracked = any(line.get("auc") is not None for line in lines)
+    figure = Figure(figsize=(10 if tracked else 6, 4), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, 1 + tracked))
+    for name in sorted({key for line in lines for key in line} - NOT_A_LOSS):
+        axes[0].plot(epochs, [line.get(name, np.nan) for line in lines], marker=".", label=name)
+    axes[0].set(title="losses, unweighted means", xlabel="epoch", yscale="log")
+    axes[0].legend(fontsize="small")
+    if tracked:
+        for name, label in (("auc", "averaged weights"), ("auc_raw", "raw weights")):
+            axes[1].plot(epochs, [np.nan if line[name] is None else line[name] for line in lines], ".-", label=label)
+        axes[1].set(title="AUC on the test split", xlabel="epoch")
+        axes[1].legend(fontsize="small")
+    for axis in axes:
+        for number, line in enumerate(lines[1:], start=1):
+            if line["stage_index"] != lines[number - 1]["stage_index"]:
+                axis.axvline(number + 0.5, color="grey", linestyle="--", linewidth=1)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    _save(figure, path)
+
+
+def plot_scores(
+    train: NDArray[np.float64],
+    test: NDArray[np.float64],
+    is_novel: NDArray[np.bool_],
+    threshold: float,
+    path: Path,
+) -> None:
+    """Histograms of training normals', test normals' and novel images' scores, and the threshold.
+
+    Args:
+        train: Scores of training normals.
+        test: Scores of the test split; may be empty.
+        is_novel: Whether each test image is novel.
+        threshold: Scores above it are anomalies.
+        path: The PNG to write.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    edges = np.linspace(0, np.quantile(np.concatenate([train, test]), 0.995), BINS)
+    groups = (("training normals", train), ("test normals", test[~is_novel]), ("test novel", test[is_novel]))
+    for label, scores in groups:
+        if len(scores):
+            axis.hist(scores, bins=edges, density=True, histtype="stepfilled", alpha=0.45, label=label)
+    axis.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3g}")
+    axis.set(title="anomaly scores", xlabel="score", ylabel="density")
+    axis.legend(fontsize="small")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

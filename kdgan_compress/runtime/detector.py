@@ -1,0 +1,88 @@
+"""An exported detector file and its scores; imports numpy, Pillow and onnxruntime, never torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NotImplemented
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.images import read_image
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores (N,) float32, higher is more novel, and whether each is above the threshold (N,) bool."""
+
+    score: NDArray[np.float32]
+    is_anomaly: NDArray[np.bool_]
+
+
+class Detector:
+    """One ``.onnx`` file that ``kdgan-compress export`` wrote.
+
+    Args:
+        path: The file.
+        threads: CPU threads of one call, ≥ 1; narrow students are fastest with 1.
+        threshold: Scores above it are anomalies; None for the file's own.
+
+    Raises:
+        KdganError: The file is missing, cut short, no detector of this package or of a newer schema.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1, threshold: float | None = None) -> None:
+        path = Path(path)
+        fix = "Give a file that `kdgan-compress export` wrote"
+        if not path.is_file():
+            raise KdganError("The detector must be a file", f"found none at {path}", fix)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except (Fail, InvalidGraph, InvalidProtobuf, NotImplemented, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise KdganError("The detector must be a whole ONNX file", f"{path}: {reason}", fix) from None
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        version = self.metadata.get("schema_version")
+        if version is None:
+            raise KdganError("The detector must carry this package's metadata", f"found none in {path}", fix)
+        if int(version) > SCHEMA_VERSION:
+            raise KdganError(
+                f"The detector must be of schema {SCHEMA_VERSION} or older",
+                f"{path} has schema {version}",
+                "Upgrade kdgan-compress",
+            )
+        self.image_channels = int(self.metadata["image_channels"])
+        self.image_size = int(self.metadata["image_size"])
+        self.threshold = float(self.metadata["threshold"]) if threshold is None else threshold
+
+    def score(self, images: NDArray[np.uint8]) -> Scores:
+        """Score images (N, H, W, C) uint8 of any one size; C is the detector's ``image_channels`` (RGB order).
+
+        Raises:
+            KdganError: Another type, rank or channel count.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != self.image_channels:
+            raise KdganError(
+                f"Images must be uint8 (N, H, W, {self.image_channels})",
+                f"got {images.dtype} {images.shape}",
+                "Convert them: grey for 1 channel, RGB for 3",
+            )
+        feed = {"image": images, "threshold": np.asarray(self.threshold, dtype=np.float32)}
+        score, is_anomaly = self._session.run(["score", "is_anomaly"], feed)
+        return Scores(np.asarray(score), np.asarray(is_anomaly))
+
+    def score_file(self, path: str | Path) -> tuple[float, bool]:
+        """Score one image file: its score and whether that is an anomaly.
+
+        Raises:
+            KdganError: The file can't be read as an image.
+        """
+        scores = self.score(read_image(Path(path), self.image_channels)[None])
+        return float(scores.score[0]), bool(scores.is_anomaly[0])

@@ -1,0 +1,45 @@
+"""Writing a file whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdgan_compress.errors import KdganError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; at the end flush what was written there and rename it to ``path``.
+
+    On an error nothing is left behind and an older file stays as it was.
+
+    Raises:
+        KdganError: The place can't be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+    except OSError as error:
+        raise unwritable(path, error) from None
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(mode)  # some writers make files that only their owner can read
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> KdganError:
+    """The error for an output path that can't be written."""
+    return KdganError(
+        "The output path must be writable",
+        f"{path}: {error.strerror or error}",
+        "Choose another path, or free space and permissions",
+    )

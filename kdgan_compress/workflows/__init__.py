@@ -1,0 +1,1 @@
+"""One function a command: the Python API, re-exported lazily by the package."""

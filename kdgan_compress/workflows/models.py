@@ -1,0 +1,26 @@
+"""From what a user names, a run folder or a file, to a loaded model."""
+
+from pathlib import Path
+
+from kdgan_compress.storage import MODEL_FILE, Checkpoint, load_checkpoint
+
+
+def model_path(model: str | Path) -> Path:
+    """The file behind a run folder or a file."""
+    path = Path(model)
+    return path / MODEL_FILE if path.is_dir() else path
+
+
+def load_model(model: str | Path) -> Checkpoint:
+    """Read a run folder's model or a model file.
+
+    Raises:
+        KdganError: It is missing, unfinished, damaged or of a newer format.
+    """
+    return load_checkpoint(model_path(model))
+
+
+def model_name(model: str | Path) -> str:
+    """A short name: the run folder's, or the file's without its ending."""
+    path = Path(model)
+    return path.parent.name if path.name == MODEL_FILE and path.parent.name else path.stem if path.suffix else path.name

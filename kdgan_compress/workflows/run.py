@@ -1,0 +1,209 @@
+"""Running a schedule into a run folder: metrics, states to resume from, the model, the result. Train and distill share it."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdgan_compress.data import Split
+from kdgan_compress.evaluation import detection_metrics, quantile_threshold, score_images
+from kdgan_compress.gans import Architecture
+from kdgan_compress.recipe import Recipe
+from kdgan_compress.reports import plot_curves, plot_scores
+from kdgan_compress.schedule import Schedule
+from kdgan_compress.storage import Checkpoint, RunFolder, save_checkpoint
+from kdgan_compress.training import Learner, Record
+from kdgan_compress.workflows.machine import machine_name, threads, versions
+
+THRESHOLD_RULE = "99% quantile of training normals' scores"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: images of all stages done and to do, and the engine's latest record."""
+
+    record: Record
+    images_done: int
+    images_total: int
+    images_per_s: float
+    auc: float | None = None
+
+
+ShowProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training came to; the content of ``result.json``.
+
+    Attributes:
+        run: The run folder.
+        model: Its model file.
+        auc: Of the last epoch's averaged weights on the whole test split; None without labels of both kinds.
+        auc_raw: The same of the raw weights.
+        epochs: Of all stages together.
+        num_images: Images trained on, with repetition.
+        seconds: Training alone, without evaluation.
+        images_per_s: ``num_images / seconds``.
+        seed: Of weights and order.
+        threads: Torch's.
+        machine: Where it ran.
+        best_epoch_auc_oracle: Highest AUC of any epoch, where AUC was tracked: an oracle, chosen by test labels.
+    """
+
+    run: str
+    model: str
+    auc: float | None
+    auc_raw: float | None
+    epochs: int
+    num_images: int
+    seconds: float
+    images_per_s: float
+    seed: int
+    threads: int
+    machine: str
+    best_epoch_auc_oracle: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A training that is ready to start: everything ``execute`` needs."""
+
+    recipe: Recipe
+    split: Split
+    schedule: Schedule
+    architecture: Architecture
+    seed: int
+    num_threads: int
+    provenance: dict[str, Any]
+
+
+def execute(
+    job: Job, folder: RunFolder, *, resume: bool, track_auc: bool, show_progress: ShowProgress | None
+) -> RunResult:
+    """Train to the end, or from where an interrupted run of the same job left off.
+
+    Args:
+        job: What to run.
+        folder: Created by the caller.
+        resume: Take up the folder's state.
+        track_auc: Measure AUC after every epoch, for the log; it chooses nothing.
+        show_progress: Called about every 512 images.
+    """
+    schedule, split = job.schedule, job.split
+    total = sum(stage.epochs for stage in schedule.stages) * len(split.train)
+    with threads(job.num_threads), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        done, seconds = _take_up(schedule, folder) if resume else (0, 0.0)
+        for record in schedule.run():
+            auc = auc_raw = None
+            if record.epoch_done:
+                if track_auc:
+                    auc, auc_raw = _aucs(schedule.student, split)
+                folder.append_metrics(_metrics_line(schedule, record, auc, auc_raw))
+                folder.save_state(schedule.state_dict())
+            if show_progress:
+                seen, spent = done + record.num_images, seconds + record.seconds
+                show_progress(Progress(record, seen, total, seen / spent, auc))
+            if record.epoch_done:
+                done, seconds = done + record.num_images, seconds + record.seconds
+        _save_models(job, folder)
+        auc, auc_raw = _aucs(schedule.student, split)
+    lines = folder.read_metrics()
+    tracked = [line["auc"] for line in lines if line.get("auc") is not None]
+    result = RunResult(
+        run=str(folder.path),
+        model=str(folder.model),
+        auc=auc,
+        auc_raw=auc_raw,
+        epochs=len(lines),
+        num_images=sum(line["num_images"] for line in lines),
+        seconds=round(seconds, 3),
+        images_per_s=round(done / seconds, 1),
+        seed=job.seed,
+        threads=job.num_threads,
+        machine=machine_name(),
+        best_epoch_auc_oracle=max(tracked) if tracked else None,
+    )
+    plot_curves(lines, folder.path / "curves.png")
+    folder.write_text(folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    return result
+
+
+def read_result(folder: RunFolder) -> RunResult | None:
+    """The result of a run that is finished, else None."""
+    if not folder.result.exists():
+        return None
+    return RunResult(**json.loads(folder.result.read_text(encoding="utf-8")))
+
+
+def _take_up(schedule: Schedule, folder: RunFolder) -> tuple[int, float]:
+    """Restore the state, drop metrics written after it; images and seconds so far."""
+    schedule.load_state_dict(folder.load_state())
+    stage_index, epochs_done = schedule.position
+    kept = [line for line in folder.read_metrics() if (line["stage_index"], line["epoch"]) <= (stage_index, epochs_done)]
+    folder.write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+    return sum(line["num_images"] for line in kept), sum(line["seconds"] for line in kept)
+
+
+def _metrics_line(schedule: Schedule, record: Record, auc: float | None, auc_raw: float | None) -> dict[str, Any]:
+    stage_index, _ = schedule.position
+    return {
+        "stage_index": stage_index,
+        "stage": record.stage,
+        "epoch": record.epoch,
+        "num_images": record.num_images,
+        "seconds": record.seconds,
+        "images_per_s": record.num_images / record.seconds,
+        **record.losses,
+        "auc": auc,
+        "auc_raw": auc_raw,
+    }
+
+
+def _aucs(learner: Learner, split: Split) -> tuple[float | None, float | None]:
+    """AUC of the averaged and of the raw generator."""
+    if not split.is_labelled:
+        return None, None
+    averaged, raw = (
+        detection_metrics(score_images(generator, split.test), split.test_is_novel).auc
+        for generator in (learner.scored_generator, learner.gan.generator)
+    )
+    return averaged, raw
+
+
+def _save_models(job: Job, folder: RunFolder) -> None:
+    student, teacher = job.schedule.student, job.schedule.teacher
+    normals = score_images(student.scored_generator, job.split.train)
+    threshold = quantile_threshold(normals)
+    save_checkpoint(folder.model, _checkpoint(job, student, job.architecture, threshold))
+    if teacher is not None and any(stage.loss_set.trains_teacher for stage in job.schedule.stages):
+        teacher_threshold = quantile_threshold(score_images(teacher.scored_generator, job.split.train))
+        architecture = dataclasses.replace(job.architecture, channels=tuple(job.provenance["teacher_channels"]))
+        save_checkpoint(folder.teacher, _checkpoint(job, teacher, architecture, teacher_threshold))
+    test = score_images(student.scored_generator, job.split.test)
+    plot_scores(normals, test, job.split.test_is_novel, threshold, folder.path / "scores.png")
+
+
+def _checkpoint(job: Job, learner: Learner, architecture: Architecture, threshold: float) -> Checkpoint:
+    weights = {name: network.state_dict() for name, network in learner.gan.modules().items()}
+    if learner.scored_generator is not learner.gan.generator:
+        weights["raw"] = weights["generator"]
+        weights["generator"] = learner.scored_generator.state_dict()
+    return Checkpoint(
+        architecture=architecture,
+        data=job.recipe.data,
+        threshold=threshold,
+        threshold_rule=THRESHOLD_RULE,
+        provenance=job.provenance | {"seed": job.seed, "versions": versions()},
+        weights=weights,
+    )
+
+
+def default_run_path(name: str) -> Path:
+    """Where a run goes when nobody said: ``runs/<name>``."""
+    return Path("runs") / name
