@@ -1,4 +1,4 @@
-"""Recipes: one experiment (a teacher and its student) as YAML, validated whole, every problem of a file told at once."""
+"""Recipes: one experiment (a teacher and its student) as YAML, validated whole, all problems told at once."""
 
 import difflib
 from pathlib import Path
@@ -91,9 +91,7 @@ class TrainingSection(_Section):
 
     def settings(self) -> TrainingSettings:
         """The engine's part of this section."""
-        return TrainingSettings(
-            self.batch_size, self.betas, self.learning_rate_decay, self.average_decay, self.seed
-        )
+        return TrainingSettings(self.batch_size, self.betas, self.learning_rate_decay, self.average_decay, self.seed)
 
     def num_epochs(self, num_train: int) -> int:
         """``epochs``, or as many as come nearest to ``num_images``."""

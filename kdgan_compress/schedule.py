@@ -1,4 +1,4 @@
-"""The progressive scheduler: stages in a row, each from the last weights of the one before (section III-E, Algorithm 1).
+"""The progressive scheduler: stages in a row, each from the last weights of the one before (Algorithm 1).
 
 Between two epochs the whole training can be taken out as one state and put into another process, which then ends bit
 for bit where this one would have (on the CPU, with the same number of threads).

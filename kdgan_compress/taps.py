@@ -22,7 +22,7 @@ class Taps:
     Hooks exist only inside ``with`` and are always removed at its end::
 
         with Taps(generator, {"z1": "encoder", "x_hat": "decoder", "z2": "encoder2"}) as taps:
-            outputs = taps(images)          # {"z1": (B, 256), "x_hat": (B, 1, 32, 32), "z2": (B, 256)}
+            outputs = taps(images)  # {"z1": (B, 256), "x_hat": (B, 1, 32, 32), "z2": (B, 256)}
 
     Args:
         network: Any module. Compile it inside ``with``, if at all: hooks set on a module that has been compiled and

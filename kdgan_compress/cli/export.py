@@ -10,9 +10,7 @@ from kdgan_compress.cli.output import print_json
 
 @click.command()
 @click.option("--model", required=True, metavar="RUN|FILE", help="A run folder or model file.")
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="The .onnx file.  [default: exports/<name>.onnx]"
-)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The .onnx file.  [default: exports/<name>.onnx]")
 @json_option
 def export(model: str, out: Path | None, as_json: bool) -> None:
     """Write one ONNX file that takes pixels and gives score and verdict.

@@ -18,7 +18,7 @@ data_option = click.option(
 normal_option = click.option("--normal", metavar="CLASS", help="The normal class, a number or a name.")
 
 
-class ChannelPlan(click.ParamType):
+class ChannelPlan(click.ParamType[list[int]]):
     """Channel numbers with commas between them."""
 
     name = "A,B,C"

@@ -1,6 +1,6 @@
 """The detector's ONNX graph: preprocessing and verdict written by hand around the generator that torch exports.
 
-Input ``image`` uint8 (N, H, W, C) of any size and optional ``threshold``; outputs ``score`` (N,) and ``is_anomaly`` (N,).
+Inputs: ``image`` uint8 (N, H, W, C) of any size, optional ``threshold``. Outputs: ``score`` and ``is_anomaly`` (N,).
 """
 
 import logging
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from kdgan_compress.gans import Architecture, Scorer
@@ -32,7 +33,7 @@ def detector_graph(generator: torch.nn.Module, architecture: Architecture, thres
     """
     core = _torch_graph(Scorer(generator), architecture)
     size, channels = architecture.image_size, architecture.image_channels
-    constants = {
+    constants: dict[str, NDArray[np.generic]] = {
         "channels_and_size": np.array([channels, size, size], dtype=np.int64),
         "half_range": np.array(127.5, dtype=np.float32),
         "one": np.array(1.0, dtype=np.float32),

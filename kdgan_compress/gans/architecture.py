@@ -72,5 +72,7 @@ def num_blocks(image_size: int) -> int:
 def plan_for_width(width: int, image_size: int = 32) -> tuple[int, ...]:
     """Channel plan (u, 2u, 4u, …) of width u, one number a block (Table II, student units)."""
     if width < 1:
-        raise KdganError("The width must be at least 1", f"got {width}", "Try --width 2 (MNIST) or --width 8 (CIFAR-10)")
+        raise KdganError(
+            "The width must be at least 1", f"got {width}", "Try --width 2 (MNIST) or --width 8 (CIFAR-10)"
+        )
     return tuple(width << block for block in range(num_blocks(image_size)))

@@ -1,8 +1,10 @@
 """The encoder-decoder-encoder family of P-KDGAN: Table II's networks in Fig. 4's three arrangements.
 
 ``ed``: encoder E and decoder D, score ‖x − x̂‖₁. ``ede``: a second encoder Ê follows, score ‖z1 − z2‖₂. ``ed_ehat``: Ê
-serves the training only and the score is ‖x − x̂‖₁, as Fig. 4(b) and its caption have it (the body text contradicts them).
+serves the training only and the score is ‖x − x̂‖₁, as Fig. 4(b) and its caption say and the body text does not.
 """
+
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class Encoder(nn.Module):
         super().__init__()
         channels = (architecture.image_channels, *architecture.channels)
         blocks: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in itertools.pairwise(channels):
             blocks += [
                 nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False),
                 _norm(architecture, after),
@@ -50,7 +52,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels = (architecture.latent_size, *reversed(architecture.channels))
         blocks: list[nn.Module] = []
-        for block, (before, after) in enumerate(zip(channels, channels[1:], strict=False)):
+        for block, (before, after) in enumerate(itertools.pairwise(channels)):
             stride, padding = (1, 0) if block == 0 else (2, 1)
             blocks += [
                 nn.ConvTranspose2d(before, after, 4, stride=stride, padding=padding, bias=False),
@@ -86,9 +88,10 @@ class Generator(nn.Module):
     def anomaly_score(self, images: Tensor) -> Tensor:
         """Images (B, C, S, S) in [−1, 1] → scores (B,) ≥ 0, higher is more novel; runs only what it needs."""
         z1 = self.encoder(images)
-        x_hat = self.decoder(z1)
+        x_hat: Tensor = self.decoder(z1)
         if self.scored_by_latent and self.encoder2 is not None:
-            return torch.linalg.vector_norm(z1 - self.encoder2(x_hat), dim=1)
+            score: Tensor = torch.linalg.vector_norm(z1 - self.encoder2(x_hat), dim=1)
+            return score
         return (images - x_hat).abs().flatten(1).sum(1)
 
 

@@ -53,7 +53,8 @@ def l2(a: Tensor, b: Tensor, reduction: Reduction = "mean") -> Tensor:
     difference = a - b
     if reduction == "mean":
         return difference.square().mean()
-    return torch.linalg.vector_norm(difference.flatten(1), dim=1).mean()
+    lengths: Tensor = torch.linalg.vector_norm(difference.flatten(1), dim=1)
+    return lengths.mean()
 
 
 def _same_shape(a: Tensor, b: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of the graph that is deployed, counted on a copy in evaluation mode at batch 1."""
+"""Parameters and multiply-accumulates of the deployed graph, counted on a copy in evaluation mode at batch 1."""
 
 import copy
 import warnings

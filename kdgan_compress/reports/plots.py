@@ -60,7 +60,7 @@ def plot_scores(
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
-    edges = np.linspace(0, np.quantile(np.concatenate([train, test]), 0.995), BINS)
+    edges = np.linspace(0, np.quantile(np.concatenate([train, test]), 0.995), BINS).tolist()
     groups = (("training normals", train), ("test normals", test[~is_novel]), ("test novel", test[is_novel]))
     for label, scores in groups:
         if len(scores):

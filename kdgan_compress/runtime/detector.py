@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NotImplemented
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.images import read_image
 
 SCHEMA_VERSION = 1
+LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf, ort_errors.NotImplemented)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Detector:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except (Fail, InvalidGraph, InvalidProtobuf, NotImplemented, ValueError) as error:
+        except (*LOAD_ERRORS, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise KdganError("The detector must be a whole ONNX file", f"{path}: {reason}", fix) from None
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)

@@ -1,6 +1,6 @@
 """The engine: one stage of training under one loss set, for any GAN and any objective (Algorithm 1 of P-KDGAN).
 
-It yields records and keeps all state in the learners it is given; it writes nothing, prints nothing and knows no family.
+It yields records, keeps all state in the learners it is given, writes nothing, prints nothing and knows no family.
 """
 
 import time

@@ -79,7 +79,9 @@ def demo(
     announce("1/5  training the teacher")
     teacher = train(recipe, out / "teacher", show_progress=show_progress)
     announce("2/5  training the student alone, on as many images as it will see when distilled")
-    alone = train(yardstick.replace({"training": {"epochs": epochs}}), out / "student-alone", show_progress=show_progress)
+    alone = train(
+        yardstick.replace({"training": {"epochs": epochs}}), out / "student-alone", show_progress=show_progress
+    )
     announce(f"3/5  distilling the student by {recipe.distillation.schedule}")
     student = distill(teacher.run, recipe, out / "student", show_progress=show_progress)
     announce("4/5  exporting and profiling")

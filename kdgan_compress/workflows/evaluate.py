@@ -128,7 +128,11 @@ def _beside_teacher(
     evaluation: Evaluation, teacher: str | Path, split: Split, scores: NDArray[np.float64]
 ) -> Evaluation:
     checkpoint = load_model(teacher)
-    seen = (checkpoint.architecture.image_channels, checkpoint.architecture.image_size, checkpoint.architecture.image_size)
+    seen = (
+        checkpoint.architecture.image_channels,
+        checkpoint.architecture.image_size,
+        checkpoint.architecture.image_size,
+    )
     if tuple(split.test.shape[1:]) != seen:
         raise KdganError(
             "Teacher and student must see images of one shape",

@@ -13,7 +13,6 @@ from kdgan_compress.workflows.export import export_detector
 from kdgan_compress.workflows.machine import machine_name
 from kdgan_compress.workflows.models import model_name
 
-
 Subject = str | Path | Architecture
 """What can be profiled: a run folder, model file, ``.onnx`` detector, or an architecture (with fresh weights)."""
 

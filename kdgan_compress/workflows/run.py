@@ -1,4 +1,4 @@
-"""Running a schedule into a run folder: metrics, states to resume from, the model, the result. Train and distill share it."""
+"""Running a schedule into a run folder, for train and distill: metrics, state to resume from, model, result."""
 
 import dataclasses
 import json
@@ -145,7 +145,9 @@ def _take_up(schedule: Schedule, folder: RunFolder) -> tuple[int, float]:
     """Restore the state, drop metrics written after it; images and seconds so far."""
     schedule.load_state_dict(folder.load_state())
     stage_index, epochs_done = schedule.position
-    kept = [line for line in folder.read_metrics() if (line["stage_index"], line["epoch"]) <= (stage_index, epochs_done)]
+    kept = [
+        line for line in folder.read_metrics() if (line["stage_index"], line["epoch"]) <= (stage_index, epochs_done)
+    ]
     folder.write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
     return sum(line["num_images"] for line in kept), sum(line["seconds"] for line in kept)
 

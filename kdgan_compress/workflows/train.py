@@ -40,9 +40,7 @@ def train(
     return execute(job, folder, resume=False, track_auc=track_auc, show_progress=show_progress)
 
 
-def resume_train(
-    run: str | Path, *, track_auc: bool = False, show_progress: ShowProgress | None = None
-) -> RunResult:
+def resume_train(run: str | Path, *, track_auc: bool = False, show_progress: ShowProgress | None = None) -> RunResult:
     """Finish an interrupted ``train`` by its own recipe; a finished one is left as it is.
 
     Raises:
