@@ -1,0 +1,36 @@
+# make demo | make test | make check | make test-slow; needs python3 >= 3.11 and a package index, nothing else
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test test-slow check wheel clean
+
+demo: $(READY)
+	$(BIN)/kdgan-compress demo
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: $(READY)
+	$(BIN)/python -m build --outdir dist
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "kdgan-compress must have Python 3.11 or newer; $(PYTHON) is older. Run make PYTHON=python3.12, say."; exit 1; }
+	$(PYTHON) -m venv $(VENV) || \
+	  { echo "Making an environment must have the venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo
