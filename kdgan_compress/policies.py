@@ -75,7 +75,7 @@ class Stage:
     loss_set: LossSet
     epochs: int
     learning_rate: float
-    teacher_learning_rate: float
+    teacher_learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

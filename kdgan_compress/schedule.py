@@ -55,6 +55,11 @@ class Schedule:
         """The running stage's place, from 0, and how many of its epochs are done."""
         return self._stage_index, self._epochs_done
 
+    @property
+    def moves_teacher(self) -> bool:
+        """Whether any stage trains the teacher on."""
+        return any(stage.loss_set.trains_teacher for stage in self.stages)
+
     def run(self) -> Iterator[Record]:
         """Train from the present position to the end.
 

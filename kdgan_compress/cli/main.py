@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from kdgan_compress.cli.bench import bench
 from kdgan_compress.cli.demo import demo
 from kdgan_compress.cli.distill import distill
 from kdgan_compress.cli.evaluate import evaluate
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, train, distill, evaluate, profile, export, score, recipes):
+for command in (demo, train, distill, evaluate, profile, export, score, bench, recipes):
     cli.add_command(command)
 
 

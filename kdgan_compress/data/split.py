@@ -38,6 +38,12 @@ class DataSettings:
         kept = self.normal if source is None else None
         return DataSettings(source or self.source, normal or kept, root or self.root)
 
+    def absolute(self) -> "DataSettings":
+        """The same with absolute paths, so that they hold wherever a later command is started."""
+        kind, _, path = self.source.partition(":")
+        source = f"{kind}:{Path(path).expanduser().resolve()}" if path else self.source
+        return DataSettings(source, self.normal, str(Path(self.root).expanduser().resolve()) if self.root else None)
+
     @property
     def name(self) -> str:
         """A short name for folders and titles: ``mnist-5``, ``bottle``."""

@@ -33,7 +33,7 @@ class Checkpoint:
         data: The images it was trained on.
         threshold: Score above which an image is an anomaly.
         threshold_rule: How that was found, in words.
-        provenance: Where it comes from: role, teacher, seed, schedule, versions; plain JSON values.
+        provenance: Where it comes from: command, teacher, seed, schedule, versions; plain JSON values.
         weights: State dicts by network, ``generator``, ``raw`` (may be missing) and ``discriminator``.
     """
 

@@ -22,7 +22,7 @@ class Learner:
             the early average forgets the random start. 0: no averaging.
     """
 
-    def __init__(self, gan: Gan, betas: tuple[float, float], average_decay: float) -> None:
+    def __init__(self, gan: Gan, betas: tuple[float, float] = (0.5, 0.99), average_decay: float = 0.99) -> None:
         self.gan = gan
         self.connectors: nn.Module | None = None
         self._betas = betas

@@ -43,7 +43,7 @@ def distill(
     checkpoint = load_model(teacher)
     recipe = _fit_recipe(recipe, checkpoint, teacher)
     settings = checkpoint.data.override(data, checkpoint.data.normal, data_root)
-    job = _prepare(recipe.replace({"data": dataclasses.asdict(settings)}), checkpoint)
+    job = _prepare(recipe.replace({"data": vars(settings.absolute())}), checkpoint)
     name = f"{model_name(teacher)}-student-{job.architecture.plan}-seed{job.seed}"
     folder = RunFolder(Path(out) if out else default_run_path(name))
     folder.create()
@@ -80,7 +80,7 @@ def _fit_recipe(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Recipe
                 f"{path} has {theirs[key]} and the recipe {asked}",
                 f"Choose another teacher, or leave model.{key} out of the recipe",
             )
-    return recipe.replace({"model": theirs, "distillation": {"teacher": str(path)}})
+    return recipe.replace({"model": theirs, "distillation": {"teacher": str(Path(path).resolve())}})
 
 
 def _prepare(recipe: Recipe, teacher: Checkpoint) -> Job:
@@ -104,9 +104,8 @@ def _prepare(recipe: Recipe, teacher: Checkpoint) -> Job:
         settings=settings,
     )
     provenance = {
-        "role": "student",
+        "command": "distill",
         "teacher": section.teacher,
-        "teacher_channels": teacher.architecture.channels,
         "schedule": "->".join(stage.name for stage in stages),
     }
-    return Job(recipe, split, schedule, architecture, settings.seed, num_threads, provenance)
+    return Job(recipe, split, schedule, architecture, settings.seed, num_threads, provenance, teacher.architecture)

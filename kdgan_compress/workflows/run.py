@@ -80,6 +80,7 @@ class Job:
     seed: int
     num_threads: int
     provenance: dict[str, Any]
+    teacher_architecture: Architecture | None = None
 
 
 def execute(
@@ -183,10 +184,9 @@ def _save_models(job: Job, folder: RunFolder) -> None:
     normals = score_images(student.scored_generator, job.split.train)
     threshold = quantile_threshold(normals)
     save_checkpoint(folder.model, _checkpoint(job, student, job.architecture, threshold))
-    if teacher is not None and any(stage.loss_set.trains_teacher for stage in job.schedule.stages):
+    if teacher is not None and job.teacher_architecture is not None and job.schedule.moves_teacher:
         teacher_threshold = quantile_threshold(score_images(teacher.scored_generator, job.split.train))
-        architecture = dataclasses.replace(job.architecture, channels=tuple(job.provenance["teacher_channels"]))
-        save_checkpoint(folder.teacher, _checkpoint(job, teacher, architecture, teacher_threshold))
+        save_checkpoint(folder.teacher, _checkpoint(job, teacher, job.teacher_architecture, teacher_threshold))
     test = score_images(student.scored_generator, job.split.test)
     plot_scores(normals, test, job.split.test_is_novel, threshold, folder.path / "scores.png")
 

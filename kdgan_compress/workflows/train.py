@@ -58,6 +58,7 @@ def resume_train(run: str | Path, *, track_auc: bool = False, show_progress: Sho
 
 
 def _prepare(recipe: Recipe) -> Job:
+    recipe = recipe.replace({"data": vars(recipe.data.absolute())})
     architecture = recipe.model.architecture(recipe.model.image_channels or native_channels(recipe.data))
     split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
     settings = recipe.training.settings()
@@ -72,4 +73,4 @@ def _prepare(recipe: Recipe) -> Job:
         objective=recipe.objective,
         settings=settings,
     )
-    return Job(recipe, split, schedule, architecture, settings.seed, num_threads, {"role": "teacher"})
+    return Job(recipe, split, schedule, architecture, settings.seed, num_threads, {"command": "train"})
