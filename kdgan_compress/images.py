@@ -55,7 +55,7 @@ def read_image(path: Path, channels: int) -> NDArray[np.uint8]:
                     "An image must have 8 bits a channel", f"{path} has mode {image.mode}", "Convert it to 8 bits"
                 )
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-            pixels = np.asarray(upright, dtype=np.uint8)
+            pixels = np.array(upright, dtype=np.uint8)
     except FileNotFoundError:
         raise KdganError("The image must exist", f"found no file {path}", "Check the path") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -118,9 +118,9 @@ class Distillation:
     The paper weighs norms 1, 1, 1; with means, latents that count five times the image did best (docs/results.md).
     """
 
-    w1: float = 10.0
-    wx: float = 2.0
-    w2: float = 10.0
+    w1: float = 50.0
+    wx: float = 10.0
+    w2: float = 50.0
     reduction: Reduction = "mean"
 
     def loss(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, dict[str, Tensor]]:

@@ -185,7 +185,7 @@ class Recipe(_Section):
             changes: Nested as a recipe file is; a value None is passed over.
         """
         unset = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-        return parse_recipe(_merge(unset, changes), "the options given")
+        return parse_recipe(_merge(unset, changes), "the options")
 
 
 def recipe_names() -> list[str]:
@@ -231,7 +231,7 @@ def parse_recipe(content: object, origin: str) -> Recipe:
         problems = [_problem(tuple(detail["loc"]), detail["type"], detail["msg"]) for detail in error.errors()]
         raise KdganError(
             "Every key and value of a recipe must be one it knows",
-            f"{origin} has {len(problems)} problem{'s' if len(problems) > 1 else ''}: {'; '.join(problems)}",
+            f"found {len(problems)} problem{'s' if len(problems) > 1 else ''} in {origin}: {'; '.join(problems)}",
             "Mend all of them; `kdgan-compress recipes show default` prints every key",
         ) from None
 
@@ -241,7 +241,7 @@ def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         near = difflib.get_close_matches(str(location[-1]), sorted(_known_keys()), n=1)
         return f"{where} is no key" + (f" (did you mean {near[0]}?)" if near else "")
-    return f"{where}: {message.removeprefix('Value error, ')}"
+    return f"{where}: {message.removeprefix('Value error, ').rstrip('.')}"
 
 
 def _known_keys() -> set[str]:
@@ -256,8 +256,8 @@ def _known_keys() -> set[str]:
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
+        if isinstance(value, dict):
+            merged[key] = _merge(merged.get(key, {}), value)
         elif value is not None:
             merged[key] = value
     for given, dropped in (("width", "channels"), ("channels", "width")):

@@ -24,9 +24,11 @@ def score_images(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
     Returns:
         (N,), higher is more novel.
     """
+    if len(images) == 0:
+        return np.empty(0)
     with _evaluating(generator):
         scores = [anomaly_score(generator, to_unit_range(batch)).double().numpy() for batch in images.split(BATCH)]
-    return np.concatenate([np.empty(0), *scores]) if len(images) else np.empty(0)
+    return np.concatenate(scores)
 
 
 def reconstruct(gan: Gan, images: Tensor) -> Tensor:

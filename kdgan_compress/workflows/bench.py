@@ -173,8 +173,8 @@ class _Bare:
             loss = 10 * (images - x_hat).abs().mean() + (features.detach() - features_hat).square().mean()
             loss = loss + (z1 - z2).square().mean()
         if targets is not None:
-            distance = 10 * (z1 - targets[0]).square().mean() + 2 * (x_hat - targets[1]).abs().mean()
-            loss = loss + distance + 10 * (z2 - targets[2]).square().mean()
+            distance = 50 * (z1 - targets[0]).square().mean() + 10 * (x_hat - targets[1]).abs().mean()
+            loss = loss + distance + 50 * (z2 - targets[2]).square().mean()
         self._move(0, loss, rate)
         self.average.update_parameters(self.generator)
         if self.own_losses:

@@ -1,0 +1,135 @@
+import subprocess
+import sys
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "pydantic",
+    "yaml",
+    "safetensors",
+    "rich",
+    "fvcore",
+)
+COMMANDS = ("demo", "train", "distill", "evaluate", "profile", "export", "score", "recipes")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def imported(importtime: str) -> set[str]:
+    """Top-level names in what ``python -X importtime`` writes."""
+    return {line.rsplit("|", 1)[1].strip().partition(".")[0] for line in importtime.splitlines() if "|" in line}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """``d.onnx``, whose score is an image's mean level, and a grey ``photo.png`` of level 90."""
+    folder = tmp_path_factory.mktemp("device")
+    nodes = [
+        helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["levels", "axes"], ["score"], keepdims=0),
+        helper.make_node("Greater", ["score", "threshold"], ["is_anomaly"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [
+            helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 1]),
+            helper.make_tensor_value_info("threshold", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
+            helper.make_tensor_value_info("is_anomaly", TensorProto.BOOL, ["N"]),
+        ],
+        [
+            helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
+            helper.make_tensor("threshold", TensorProto.FLOAT, [], [50.0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(
+        model, {"schema_version": "1", "image_channels": "1", "image_size": "32", "threshold": "50.0"}
+    )
+    onnx.save(model, folder / "d.onnx")
+    Image.new("L", (8, 6), 90).save(folder / "photo.png")
+    return folder
+
+
+def test_importtime_would_show_a_heavy_module():
+    assert "yaml" in imported(python("-X", "importtime", "-c", "import yaml").stderr)
+
+
+def test_help_imports_nothing_heavy():
+    result = python("-X", "importtime", "-m", "kdgan_compress", "--help")
+    assert result.returncode == 0, result.stderr
+    assert all(command in result.stdout for command in COMMANDS)
+    assert "kdgan_compress" in imported(result.stderr)
+    assert imported(result.stderr) & set(HEAVY) == set()
+
+
+def test_every_commands_help_does_without_torch():
+    code = f"""
+import sys
+from kdgan_compress.cli.main import run
+assert [run([command, "--help"]) for command in {COMMANDS}] == [0] * {len(COMMANDS)}
+print(sorted(set(sys.modules) & set({HEAVY})))
+"""
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_score_imports_nothing_heavy(folder):
+    result = python("-X", "importtime", "-m", "kdgan_compress", "score", str(folder / "d.onnx"), str(folder))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[:2] == ["90", "anomaly"]
+    assert {"kdgan_compress", "onnxruntime"} <= imported(result.stderr)
+    assert imported(result.stderr) & set(HEAVY) == set()
+
+
+def test_runtime_does_without_the_training_extra(folder):
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({HEAVY}))
+from kdgan_compress.runtime import Detector
+print(Detector({str(folder / "d.onnx")!r}).score_file({str(folder / "photo.png")!r}))
+"""
+    result = python("-W", "error", "-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "(90.0, True)"
+
+
+def test_score_command_does_without_the_training_extra(folder):
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({HEAVY}))
+from kdgan_compress.cli.main import run
+sys.exit(run(["score", {str(folder / "d.onnx")!r}, {str(folder)!r}, "--json"]))
+"""
+    result = python("-W", "error", "-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == f'{{"path": "{folder / "photo.png"}", "score": 90.0, "is_anomaly": true}}'
+
+
+def test_training_without_its_extra_says_what_to_install():
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({HEAVY}))
+from kdgan_compress.cli.main import run
+sys.exit(run(["demo"]))
+"""
+    result = python("-c", code)
+    assert result.returncode == 1
+    assert result.stderr.count("\\n") == 1
+    assert "pip install 'kdgan-compress[train]'" in result.stderr

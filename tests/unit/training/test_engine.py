@@ -1,0 +1,359 @@
+"""One stage of training against a loop written out by hand: own losses, own order, own average, torch's Adam."""
+
+import copy
+from collections import defaultdict
+
+import pytest
+import torch
+from torch.nn.functional import softplus
+
+from kdgan_compress.gans import Architecture, build
+from kdgan_compress.objectives import Distillation, GanomalyObjective
+from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage
+from kdgan_compress.taps import Connectors
+from kdgan_compress.training import Learner, TrainingSettings, begin_stage, engine, run_stage
+
+BETAS = (0.5, 0.99)
+DECAY = 0.3
+RATE, TEACHER_RATE = 2e-3, 5e-4
+OBJECTIVE = GanomalyObjective(w_con=7, w_enc=3, w_adv=2)
+DISTILLATION = Distillation(w1=4, wx=5, w2=6)
+FIFTH = LossSet(alpha=0.7, mu=0.3, nu=2, lam=0.5)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_images(number):
+    return torch.randint(
+        0, 256, (number, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(number)
+    )
+
+
+def make_gan(channels, seed, latent=16, norm="per_image", family="ede"):
+    return build(Architecture(family, channels, 1, 32, latent, norm), seed)
+
+
+def make_pair(**student):
+    return make_gan((1, 2, 4), 1, **student), make_gan((2, 4, 8), 2)
+
+
+class Spy:
+    """GANomaly's objective, and a list of the batches that it was asked to train on."""
+
+    def __init__(self):
+        self.batches = []
+
+    def updates(self, forward, discriminator, images, weight_g, weight_d):
+        self.batches.append(images.clone())
+        yield from OBJECTIVE.updates(forward, discriminator, images, weight_g, weight_d)
+
+
+def train(loss_set, student, teacher, images, batch_size=4, epochs=2, stage_index=0, **settings):
+    """The engine's way: learners, records and the batches that the student saw."""
+    settings = {"betas": BETAS, "average_decay": DECAY} | settings
+    learners = [gan and Learner(gan, settings["betas"], settings["average_decay"]) for gan in (student, teacher)]
+    stage = Stage("x", loss_set, epochs, RATE, TEACHER_RATE)
+    spy = Spy()
+    begin_stage(stage, *learners, images)
+    plan = TrainingSettings(batch_size, **settings)
+    records = list(run_stage(stage, stage_index, *learners, images, spy, DISTILLATION, plan))
+    calls_a_step = 2 if loss_set.trains_teacher else 1
+    for first, last in zip(spy.batches[::calls_a_step], spy.batches[calls_a_step - 1 :: calls_a_step], strict=True):
+        assert torch.equal(first, last)  # teacher and student train on the same images
+    return *learners, records, spy.batches[::calls_a_step]
+
+
+class Plain:
+    """A GAN trained by hand."""
+
+    def __init__(self, gan, decay=DECAY, connectors=None):
+        self.gan, self.decay, self.connectors = gan, decay, connectors
+        connecting = [] if connectors is None else list(connectors.parameters())
+        self.adam = {
+            "generator": torch.optim.Adam([*gan.generator.parameters(), *connecting], betas=BETAS, fused=True),
+            "discriminator": torch.optim.Adam(gan.discriminator.parameters(), betas=BETAS, fused=True),
+        }
+        self.steps = 0
+        self.average = [parameter.detach().clone() for parameter in gan.generator.parameters()]
+
+    def descend(self, network, loss, rate):
+        optimizer = self.adam[network]
+        group = optimizer.param_groups[0]
+        group["lr"] = rate
+        for parameter, gradient in zip(group["params"], torch.autograd.grad(loss, group["params"]), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    def step(self, x, weight_g, weight_d, rate, targets=None, lam=0.0):
+        generator, discriminator = self.gan.generator, self.gan.discriminator
+        z1, x_hat, z2 = generator(x)
+        terms, loss = {}, 0.0
+        if weight_g > 0:
+            features, features_hat = discriminator(x)[0].detach(), discriminator(x_hat)[0]
+            terms["s_con"] = (x - x_hat).abs().mean()
+            terms["s_enc"] = (z1 - z2).square().mean()
+            terms["s_adv"] = (features - features_hat).square().mean()
+            loss = loss + weight_g * (7 * terms["s_con"] + 3 * terms["s_enc"] + 2 * terms["s_adv"])
+        if targets is not None:
+            z1_t, x_hat_t, z2_t = targets
+            if self.connectors is not None:
+                z1, z2 = self.connectors.maps["z1"](z1), self.connectors.maps["z2"](z2)
+            terms["k1"] = (z1 - z1_t).square().mean()
+            terms["kx"] = (x_hat - x_hat_t).abs().mean()
+            terms["k2"] = (z2 - z2_t).square().mean()
+            loss = loss + lam * (4 * terms["k1"] + 5 * terms["kx"] + 6 * terms["k2"])
+        if terms:
+            self.descend("generator", loss, rate)
+            decay = min(self.decay, self.steps / (self.steps + 10))
+            for mean, parameter in zip(self.average, generator.parameters(), strict=True):
+                mean.mul_(decay).add_(parameter.detach(), alpha=1 - decay)
+            self.steps += 1
+        if weight_d > 0:
+            real, fake = discriminator(x)[1], discriminator(x_hat.detach())[1]
+            terms["s_ce"] = (softplus(-real).mean() + softplus(fake).mean()) / 2
+            self.descend("discriminator", weight_d * terms["s_ce"], rate)
+        return {name: term.item() for name, term in terms.items()}
+
+
+def train_plainly(loss_set, student, teacher, batches, falls=True):
+    """The same stage by hand; each epoch's mean losses."""
+    epochs, sums, seen = [], defaultdict(float), 0
+    for step, x in enumerate(batches):
+        fall = 1 - step / len(batches) if falls else 1
+        terms, targets = {}, None
+        if loss_set.alpha > 0 or loss_set.beta > 0:
+            own = teacher.step(x, loss_set.alpha, loss_set.beta, TEACHER_RATE * fall)
+            terms |= {f"teacher_{name}": value for name, value in own.items()}
+        if loss_set.lam > 0:
+            targets = [output.detach() for output in teacher.gan.generator(x)]
+        terms |= student.step(x, loss_set.mu, loss_set.nu, RATE * fall, targets, loss_set.lam)
+        for name, value in terms.items():
+            sums[name] += value * len(x)
+        seen += len(x)
+        if 2 * (step + 1) % len(batches) == 0:  # two epochs
+            epochs.append({name: total / seen for name, total in sums.items()})
+            sums, seen = defaultdict(float), 0
+    return epochs
+
+
+def assert_same_training(learner, plain, gan):
+    """Weights, the optimisers' moments and the average, to a rounding error."""
+    for name, network in gan.modules().items():
+        torch.testing.assert_close(network.state_dict(), plain.gan.modules()[name].state_dict(), rtol=1e-4, atol=2e-6)
+    for name, saved in learner.state_dict()["optimizers"].items():
+        expected = plain.adam[name].state_dict()["state"]
+        torch.testing.assert_close(saved["state"], expected, rtol=1e-3, atol=1e-6)
+    if plain.steps:
+        scored = list(learner.scored_generator.parameters())
+        torch.testing.assert_close([p.detach() for p in scored], plain.average, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "num_images"), [(1, 3), (4, 10)], ids=["batch1", "batch4-4-2"])
+@pytest.mark.parametrize(
+    "loss_set", [*STRUCTURES.values(), ALONE, FIFTH], ids=["1", "2", "3", "4", "alone", "fractions"]
+)
+def test_a_stage_is_the_loop_written_by_hand(loss_set, batch_size, num_images):
+    student, teacher = make_pair()
+    by_hand = copy.deepcopy((student, teacher))
+    images = make_images(num_images)
+    learner, teacher_learner, records, batches = train(loss_set, student, teacher, images, batch_size)
+    plain, plain_teacher = Plain(by_hand[0]), Plain(by_hand[1])
+    epochs = train_plainly(loss_set, plain, plain_teacher, batches)
+
+    assert len(batches) == 6
+    assert_same_training(learner, plain, student)
+    assert_same_training(teacher_learner, plain_teacher, teacher)
+    assert [(r.stage, r.epoch, r.epoch_done, r.num_images) for r in records] == [
+        ("x", 1, True, num_images),
+        ("x", 2, True, num_images),
+    ]
+    for record, expected in zip(records, epochs, strict=True):
+        assert record.losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_constant_rate_and_no_average():
+    student, _ = make_pair()
+    plain = Plain(copy.deepcopy(student))
+    settings = {"learning_rate_decay": "constant", "average_decay": 0.0}
+    learner, _, _, batches = train(ALONE, student, None, make_images(10), **settings)
+    train_plainly(ALONE, plain, None, batches, falls=False)
+    torch.testing.assert_close(student.generator.state_dict(), plain.gan.generator.state_dict(), rtol=1e-4, atol=2e-6)
+    assert learner.scored_generator is student.generator
+
+
+def test_connectors_are_trained_where_latent_sizes_differ():
+    student, teacher = make_pair(latent=8)
+    images = make_images(10)
+    torch.manual_seed(5)
+    learner, _, _, batches = train(STRUCTURES[2], copy.deepcopy(student), teacher, images)
+    trained = learner.connectors
+
+    torch.manual_seed(5)
+    fresh = Learner(student, BETAS, DECAY)
+    begin_stage(Stage("x", STRUCTURES[2], 2, RATE, TEACHER_RATE), fresh, Learner(teacher, BETAS, DECAY), images)
+    start = copy.deepcopy(fresh.connectors.state_dict())
+    plain = Plain(student, connectors=fresh.connectors)
+    train_plainly(STRUCTURES[2], plain, Plain(teacher), batches)
+
+    assert {name: tuple(weight.shape) for name, weight in start.items()} == {
+        "maps.z1.weight": (16, 8),
+        "maps.z2.weight": (16, 8),
+    }
+    assert not any(torch.equal(start[name], weight) for name, weight in trained.state_dict().items())
+    torch.testing.assert_close(trained.state_dict(), fresh.connectors.state_dict(), rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(learner.gan.generator.state_dict(), student.generator.state_dict(), rtol=1e-4, atol=2e-6)
+
+
+def test_connectors_follow_the_order_of_the_taps():
+    # A process with another hash seed must draw the same weights and number their optimiser's states alike.
+    names = [f"tap{i}" for i in range(12)]
+    connectors = Connectors({n: torch.zeros(1, 2) for n in names}, {n: torch.zeros(1, 3) for n in reversed(names)})
+    assert list(connectors.maps) == names
+
+
+@pytest.mark.parametrize("structure", [1, 2])
+@pytest.mark.parametrize("norm", ["per_image", "batch"])
+def test_a_frozen_teacher_stays_as_it_was(structure, norm):
+    student, teacher = make_gan((1, 2, 4), 1), make_gan((2, 4, 8), 2, norm=norm)
+    teacher.generator.train()
+    teacher.discriminator.eval()
+    teacher.generator.decoder.head.weight.requires_grad_(False)
+    before = {name: copy.deepcopy(network.state_dict()) for name, network in teacher.modules().items()}
+    start = copy.deepcopy(student.generator.state_dict())
+    train(STRUCTURES[structure], student, teacher, make_images(6))
+
+    for name, network in teacher.modules().items():
+        torch.testing.assert_close(network.state_dict(), before[name], rtol=0, atol=0)
+        assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(module.training for module in teacher.generator.modules())
+    assert not any(module.training for module in teacher.discriminator.modules())
+    held = [name for name, p in teacher.generator.named_parameters() if not p.requires_grad]
+    assert held == ["decoder.head.weight"]
+    assert all(p.requires_grad for p in teacher.discriminator.parameters())
+    assert not torch.equal(start["encoder.head.weight"], student.generator.encoder.head.weight)
+
+
+def test_a_frozen_teacher_with_batch_norm_uses_its_running_statistics():
+    student, teacher = make_gan((1, 2, 4), 1), make_gan((2, 4, 8), 2, norm="batch")
+    with torch.no_grad():
+        for _ in range(20):
+            teacher.generator(torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1)))
+    plain, plain_teacher = Plain(copy.deepcopy(student)), Plain(copy.deepcopy(teacher))
+    learner, _, _, batches = train(STRUCTURES[1], student, teacher, make_images(10))
+    plain_teacher.gan.generator.eval()
+    train_plainly(STRUCTURES[1], plain, plain_teacher, batches)
+    assert_same_training(learner, plain, student)
+
+
+def test_teacher_flags_come_back_when_a_stage_is_broken_off():
+    student, teacher = make_pair()
+    learners = [Learner(gan, BETAS, DECAY) for gan in (student, teacher)]
+    stage = Stage("x", STRUCTURES[2], 2, RATE, TEACHER_RATE)
+    begin_stage(stage, *learners, make_images(3))
+    running = run_stage(stage, 0, *learners, make_images(3), OBJECTIVE, DISTILLATION, TrainingSettings(1))
+    next(running)
+    assert not teacher.generator.training
+    assert not any(parameter.requires_grad for parameter in teacher.generator.parameters())
+    running.close()
+    assert teacher.generator.training
+    assert all(parameter.requires_grad for parameter in teacher.generator.parameters())
+    assert not any(module._forward_hooks for gan in (student, teacher) for module in gan.generator.modules())
+
+
+@pytest.mark.parametrize("norm", ["per_image", "batch"])
+@pytest.mark.parametrize("structure", [3, 4])
+def test_a_moving_teacher_trains_as_if_alone(structure, norm):
+    teacher = make_gan((2, 4, 8), 2, norm=norm)
+    start, alone = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    images = make_images(10)
+    _, learner, _, batches = train(STRUCTURES[structure], make_gan((1, 2, 4), 1), teacher, images)
+    alone_learner = Learner(alone, BETAS, DECAY)
+    stage = Stage("x", ALONE, 2, TEACHER_RATE, 1.0)
+    begin_stage(stage, alone_learner, None, images)
+    spy = Spy()
+    list(run_stage(stage, 0, alone_learner, None, images, spy, DISTILLATION, TrainingSettings(4, BETAS)))
+
+    for ours, theirs in zip(spy.batches, batches, strict=True):
+        assert torch.equal(ours, theirs)
+    for name, network in alone.modules().items():
+        ours, theirs = dict(teacher.modules()[name].named_parameters()), dict(network.named_parameters())
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        assert not torch.equal(start.modules()[name].encoder.head.weight, network.encoder.head.weight)
+    assert learner.scored_generator is not teacher.generator
+
+
+def test_a_loss_set_without_a_discriminator_loss_leaves_the_discriminator():
+    student, _ = make_pair()
+    before = copy.deepcopy(student.discriminator.state_dict())
+    train(LossSet(mu=1), student, None, make_images(6))
+    torch.testing.assert_close(student.discriminator.state_dict(), before, rtol=0, atol=0)
+
+
+def test_structure_1_works_for_a_student_without_discriminator_and_z2():
+    student = make_gan((1, 2, 4), 1, family="ed")
+    student = type(student)(student.generator, student.taps)
+    _, _, records, _ = train(STRUCTURES[1], student, make_gan((2, 4, 8), 2), make_images(6))
+    assert set(records[0].losses) == {"k1", "kx"}
+
+
+@pytest.mark.parametrize(("batch_size", "num_images", "sizes"), [(4, 10, [4, 4, 2]), (1, 5, [1] * 5), (16, 3, [3])])
+def test_an_epoch_sees_each_image_once(batch_size, num_images, sizes):
+    images = make_images(num_images)
+    _, _, _, batches = train(ALONE, make_gan((1, 2, 4), 1), None, images, batch_size)
+    assert [len(batch) for batch in batches] == sizes * 2
+    places = [
+        next(i for i, image in enumerate(images) if torch.equal(image / 127.5 - 1, x)) for x in torch.cat(batches)
+    ]
+    assert sorted(places[:num_images]) == sorted(places[num_images:]) == list(range(num_images))
+    if num_images > 3:
+        assert places[:num_images] != places[num_images:]
+
+
+def test_the_order_depends_on_seed_stage_and_epoch_alone():
+    orders = {
+        tuple(engine.epoch_order(50, seed, stage, epoch).tolist())
+        for seed in (0, 1)
+        for stage in (0, 1)
+        for epoch in (1, 2)
+    }
+    assert len(orders) == 8
+    first = engine.epoch_order(50, 3, 1, 2)
+    torch.manual_seed(99)
+    assert torch.equal(first, engine.epoch_order(50, 3, 1, 2))
+
+
+def test_the_order_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    engine.epoch_order(5, 0, 0, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_records_between_epochs_hold_the_means_so_far(monkeypatch):
+    monkeypatch.setattr(engine, "RECORD_EVERY_IMAGES", 6)
+    student, _ = make_pair()
+    plain = Plain(copy.deepcopy(student))
+    _, _, records, batches = train(ALONE, student, None, make_images(10), epochs=1)
+    terms = [plain.step(x, 1, 1, RATE * (1 - step / 3)) for step, x in enumerate(batches)]
+    assert [(r.epoch_done, r.num_images) for r in records] == [(False, 8), (True, 10)]
+    for name, value in records[0].losses.items():
+        assert value == pytest.approx((terms[0][name] + terms[1][name]) / 2, rel=1e-4)
+    assert 0 < records[0].seconds < records[1].seconds
+
+
+def test_epochs_done_are_passed_over():
+    images = make_images(6)
+    _, _, whole, batches = train(ALONE, make_gan((1, 2, 4), 1), None, images, epochs=3)
+    student = Learner(make_gan((1, 2, 4), 1), BETAS, DECAY)
+    stage, spy = Stage("x", ALONE, 3, RATE, RATE), Spy()
+    begin_stage(stage, student, None, images)
+    rest = list(run_stage(stage, 0, student, None, images, spy, DISTILLATION, TrainingSettings(4), epochs_done=2))
+    assert [record.epoch for record in rest] == [3]
+    assert [record.epoch for record in whole] == [1, 2, 3]
+    for ours, theirs in zip(spy.batches, batches[-2:], strict=True):
+        assert torch.equal(ours, theirs)

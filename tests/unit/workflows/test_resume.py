@@ -1,0 +1,334 @@
+"""Runs that are broken off and resumed end as if they never were; nothing else disturbs a run's folder."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.recipe import load_recipe, parse_recipe
+from kdgan_compress.storage import RunFolder, load_checkpoint
+from kdgan_compress.training import engine
+from kdgan_compress.workflows import run as run_module
+from kdgan_compress.workflows.distill import distill, resume_distill
+from kdgan_compress.workflows.train import resume_train, train
+
+TRAINING = {"batch_size": 4, "epochs": 3, "threads": 1}
+MODEL_FILES = ("model.safetensors", "teacher.safetensors")
+
+
+def quick_plot(*arguments):
+    arguments[-1].touch()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_plots():
+    """Drawing takes half of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_module, "plot_curves", quick_plot)
+        patched.setattr(run_module, "plot_scores", quick_plot)
+        yield
+
+
+def make_recipe(source, **model):
+    return parse_recipe(
+        {
+            "data": {"source": source, "normal": "0"},
+            "model": {"width": 2, "latent_size": 16} | model,
+            "training": TRAINING,
+            "distillation": {"student": {"width": 1}, "schedule": "2->3", "training": TRAINING},
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A data set, and one run of each kind that nothing disturbed."""
+    path = tmp_path_factory.mktemp("base")
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 2
+    images = rng.integers(0, 156, (24, 28, 28)).astype(np.uint8) + (labels * 100).astype(np.uint8)[:, None, None]
+    np.savez(path / "set.npz", x_train=images, y_train=labels, x_test=images[::-1], y_test=labels[::-1])
+    recipe = make_recipe(f"npz:{path / 'set.npz'}")
+    train(recipe, path / "train", track_auc=True)
+    distill(path / "train", recipe, path / "distill", track_auc=True)
+    return path
+
+
+@pytest.fixture
+def recipe(base):
+    return make_recipe(f"npz:{base / 'set.npz'}")
+
+
+def start(kind, base, recipe, out, **options):
+    if kind == "train":
+        return train(recipe, out, track_auc=True, **options)
+    return distill(base / "train", recipe, out, track_auc=True, **options)
+
+
+def resume(kind, out):
+    return (resume_train if kind == "train" else resume_distill)(out, track_auc=True)
+
+
+def stop_after(number):
+    """Ctrl-C when this many records have been shown."""
+    seen = []
+
+    def show_progress(progress):
+        seen.append(progress)
+        if len(seen) == number:
+            raise KeyboardInterrupt
+
+    return show_progress
+
+
+def metrics_of(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s")} for line in lines]
+
+
+def content_of(out):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+
+
+def assert_as_undisturbed(out, base, kind):
+    assert metrics_of(out) == metrics_of(base / kind)
+    assert {path.name for path in out.iterdir()} == {path.name for path in (base / kind).iterdir()}
+    for name in MODEL_FILES[: 1 if kind == "train" else 2]:
+        torch.testing.assert_close(load_file(out / name), load_file(base / kind / name), rtol=0, atol=0)
+        ours, theirs = load_checkpoint(out / name), load_checkpoint(base / kind / name)
+        assert (ours.threshold, ours.provenance) == (theirs.threshold, theirs.provenance)
+    ours, theirs = (json.loads((path / "result.json").read_text()) for path in (out, base / kind))
+    for key in ("auc", "auc_raw", "epochs", "num_images", "best_epoch_auc_oracle", "seed", "threads"):
+        assert ours[key] == theirs[key]
+
+
+def test_the_undisturbed_runs_are_whole(base):
+    places = [(line["stage_index"], line["stage"], line["epoch"]) for line in metrics_of(base / "distill")]
+    assert places == [(0, "2", 1), (0, "2", 2), (0, "2", 3), (1, "3", 1), (1, "3", 2), (1, "3", 3)]
+    assert [line["epoch"] for line in metrics_of(base / "train")] == [1, 2, 3]
+    result = json.loads((base / "train" / "result.json").read_text())
+    assert (result["epochs"], result["num_images"]) == (3, 36)
+    assert result["best_epoch_auc_oracle"] == max(line["auc"] for line in metrics_of(base / "train"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "epochs"), [("train", 1), ("train", 2), ("train", 3), ("distill", 1), ("distill", 3), ("distill", 5)]
+)
+def test_a_run_stopped_after_an_epoch_ends_as_if_it_was_not(kind, epochs, base, recipe, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        start(kind, base, recipe, out, show_progress=stop_after(epochs))
+    assert len(metrics_of(out)) == epochs
+    assert not (out / "model.safetensors").exists()
+    result = resume(kind, out)
+    assert result.run == str(out)
+    assert_as_undisturbed(out, base, kind)
+
+
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_a_run_stopped_within_an_epoch_does_that_epoch_again(kind, base, recipe, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(engine, "RECORD_EVERY_IMAGES", 4)
+    with pytest.raises(KeyboardInterrupt):
+        start(kind, base, recipe, out, show_progress=stop_after(6))  # 4 records an epoch of 12 images
+    assert len(metrics_of(out)) == 1
+    resume(kind, out)
+    assert_as_undisturbed(out, base, kind)
+
+
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_a_run_may_be_stopped_again_and_again(kind, base, recipe, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        start(kind, base, recipe, out, show_progress=stop_after(1))
+    again = resume_train if kind == "train" else resume_distill
+    with pytest.raises(KeyboardInterrupt):
+        again(out, track_auc=True, show_progress=stop_after(1))
+    resume(kind, out)
+    assert_as_undisturbed(out, base, kind)
+
+
+def stop_before_saving(monkeypatch, epoch):
+    """Die between an epoch's line in the metrics and its state."""
+    save, calls = RunFolder.save_state, []
+
+    def save_state(folder, state):
+        calls.append(state)
+        if len(calls) == epoch:
+            raise KeyboardInterrupt
+        save(folder, state)
+
+    monkeypatch.setattr(RunFolder, "save_state", save_state)
+
+
+@pytest.mark.parametrize(("kind", "epoch"), [("train", 2), ("distill", 4)])
+def test_a_line_without_its_state_is_not_doubled(kind, epoch, base, recipe, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stop_before_saving(patched, epoch)
+        with pytest.raises(KeyboardInterrupt):
+            start(kind, base, recipe, out)
+    assert len(metrics_of(out)) == epoch
+    resume(kind, out)
+    assert_as_undisturbed(out, base, kind)
+
+
+def test_a_line_that_was_cut_short_is_written_anew(base, recipe, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        start("train", base, recipe, out, show_progress=stop_after(2))
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"stage_index": 0, "stage": "alo')
+    resume("train", out)
+    assert_as_undisturbed(out, base, "train")
+
+
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_a_run_stopped_after_training_needs_only_its_models(kind, base, recipe, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+
+    def stop(_lines, _path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "plot_curves", stop)
+        with pytest.raises(KeyboardInterrupt):
+            start(kind, base, recipe, out)
+    assert not (out / "result.json").exists()
+    resume(kind, out)
+    assert_as_undisturbed(out, base, kind)
+
+
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_resuming_a_finished_run_changes_nothing(kind, base):
+    before = content_of(base / kind)
+    result = resume(kind, base / kind)
+    assert content_of(base / kind) == before
+    assert json.loads((base / kind / "result.json").read_text())["auc"] == result.auc
+    assert result.epochs == (3 if kind == "train" else 6)
+
+
+def test_a_run_is_resumed_by_its_own_command(base):
+    before = content_of(base / "train"), content_of(base / "distill")
+    with pytest.raises(KdganError, match=r"must be given a training; .* is a distillation\. Use distill --resume"):
+        resume_train(base / "distill")
+    with pytest.raises(KdganError, match=r"must be given a distillation; .* is a training\. Use train --resume"):
+        resume_distill(base / "train")
+    assert (content_of(base / "train"), content_of(base / "distill")) == before
+
+
+@pytest.mark.parametrize("kind", ["train", "distill"])
+@pytest.mark.parametrize("there", ["train", "distill"])
+def test_a_folder_with_a_run_takes_no_other(kind, there, base, recipe):
+    before = content_of(base / there)
+    with pytest.raises(KdganError, match="folder of its own; found a run"):
+        start(kind, base, recipe, base / there)
+    assert content_of(base / there) == before
+
+
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_a_run_stopped_in_its_first_epoch_can_not_be_resumed(kind, base, recipe, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(engine, "RECORD_EVERY_IMAGES", 4)
+    with pytest.raises(KeyboardInterrupt):
+        start(kind, base, recipe, out, show_progress=stop_after(1))
+    with pytest.raises(KdganError, match="must have finished an epoch"):
+        resume(kind, out)
+
+
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_there_must_be_a_run_to_resume(kind, tmp_path):
+    with pytest.raises(KdganError, match="nothing"):
+        resume(kind, tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_distillations_teacher_must_still_be_there(base, recipe, tmp_path):
+    shutil.copytree(base / "train", tmp_path / "teacher")
+    with pytest.raises(KeyboardInterrupt):
+        distill(tmp_path / "teacher", recipe, tmp_path / "run", show_progress=stop_after(1))
+    (tmp_path / "teacher" / "model.safetensors").unlink()
+    before = content_of(tmp_path / "run")
+    with pytest.raises(KdganError, match=r"must be a file; found none at .*teacher"):
+        resume_distill(tmp_path / "run")
+    assert content_of(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_a_damaged_state_is_an_error(kind, base, recipe, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        start(kind, base, recipe, out, show_progress=stop_after(1))
+    (out / "state.pt").write_bytes((out / "state.pt").read_bytes()[:1000])
+    before = content_of(out)
+    with pytest.raises(KdganError, match=r"state\.pt must be whole"):
+        resume(kind, out)
+    assert content_of(out) == before
+
+
+@pytest.mark.parametrize("kind", ["train", "distill"])
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_an_unwritable_place_is_told_before_training(kind, place, base, recipe, tmp_path):
+    (tmp_path / "file").write_text("content")
+    shown = []
+    with pytest.raises(KdganError, match="must be writable") as info:
+        start(kind, base, recipe, tmp_path / place, show_progress=shown.append)
+    assert "\n" not in str(info.value)
+    assert shown == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_bad_data_leave_no_folder(base, recipe, tmp_path):
+    nowhere = "npz:/nowhere.npz"
+    with pytest.raises(KdganError, match=r"\.npz file must exist"):
+        train(recipe.replace({"data": {"source": nowhere}}), tmp_path / "run")
+    with pytest.raises(KdganError, match=r"\.npz file must exist"):
+        distill(base / "train", recipe, tmp_path / "run", data=nowhere)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_on_after_a_resumption(base, recipe, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        start("distill", base, recipe, out, show_progress=stop_after(4))
+    shown = []
+    resume_distill(out, show_progress=shown.append)
+    assert [(progress.images_done, progress.images_total) for progress in shown] == [(60, 72), (72, 72)]
+
+
+def test_the_resolved_recipe_alone_makes_the_same_run(base, tmp_path):
+    train(load_recipe(str(base / "train" / "recipe.yaml")), tmp_path / "again", track_auc=True)
+    assert_as_undisturbed(tmp_path / "again", base, "train")
+
+
+def test_a_students_data_are_its_teachers(tmp_path):
+    # A folder has no class to name, so the teacher's settings hold none; the recipe of another set does.
+    good = tmp_path / "photos" / "train" / "good"
+    good.mkdir(parents=True)
+    for i in range(4):
+        (good / f"{i}.pgm").write_bytes(b"P5 28 28 255\n" + bytes([60 * i] * 784))
+    short = {"epochs": 1}
+    photos = {"data": {"source": f"folder:{tmp_path / 'photos'}"}, "model": {"width": 1}, "training": short}
+    train(parse_recipe(photos, "test"), tmp_path / "teacher")
+    of_another_set = load_recipe("mnist-2-4-8").replace({"distillation": {"training": short}})
+    distill(tmp_path / "teacher", of_another_set, tmp_path / "student")
+    teacher, student = (load_checkpoint(tmp_path / run / "model.safetensors") for run in ("teacher", "student"))
+    assert teacher.data.normal is None
+    assert student.data == teacher.data
+
+
+def test_a_teacher_with_batch_norm_goes_on_training_its_statistics(base, tmp_path):
+    recipe = make_recipe(f"npz:{base / 'set.npz'}", norm="batch").replace({"distillation": {"schedule": "3"}})
+    train(recipe, tmp_path / "teacher")
+    distill(tmp_path / "teacher", recipe, tmp_path / "student")
+    before = load_file(tmp_path / "teacher" / "model.safetensors")
+    after = load_file(tmp_path / "student" / "teacher.safetensors")
+    mean, steps = "generator.encoder.features.1.running_mean", "generator.encoder.features.1.num_batches_tracked"
+    assert after[steps] > before[steps]
+    assert not torch.equal(after[mean], before[mean])
