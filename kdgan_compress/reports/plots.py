@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kdgan_compress.storage import atomic_path
 
 NOT_A_LOSS = frozenset({"stage_index", "stage", "epoch", "num_images", "seconds", "images_per_s", "auc", "auc_raw"})
+TEACHER = "teacher_"
 BINS = 60
 
 
@@ -23,12 +24,16 @@ def plot_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """
     epochs = np.arange(1, len(lines) + 1)
     tracked = any(line.get("auc") is not None for line in lines)
-    figure = Figure(figsize=(10 if tracked else 6, 4), layout="constrained")
+    figure = Figure(figsize=(11 if tracked else 7, 4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, 1 + tracked))
-    for name in sorted({key for line in lines for key in line} - NOT_A_LOSS):
-        axes[0].plot(epochs, [line.get(name, np.nan) for line in lines], marker=".", label=name)
+    names = sorted({key for line in lines for key in line} - NOT_A_LOSS)
+    terms = sorted({name.removeprefix(TEACHER) for name in names})
+    for name in names:
+        style = "--" if name.startswith(TEACHER) else "-"
+        values = [line.get(name, np.nan) for line in lines]
+        axes[0].plot(epochs, values, style, marker=".", color=f"C{terms.index(name.removeprefix(TEACHER))}", label=name)
     axes[0].set(title="losses, unweighted means", xlabel="epoch", yscale="log")
-    axes[0].legend(fontsize="small")
+    axes[0].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     if tracked:
         for name, label in (("auc", "averaged weights"), ("auc_raw", "raw weights")):
             axes[1].plot(epochs, [np.nan if line[name] is None else line[name] for line in lines], ".-", label=label)

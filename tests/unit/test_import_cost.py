@@ -131,5 +131,5 @@ sys.exit(run(["demo"]))
 """
     result = python("-c", code)
     assert result.returncode == 1
-    assert result.stderr.count("\\n") == 1
+    assert result.stderr.count("\n") == 1
     assert "pip install 'kdgan-compress[train]'" in result.stderr

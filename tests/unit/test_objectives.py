@@ -105,6 +105,22 @@ def test_through_taps_the_updates_are_the_same():
     assert [update.loss for update in tapped] == [update.loss for update in plain]
 
 
+def test_f_of_the_images_is_a_constant_in_l_g():
+    gan, seen = tiny(), []
+
+    def watched(x):
+        features, logit = gan.discriminator(x)
+        features.retain_grad()
+        seen.append(features)
+        return features, logit
+
+    update = next(GanomalyObjective().updates(forward(gan), watched, images(), 1.0, 1.0))
+    update.loss.backward()
+    of_images, of_reconstructions = seen
+    assert of_images.grad is None
+    assert of_reconstructions.grad.abs().sum() > 0
+
+
 def test_the_discriminators_update_leaves_the_generator_without_a_gradient():
     gan = tiny()
     _, update = GanomalyObjective().updates(forward(gan), gan.discriminator, images(), 1.0, 1.0)

@@ -1,4 +1,5 @@
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -133,6 +134,18 @@ def test_consecutive_calls_do_not_mix():
         second = taps(y)
     torch.testing.assert_close(first["a"], by_hand(network.first, x))
     torch.testing.assert_close(second["a"], by_hand(network.first, y))
+
+
+def test_taps_keep_no_output_alive():
+    network = net()
+    with torch.no_grad(), Taps(network, {"a": "first"}) as taps:
+        outputs = taps(noise(2, 3))
+        kept = weakref.ref(outputs.pop("a"))
+        assert kept() is None
+        hidden = []
+        network.second.register_forward_pre_hook(lambda _module, inputs: hidden.append(weakref.ref(inputs[0])))
+        network(noise(7, 3))  # a pass that nobody asked the taps for
+        assert hidden[0]() is None
 
 
 def test_two_pairs_of_taps_on_one_network_do_not_disturb_each_other():

@@ -108,8 +108,9 @@ def test_cut_npz_is_refused(tmp_path, save, share):
 
 
 def test_damaged_compressed_npz_is_refused(tmp_path):
-    content = bytearray(zipped(arrays(), np.savez_compressed))
-    content[200:400] = bytes(200)
+    pattern = np.arange(6 * 400).astype(np.uint8).reshape(6, 20, 20)
+    content = bytearray(zipped(arrays(x_train=pattern), np.savez_compressed))
+    content[100:120] = b"\xff" * 20
     with pytest.raises(KdganError, match=r"set\.npz can't be read"):
         read_bytes(tmp_path, bytes(content))
 

@@ -233,6 +233,18 @@ def test_name(data, name):
     assert data.name == name
 
 
+def test_absolute_paths_hold_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert DataSettings("folder:photos/bottle", "good").absolute() == DataSettings(
+        f"folder:{tmp_path / 'photos/bottle'}", "good"
+    )
+    assert DataSettings("npz:~/a.npz", "5", "data").absolute() == DataSettings(
+        f"npz:{tmp_path / 'home/a.npz'}", "5", str(tmp_path / "data")
+    )
+    assert DataSettings("mnist", "5").absolute() == DataSettings("mnist", "5")
+
+
 @pytest.mark.parametrize(
     ("source", "normal", "root", "expected"),
     [

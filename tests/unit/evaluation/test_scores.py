@@ -61,6 +61,16 @@ def test_network_is_left_as_it_was(training):
     assert all(parameter.grad is None for parameter in generator.parameters())
 
 
+def test_part_in_evaluation_mode_stays_so():
+    """Batch norm of a frozen part must not move its statistics in the training that goes on."""
+    generator = gan("ede", "batch").generator.train()
+    generator.encoder.eval()
+    score_images(generator, images(3))
+    assert generator.training
+    assert generator.decoder.training
+    assert not any(part.training for part in generator.encoder.modules())
+
+
 def test_training_mode_comes_back_after_an_error():
     generator = gan("ede", "batch").generator.train()
     with pytest.raises(RuntimeError):

@@ -192,7 +192,7 @@ def test_frozen_holds_a_gan_and_lets_it_go_after_an_error():
         z1, _, _ = gan.generator(make_batch())
         assert not z1.requires_grad
         assert not gan.generator.training
-    with pytest.raises(RuntimeError, match="shape|channels"), frozen(gan):
+    with pytest.raises(RuntimeError, match="channels"), frozen(gan):
         gan.generator(torch.zeros(1, 2, 32, 32))
     torch.testing.assert_close(gan.generator.state_dict(), before, rtol=0, atol=0)
     for name, network in gan.modules().items():

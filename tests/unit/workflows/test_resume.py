@@ -153,27 +153,27 @@ def test_a_run_may_be_stopped_again_and_again(kind, base, recipe, tmp_path):
     assert_as_undisturbed(out, base, kind)
 
 
-def stop_before_saving(monkeypatch, epoch):
-    """Die between an epoch's line in the metrics and its state."""
-    save, calls = RunFolder.save_state, []
+def stop_at(monkeypatch, method, epoch):
+    """Die when a run folder is asked for this the given time."""
+    original, calls = getattr(RunFolder, method), []
 
-    def save_state(folder, state):
-        calls.append(state)
+    def write(folder, content):
+        calls.append(method)
         if len(calls) == epoch:
             raise KeyboardInterrupt
-        save(folder, state)
+        original(folder, content)
 
-    monkeypatch.setattr(RunFolder, "save_state", save_state)
+    monkeypatch.setattr(RunFolder, method, write)
 
 
 @pytest.mark.parametrize(("kind", "epoch"), [("train", 2), ("distill", 4)])
-def test_a_line_without_its_state_is_not_doubled(kind, epoch, base, recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["append_metrics", "save_state"])
+def test_no_line_is_doubled_or_missing(method, kind, epoch, base, recipe, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        stop_before_saving(patched, epoch)
+        stop_at(patched, method, epoch)
         with pytest.raises(KeyboardInterrupt):
             start(kind, base, recipe, out)
-    assert len(metrics_of(out)) == epoch
     resume(kind, out)
     assert_as_undisturbed(out, base, kind)
 
