@@ -29,7 +29,7 @@ class LossSet:
 
     def __post_init__(self) -> None:
         coefficients = (self.alpha, self.beta, self.mu, self.nu, self.lam)
-        if min(coefficients) < 0 or self.mu + self.lam == 0:
+        if not min(coefficients) >= 0 or not self.mu + self.lam > 0:
             raise KdganError(
                 "A loss set must have coefficients ≥ 0 and train the student's generator (mu or lam above 0)",
                 f"got alpha, beta, mu, nu, lam = {', '.join(f'{c:g}' for c in coefficients)}",

@@ -38,9 +38,11 @@ class Taps:
         self._modules = {name: _submodule(network, name, path) for name, path in paths.items()}
         self._paths = dict(paths)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._attached = False
         self._fired: dict[str, list[Any]] = {}
 
     def __enter__(self) -> Self:
+        self._attached = True
         for name, module in self._modules.items():
             self._handles.append(module.register_forward_hook(self._recorder(name)))
         return self
@@ -50,7 +52,7 @@ class Taps:
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
-        self._fired = {}
+        self._attached, self._fired = False, {}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Run the network once and return each tap's output.
@@ -59,7 +61,7 @@ class Taps:
             KdganError: Called outside ``with``; a tap fired not exactly once; its output is no tensor or was
                 overwritten in place before the forward pass ended.
         """
-        if not self._handles:
+        if not self._attached:
             raise KdganError(
                 "Taps must be attached when they are called", "found no hooks", "Call them inside `with Taps(...)`"
             )
@@ -71,8 +73,7 @@ class Taps:
     def _recorder(self, name: str) -> Any:
         def record(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
             if name in self._fired:
-                version = output._version if isinstance(output, Tensor) else None
-                self._fired[name].append((output, version))
+                self._fired[name].append((output, _version(output)))
 
         return record
 
@@ -83,14 +84,14 @@ class Taps:
                 f"{tap} must fire exactly once per forward pass",
                 f"fired {len(calls)} times",
                 "Tap a submodule that the forward pass calls once, through its own call and not through .forward; "
-                "attach taps before the network is compiled",
+                "attach taps before this network, or one of its class, is compiled (or call torch.compiler.reset())",
             )
         output, version = calls[0]
         if not isinstance(output, Tensor):
             raise KdganError(
                 f"{tap} must give one tensor", f"got {type(output).__name__}", "Tap a submodule that returns a tensor"
             )
-        if output._version != version:
+        if _version(output) != version:
             raise KdganError(
                 f"{tap} must keep its output to the end of the forward pass",
                 "a later layer overwrote it in place",
@@ -116,11 +117,11 @@ class Connectors(nn.Module):
     def __init__(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.maps = nn.ModuleDict()
-        for name in student.keys() & teacher.keys():
+        for name in (name for name in student if name in teacher):
             ours, theirs = student[name].shape, teacher[name].shape
             if ours == theirs:
                 continue
-            if ours[2:] != theirs[2:] or len(ours) not in (2, 4):
+            if ours[:1] != theirs[:1] or ours[2:] != theirs[2:] or len(ours) not in (2, 4):
                 raise KdganError(
                     f"Teacher and student must agree in {name} but for the channels",
                     f"got {tuple(theirs)} and {tuple(ours)}",
@@ -135,6 +136,11 @@ class Connectors(nn.Module):
     def forward(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The student's outputs, each in its teacher's shape."""
         return {name: self.maps[name](output) if name in self.maps else output for name, output in outputs.items()}
+
+
+def _version(output: Any) -> int | None:
+    """How often a tensor was written to in place; None where torch doesn't count (inference mode)."""
+    return output._version if isinstance(output, Tensor) and not torch.is_inference_mode_enabled() else None
 
 
 def _submodule(network: nn.Module, name: str, path: str) -> nn.Module:

@@ -47,4 +47,4 @@ class Scorer(nn.Module):
 
 def to_unit_range(images: Tensor) -> Tensor:
     """uint8 images (0 … 255) of any shape → float32 in [−1, 1]: the one scaling there is."""
-    return images.float().div_(127.5).sub_(1)
+    return images.float() / 127.5 - 1

@@ -31,7 +31,7 @@ def l1(a: Tensor, b: Tensor, reduction: Reduction = "mean") -> Tensor:
     """
     _same_shape(a, b)
     difference = (a - b).abs()
-    return difference.mean() if reduction == "mean" else difference.flatten(1).sum(1).mean()
+    return difference.mean() if reduction == "mean" else difference.reshape(len(difference), -1).sum(1).mean()
 
 
 def l2(a: Tensor, b: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -53,7 +53,7 @@ def l2(a: Tensor, b: Tensor, reduction: Reduction = "mean") -> Tensor:
     difference = a - b
     if reduction == "mean":
         return difference.square().mean()
-    lengths: Tensor = torch.linalg.vector_norm(difference.flatten(1), dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(difference.reshape(len(difference), -1), dim=1)
     return lengths.mean()
 
 

@@ -35,7 +35,7 @@ def count(generator: nn.Module, architecture: Architecture) -> Counts:
         image = torch.zeros(1, architecture.image_channels, architecture.image_size, architecture.image_size)
         flops = FlopCountAnalysis(scorer, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return Counts(
-            num_params=_num_used_parameters(scorer, torch.randn_like(image)),
+            num_params=_num_used_parameters(scorer, torch.linspace(-1, 1, image.numel()).view_as(image)),
             conv_macs=int(flops.by_operator()["conv"]),
             fvcore_flops=int(flops.total()),
         )
@@ -44,5 +44,6 @@ def count(generator: nn.Module, architecture: Architecture) -> Counts:
 def _num_used_parameters(scorer: nn.Module, image: Tensor) -> int:
     """Parameters with a gradient from the score: ``ed_ehat``'s second encoder, say, is none of them."""
     parameters = list(scorer.parameters())
-    gradients = torch.autograd.grad(scorer(image).sum(), parameters, allow_unused=True)
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(scorer(image).sum(), parameters, allow_unused=True)
     return sum(p.numel() for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None)

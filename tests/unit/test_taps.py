@@ -360,3 +360,10 @@ def test_the_gradient_reaches_student_and_connectors_and_the_teacher_stays_as_it
         assert torch.equal(target, kept[name])
         assert torch.equal(target, expected)
     assert num_hooks(teacher.generator) == num_hooks(student.generator) == 0
+
+
+def test_inference_mode_is_no_obstacle() -> None:
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    with Taps(network, {"first": "0"}) as taps, torch.inference_mode():
+        images = torch.ones(2, 4)
+        assert torch.equal(taps(images)["first"], network[0](images))

@@ -50,6 +50,7 @@ def bottle(tmp_path):
     save_image(folder / "test/good/000.png", 17, 29)
     save_image(folder / "test/good/001.png", 50, 30, 3)
     save_image(folder / "test/dent/000.png", 25, 25)
+    save_image(folder / "test/.thumbnails/000.png", 20, 20)
     save_image(folder / "ground_truth/scratch/000.png", 40, 40)
     (folder / "train/good/notes.txt").write_text("not an image")
     return folder
