@@ -16,3 +16,8 @@ class KdganError(ValueError):
 
     def __reduce__(self) -> tuple[type["KdganError"], tuple[str, str, str]]:
         return type(self), (self.must, self.found, self.do)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -6,13 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from kdgan_compress.errors import KdganError
+from kdgan_compress.errors import KdganError, first_line
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+PHONE_FORMAT = "MPO"
+"""JPEG with further pictures behind the first, as phones write it; the first is the photo."""
+
+READ_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Image files below a folder by their suffix, sorted by path; hidden files are passed over.
+    """Image files below a folder by their suffix, sorted by path; hidden files and folders are passed over.
 
     Raises:
         KdganError: No such folder, or no image in it.
@@ -22,7 +26,9 @@ def find_images(folder: Path) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not found:
         raise KdganError(
@@ -48,18 +54,22 @@ def read_image(path: Path, channels: int) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
+            if getattr(image, "n_frames", 1) > 1 and image.format != PHONE_FORMAT:
                 raise KdganError("An image must have one frame", f"{path} has {image.n_frames}", "Save one frame of it")  # type: ignore[attr-defined]
-            if image.mode.startswith(("I", "F")):
+            if image.mode.startswith(("I", "F")) or ";16" in str(image.tile):
                 raise KdganError(
                     "An image must have 8 bits a channel", f"{path} has mode {image.mode}", "Convert it to 8 bits"
                 )
+            if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+                del image.info["transparency"]  # Pillow warns that it drops it, and that is what is wanted
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
             pixels = np.array(upright, dtype=np.uint8)
+    except KdganError:
+        raise
     except FileNotFoundError:
         raise KdganError("The image must exist", f"found no file {path}", "Check the path") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error).splitlines()[0]
+    except READ_ERRORS as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise KdganError(
             "The file must be an image that can be read", f"{path}: {reason}", "Remove or replace the file"
         ) from None
@@ -71,5 +81,5 @@ def is_grey(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.mode in ("1", "L", "LA")
-    except OSError:
+    except READ_ERRORS:
         return False

@@ -73,7 +73,8 @@ class Taps:
     def _recorder(self, name: str) -> Any:
         def record(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
             if name in self._fired:
-                self._fired[name].append((output, _version(output)))
+                is_counted = isinstance(output, Tensor) and not torch.is_inference_mode_enabled()
+                self._fired[name].append((output, output._version if is_counted else None))
 
         return record
 
@@ -91,7 +92,7 @@ class Taps:
             raise KdganError(
                 f"{tap} must give one tensor", f"got {type(output).__name__}", "Tap a submodule that returns a tensor"
             )
-        if _version(output) != version:
+        if version is not None and output._version != version:
             raise KdganError(
                 f"{tap} must keep its output to the end of the forward pass",
                 "a later layer overwrote it in place",
@@ -136,11 +137,6 @@ class Connectors(nn.Module):
     def forward(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The student's outputs, each in its teacher's shape."""
         return {name: self.maps[name](output) if name in self.maps else output for name, output in outputs.items()}
-
-
-def _version(output: Any) -> int | None:
-    """How often a tensor was written to in place; None where torch doesn't count (inference mode)."""
-    return output._version if isinstance(output, Tensor) and not torch.is_inference_mode_enabled() else None
 
 
 def _submodule(network: nn.Module, name: str, path: str) -> nn.Module:

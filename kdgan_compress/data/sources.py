@@ -1,13 +1,14 @@
 """Labelled image arrays by name: the packaged sample, torchvision's sets, `.npz` files."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdgan_compress.errors import KdganError
+from kdgan_compress.errors import KdganError, first_line
 
 DEFAULT_ROOT = Path("~/.cache/kdgan-compress").expanduser()
 SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist_sample.npz"
@@ -64,13 +65,18 @@ def _read_npz(path: Path) -> Arrays:
     if not path.is_file():
         raise KdganError("The .npz file must exist", f"found none at {path}", "Check the path")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise KdganError(what, f"{path} is a single array", fix)
             missing = [key for key in NPZ_KEYS if key not in file]
             if missing:
                 raise KdganError(what, f"{path} lacks {', '.join(missing)}", fix)
             x_train, y_train, x_test, y_test = (file[key] for key in NPZ_KEYS)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise KdganError(what, f"{path} can't be read: {str(error).splitlines()[0]}", fix) from None
+    except KdganError:
+        raise
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise KdganError(what, f"{path} can't be read: {first_line(error)}", fix) from None
     for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
             raise KdganError(what, f"x_{split} in {path} is {x.dtype} {x.shape}", fix)
@@ -85,7 +91,7 @@ def _read_torchvision(source: str, root: Path) -> Arrays:
     except (ImportError, RuntimeError) as error:
         raise KdganError(
             f"Reading {source} must have a torchvision that fits torch",
-            f"importing it failed: {str(error).splitlines()[0]}",
+            f"importing it failed: {first_line(error)}",
             "Install torch and torchvision together (pip install 'kdgan-compress[train]'), or give the set as npz:PATH",
         ) from None
     read = getattr(datasets, TORCHVISION[source])
@@ -94,7 +100,7 @@ def _read_torchvision(source: str, root: Path) -> Arrays:
     except (OSError, RuntimeError) as error:
         raise KdganError(
             f"{source} must be in the data root or downloadable",
-            f"{root}: {str(error).splitlines()[0]}",
+            f"{root}: {first_line(error)}",
             "Give --data-root a folder that has it, or connect to the network once",
         ) from None
     train, test = ((np.asarray(s.data, dtype=np.uint8), np.asarray(s.targets, dtype=np.int64)) for s in splits)

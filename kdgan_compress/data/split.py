@@ -84,6 +84,13 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         return _folder_split(_folder(data), image_size, image_channels)
     arrays = load_arrays(data.source, Path(data.root).expanduser() if data.root else None)
     names = CLASS_NAMES.get(data.source, ())
+    labels = np.concatenate([arrays.y_train, arrays.y_test])
+    if names and len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        raise KdganError(
+            f"Labels of {data.source} must be 0 to {len(names) - 1}",
+            f"got {labels.min()} to {labels.max()}",
+            "Give a set with other classes as npz:PATH",
+        )
     train, test_is_novel = simo(arrays.y_train, arrays.y_test, _class_number(data, names))
     if len(arrays.x_test) == 0:
         test = torch.empty((0, image_channels, image_size, image_size), dtype=torch.uint8)

@@ -47,7 +47,12 @@ def detection_metrics(scores: NDArray[np.float64], is_novel: NDArray[np.bool_]) 
 
 
 def score_spearman(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """Spearman's rank correlation of two detectors' scores (N,) of the same images, in [−1, 1]."""
+    """Spearman's rank correlation of two detectors' scores (N,) of the same images, in [−1, 1].
+
+    0 where either gives one and the same score to all.
+    """
+    if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+        return 0.0
     return float(spearmanr(ours, theirs).statistic)
 
 

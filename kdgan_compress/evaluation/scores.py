@@ -39,10 +39,11 @@ def reconstruct(gan: Gan, images: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    was_training = network.training
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        network.train(was_training)
+        for module, mode in modes:
+            module.training = mode

@@ -74,7 +74,7 @@ def write_detector(
         "norm": architecture.norm,
         "preprocessing": "antialiased bilinear resize, x / 127.5 - 1",
         "precision": "fp32",
-        "threshold": repr(threshold),
+        "threshold": repr(float(threshold)),
         "threshold_rule": threshold_rule,
         "num_params": str(counts.num_params),
         "conv_macs": str(counts.conv_macs),

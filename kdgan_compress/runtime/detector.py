@@ -8,11 +8,17 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from kdgan_compress.errors import KdganError
+from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.images import read_image
 
 SCHEMA_VERSION = 1
-LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf, ort_errors.NotImplemented)
+LOAD_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.InvalidArgument,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +51,26 @@ class Detector:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         except (*LOAD_ERRORS, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise KdganError("The detector must be a whole ONNX file", f"{path}: {reason}", fix) from None
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        version = self.metadata.get("schema_version")
-        if version is None:
-            raise KdganError("The detector must carry this package's metadata", f"found none in {path}", fix)
-        if int(version) > SCHEMA_VERSION:
+            raise KdganError("The detector must be a whole ONNX file", f"{path}: {first_line(error)}", fix) from None
+        try:
+            version = int(self.metadata["schema_version"])
+            self.image_channels = int(self.metadata["image_channels"])
+            self.image_size = int(self.metadata["image_size"])
+            self.threshold = float(self.metadata["threshold"]) if threshold is None else threshold
+        except (KeyError, ValueError) as error:
+            found = f"{path} has no usable {first_line(error)}"
+            raise KdganError("The detector must carry this package's metadata", found, fix) from None
+        if version > SCHEMA_VERSION:
             raise KdganError(
                 f"The detector must be of schema {SCHEMA_VERSION} or older",
                 f"{path} has schema {version}",
                 "Upgrade kdgan-compress",
             )
-        self.image_channels = int(self.metadata["image_channels"])
-        self.image_size = int(self.metadata["image_size"])
-        self.threshold = float(self.metadata["threshold"]) if threshold is None else threshold
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Score images (N, H, W, C) uint8 of any one size; C is the detector's ``image_channels`` (RGB order).
@@ -69,7 +78,12 @@ class Detector:
         Raises:
             KdganError: Another type, rank or channel count.
         """
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != self.image_channels:
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[3] != self.image_channels
+            or 0 in images.shape[1:]
+        ):
             raise KdganError(
                 f"Images must be uint8 (N, H, W, {self.image_channels})",
                 f"got {images.dtype} {images.shape}",

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdgan_compress.data import DataSettings
-from kdgan_compress.errors import KdganError
+from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.gans import Architecture, Gan, build
 from kdgan_compress.storage.atomic import atomic_path
 
@@ -116,7 +116,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         checkpoint.build()
     except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise KdganError("The weights must fit the model file's header", f"{path}: {reason}", fix) from None
     return checkpoint
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kdgan_compress.errors import KdganError
+from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.storage.atomic import atomic_path, unwritable
 
 MODEL_FILE = "model.safetensors"
@@ -81,5 +81,5 @@ class RunFolder:
         try:
             state: dict[str, Any] = torch.load(self.state, weights_only=True)
         except Exception as error:  # torch names no narrower class for a damaged archive
-            raise KdganError("state.pt must be whole", f"{self.state}: {str(error).splitlines()[0]}", fix) from None
+            raise KdganError("state.pt must be whole", f"{self.state}: {first_line(error)}", fix) from None
         return state

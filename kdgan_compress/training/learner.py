@@ -98,15 +98,15 @@ class Learner:
 @contextmanager
 def frozen(gan: Gan) -> Iterator[None]:
     """Hold a GAN still: no gradient reaches it and no buffer moves (batch norm uses its running statistics)."""
-    modules = gan.modules().values()
-    training = [module.training for module in modules]
-    required = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
-    for module in modules:
-        module.eval().requires_grad_(False)
+    networks = gan.modules().values()
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    required = [(parameter, parameter.requires_grad) for network in networks for parameter in network.parameters()]
+    for network in networks:
+        network.eval().requires_grad_(False)
     try:
         yield
     finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.train(mode)
+        for module, mode in modes:
+            module.training = mode
         for parameter, flag in required:
             parameter.requires_grad_(flag)
