@@ -39,6 +39,7 @@ class Taps:
         self._paths = dict(paths)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._attached = False
+        self._has_versions = True
         self._fired: dict[str, list[Any]] = {}
 
     def __enter__(self) -> Self:
@@ -66,6 +67,7 @@ class Taps:
                 "Taps must be attached when they are called", "found no hooks", "Call them inside `with Taps(...)`"
             )
         self._fired = {name: [] for name in self._modules}
+        self._has_versions = not torch.is_inference_mode_enabled()
         self._network(images)
         fired, self._fired = self._fired, {}
         return {name: self._output(name, calls) for name, calls in fired.items()}
@@ -73,8 +75,8 @@ class Taps:
     def _recorder(self, name: str) -> Any:
         def record(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
             if name in self._fired:
-                is_counted = isinstance(output, Tensor) and not torch.is_inference_mode_enabled()
-                self._fired[name].append((output, output._version if is_counted else None))
+                version = output._version if self._has_versions and isinstance(output, Tensor) else None
+                self._fired[name].append((output, version))
 
         return record
 
