@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.graph import OPSET, detector_graph
-from kdgan_compress.gans import Architecture, anomaly_score, to_unit_range
+from kdgan_compress.gans import ImageFormat, anomaly_score, to_unit_range
 from kdgan_compress.profiling import count
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.detector import SCHEMA_VERSION
@@ -46,7 +46,7 @@ class ExportReport:
 
 
 def write_detector(
-    path: Path, generator: nn.Module, architecture: Architecture, threshold: float, threshold_rule: str
+    path: Path, generator: nn.Module, image_format: ImageFormat, threshold: float, threshold_rule: str
 ) -> ExportReport:
     """Write one fp32 ``.onnx`` file that scores uint8 images (N, H, W, C) of any size.
 
@@ -55,23 +55,18 @@ def write_detector(
     Args:
         path: Where to.
         generator: In evaluation mode, with ``anomaly_score``.
-        architecture: What the generator is.
+        image_format: Of the generator; an ``Architecture`` leaves its whole description in the file.
         threshold: Score above which an image is an anomaly.
         threshold_rule: How it was found, in words.
 
     Raises:
         KdganError: The path can't be written, or the scores differ by more than 1e-4 relative.
     """
-    model = detector_graph(generator.eval(), architecture, threshold)
-    counts = count(generator, architecture)
+    model = detector_graph(generator.eval(), image_format, threshold)
+    counts = count(generator, image_format)
     metadata = {
         "schema_version": str(SCHEMA_VERSION),
-        "family": architecture.family,
-        "channels": architecture.plan,
-        "image_channels": str(architecture.image_channels),
-        "image_size": str(architecture.image_size),
-        "latent_size": str(architecture.latent_size),
-        "norm": architecture.norm,
+        **image_format.describe(),
         "preprocessing": "antialiased bilinear resize, x / 127.5 - 1",
         "precision": "fp32",
         "threshold": repr(float(threshold)),
@@ -85,7 +80,7 @@ def write_detector(
     onnx.helper.set_model_props(model, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
-        difference = parity(Detector(temporary), generator, architecture)
+        difference = parity(Detector(temporary), generator, image_format)
         if not difference <= PARITY_TOLERANCE:
             raise KdganError(
                 f"Scores of torch and ONNX Runtime must agree to {PARITY_TOLERANCE:g} relative",
@@ -98,12 +93,12 @@ def write_detector(
     return ExportReport(str(path), "fp32", path.stat().st_size, written, threshold, difference)
 
 
-def parity(detector: Detector, generator: nn.Module, architecture: Architecture) -> float:
+def parity(detector: Detector, generator: nn.Module, image_format: ImageFormat) -> float:
     """Largest relative difference of scores between an exported detector and torch, over images of several sizes."""
-    size = architecture.image_size
+    size = image_format.image_size
     differences = []
     for height, width in ((size, size), (size - 3, size + 5), (3 * size + 1, 2 * size)):
-        images = _test_images(height, width, architecture.image_channels)
+        images = _test_images(height, width, image_format.image_channels)
         chw = torch.from_numpy(images).permute(0, 3, 1, 2).float()
         with torch.no_grad():
             resized = interpolate(chw, (size, size), mode="bilinear", antialias=True, align_corners=False)

@@ -13,26 +13,26 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from kdgan_compress.gans import Architecture, Scorer
+from kdgan_compress.gans import ImageFormat, Scorer
 
 OPSET = 18
 IR_VERSION = 9
 PREFIX = "g_"
 
 
-def detector_graph(generator: torch.nn.Module, architecture: Architecture, threshold: float) -> onnx.ModelProto:
+def detector_graph(generator: torch.nn.Module, image_format: ImageFormat, threshold: float) -> onnx.ModelProto:
     """Build the whole graph.
 
     Args:
         generator: In evaluation mode, with ``anomaly_score``.
-        architecture: Gives image size and channels.
+        image_format: Side and channels of its images.
         threshold: Default of the input of that name; scores above it are anomalies.
 
     Returns:
         A checked model without metadata, paths or source lines.
     """
-    core = _torch_graph(Scorer(generator), architecture)
-    size, channels = architecture.image_size, architecture.image_channels
+    core = _torch_graph(Scorer(generator), image_format)
+    size, channels = image_format.image_size, image_format.image_channels
     constants: dict[str, NDArray[np.generic]] = {
         "channels_and_size": np.array([channels, size, size], dtype=np.int64),
         "half_range": np.array(127.5, dtype=np.float32),
@@ -80,9 +80,9 @@ def detector_graph(generator: torch.nn.Module, architecture: Architecture, thres
     return model
 
 
-def _torch_graph(scorer: torch.nn.Module, architecture: Architecture) -> onnx.ModelProto:
+def _torch_graph(scorer: torch.nn.Module, image_format: ImageFormat) -> onnx.ModelProto:
     """The scorer as torch exports it, batch dynamic."""
-    example = torch.zeros(2, architecture.image_channels, architecture.image_size, architecture.image_size)
+    example = torch.zeros(2, image_format.image_channels, image_format.image_size, image_format.image_size)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

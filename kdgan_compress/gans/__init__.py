@@ -1,6 +1,6 @@
 """GAN families: each is a generator, a discriminator, its taps and its score."""
 
-from kdgan_compress.gans.architecture import Architecture, Norm, num_blocks, plan_for_width
+from kdgan_compress.gans.architecture import Architecture, ImageFormat, Norm, num_blocks, plan_for_width
 from kdgan_compress.gans.catalog import FAMILIES, build
 from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, to_unit_range
 
@@ -8,6 +8,7 @@ __all__ = [
     "FAMILIES",
     "Architecture",
     "Gan",
+    "ImageFormat",
     "Norm",
     "Scorer",
     "anomaly_score",

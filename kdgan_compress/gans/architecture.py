@@ -10,14 +10,30 @@ MIN_IMAGE_SIZE = 16
 
 
 @dataclass(frozen=True)
-class Architecture:
+class ImageFormat:
+    """What images a network takes; all that counting and exporting a generator of any make need to know.
+
+    Attributes:
+        image_size: Side of the square image in pixels.
+        image_channels: 1 (grey) or 3 (RGB).
+    """
+
+    image_size: int = 32
+    image_channels: int = 1
+
+    def describe(self) -> dict[str, str]:
+        """Every attribute as text, for a detector's metadata."""
+        return {"image_size": str(self.image_size), "image_channels": str(self.image_channels)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(ImageFormat):
     """The description of a family's generator and discriminator; written into every checkpoint.
 
     Attributes:
         family: A name in ``FAMILIES``.
         channels: Output channels of the encoder's strided blocks, outermost first; one block a halving of the image
             down to 4×4, so three numbers at 32×32 (Table II of P-KDGAN).
-        image_channels: 1 (grey) or 3 (RGB).
         image_size: Side of the square image in pixels, a power of two ≥ 16.
         latent_size: Length of z1 and z2.
         norm: ``"per_image"``: each image is normalised by its own statistics, what batch norm at batch 1 does in
@@ -26,8 +42,6 @@ class Architecture:
 
     family: str = "ede"
     channels: tuple[int, ...] = (64, 128, 256)
-    image_channels: int = 1
-    image_size: int = 32
     latent_size: int = 256
     norm: Norm = "per_image"
 
@@ -51,6 +65,11 @@ class Architecture:
             raise KdganError("The latent size must be at least 1", f"got {self.latent_size}", "The papers use 256")
         if self.norm not in ("per_image", "batch"):
             raise KdganError("norm must be per_image or batch", f"got {self.norm!r}", "Choose one of the two")
+
+    def describe(self) -> dict[str, str]:
+        """Every attribute as text, for a detector's metadata."""
+        own = {"family": self.family, "channels": self.plan, "latent_size": str(self.latent_size), "norm": self.norm}
+        return super().describe() | own
 
     @property
     def plan(self) -> str:

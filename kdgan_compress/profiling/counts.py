@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdgan_compress.gans import Architecture, Scorer
+from kdgan_compress.gans import ImageFormat, Scorer
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Counts:
     fvcore_flops: int
 
 
-def count(generator: nn.Module, architecture: Architecture) -> Counts:
+def count(generator: nn.Module, image_format: ImageFormat) -> Counts:
     """Count a generator that has ``anomaly_score``; it is left as it was."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore imports and traces by ways that torch has deprecated
         from fvcore.nn import FlopCountAnalysis
 
         scorer = Scorer(copy.deepcopy(generator)).eval().requires_grad_(True)
-        image = torch.zeros(1, architecture.image_channels, architecture.image_size, architecture.image_size)
+        image = torch.zeros(1, image_format.image_channels, image_format.image_size, image_format.image_size)
         flops = FlopCountAnalysis(scorer, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return Counts(
             num_params=_num_used_parameters(scorer, torch.linspace(-1, 1, image.numel()).view_as(image)),

@@ -13,6 +13,9 @@ from kdgan_compress.workflows.export import export_detector
 from kdgan_compress.workflows.machine import machine_name
 from kdgan_compress.workflows.models import model_name
 
+OWN = "own"
+"""Family and plan of a detector that a user exported from a GAN of their own."""
+
 Subject = str | Path | Architecture
 """What can be profiled: a run folder, model file, ``.onnx`` detector, or an architecture (with fresh weights)."""
 
@@ -82,8 +85,8 @@ def profile_all(subjects: Sequence[Subject]) -> list[ModelProfile]:
         return [
             ModelProfile(
                 name=name,
-                family=detector.metadata["family"],
-                channels=detector.metadata["channels"],
+                family=detector.metadata.get("family", OWN),
+                channels=detector.metadata.get("channels", OWN),
                 image_channels=detector.image_channels,
                 num_params=int(detector.metadata["num_params"]),
                 conv_macs=int(detector.metadata["conv_macs"]),

@@ -38,7 +38,7 @@ def make_stages(loss_sets, epochs=2):
 
 
 def make_learner(channels, seed, latent=16, norm="per_image", decay=DECAY):
-    return Learner(build(Architecture("ede", channels, 1, 32, latent, norm), seed), BETAS, decay)
+    return Learner(build(Architecture(channels=channels, latent_size=latent, norm=norm), seed), BETAS, decay)
 
 
 def make_schedule(loss_sets, seed=0, latent=16, norm="per_image", decay=DECAY):

@@ -17,7 +17,7 @@ THRESHOLD = 0.1 + 0.2
 
 
 def architecture(family: str) -> Architecture:
-    return Architecture(family, (1, 2, 4), latent_size=16)
+    return Architecture(family=family, channels=(1, 2, 4), latent_size=16)
 
 
 def write(path, family: str, threshold: float = THRESHOLD):

@@ -42,7 +42,7 @@ def tiny_generator(architecture: Architecture) -> torch.nn.Module:
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda combination: "-".join(map(str, combination)))
 def case(request):
     family, norm, channels = request.param
-    architecture = Architecture(family, (1, 2, 4), channels, 32, 16, norm)
+    architecture = Architecture(family=family, channels=(1, 2, 4), image_channels=channels, latent_size=16, norm=norm)
     generator = tiny_generator(architecture)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     model = detector_graph(generator, architecture, THRESHOLD)

@@ -14,7 +14,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.storage import Checkpoint, atomic_path, checkpoint, load_checkpoint, save_checkpoint
 
-ARCHITECTURE = Architecture("ede", (1, 2, 4), 1, 32, 16, "batch")
+ARCHITECTURE = Architecture(channels=(1, 2, 4), latent_size=16, norm="batch")
 PROVENANCE = {"role": "student", "teacher": "Straße/µ", "seed": 3, "versions": {"torch": "2"}}
 
 
@@ -152,7 +152,7 @@ def test_a_newer_format(saved):
 
 @pytest.mark.parametrize("network", ["generator", "discriminator", "raw"])
 def test_weights_of_another_shape(path, network):
-    wider = Architecture("ede", (2, 4, 8), 1, 32, 16, "batch")
+    wider = Architecture(channels=(2, 4, 8), latent_size=16, norm="batch")
     weights = weights_of(wider, 1)
     save_checkpoint(path, make_checkpoint(**{network: weights.get(network, weights["generator"])}))
     check_error(path, "weights must fit")

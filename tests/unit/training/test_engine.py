@@ -45,7 +45,7 @@ def make_images(number):
 
 
 def make_gan(channels, seed, latent=16, norm="per_image", family="ede"):
-    return build(Architecture(family, channels, 1, 32, latent, norm), seed)
+    return build(Architecture(family=family, channels=channels, latent_size=latent, norm=norm), seed)
 
 
 def make_pair(**student):

@@ -16,7 +16,7 @@ BOTH = ("generator", "discriminator")
 
 
 def make_gan(norm="per_image", seed=0):
-    return build(Architecture("ede", (1, 2, 4), 1, 32, 16, norm), seed)
+    return build(Architecture(channels=(1, 2, 4), latent_size=16, norm=norm), seed)
 
 
 def make_batch(seed=0):

@@ -1,0 +1,51 @@
+"""What the documents show works: their code runs, their names exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import kdgan_compress
+from kdgan_compress.cli import main
+from kdgan_compress.runtime import Detector
+
+ROOT = Path(__file__).parents[2]
+
+
+def python_blocks(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_the_worked_example_distils_a_foreign_gan_in_under_40_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = python_blocks("docs/own-gan.md")
+    assert len([line for line in code.splitlines() if line.strip()]) < 40
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    exec(compile(code, "docs/own-gan.md", "exec"), namespace)
+    assert "k1" in capsys.readouterr().out
+    assert namespace["student"].connectors.maps.keys() == {"z1", "z2"}  # type: ignore[attr-defined]
+    assert Detector("own.onnx").threshold == namespace["threshold"]
+
+
+def test_the_python_api_of_the_readme_exists() -> None:
+    (code,) = python_blocks("README.md")
+    assert len(code.splitlines()) <= 10
+    for name in re.findall(r"kc\.(\w+)", code):
+        assert callable(getattr(kdgan_compress, name))
+    assert set(dir(kdgan_compress)) >= set(re.findall(r"kc\.(\w+)", code))
+
+
+def test_every_command_line_of_the_documents_is_one_the_program_has() -> None:
+    text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    commands = re.findall(r"(?:^ +|`)kdgan-compress ([a-z]+)", text, re.MULTILINE)
+    assert {"train", "distill", "evaluate", "profile", "export", "score"} <= set(commands) <= set(main.cli.commands)
+    options = re.findall(r"`(--[a-z-]+)", text)
+    known = {opt for command in main.cli.commands.values() for param in command.params for opt in param.opts}
+    assert set(options) <= known
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        kdgan_compress.nonsense  # noqa: B018
