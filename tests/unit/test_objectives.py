@@ -14,7 +14,9 @@ TAPS = ("z1", "x_hat", "z2")
 
 
 def tiny(family="ede", norm="per_image"):
-    gan = build(Architecture(family, channels=(2, 4), image_channels=3, image_size=16, latent_size=16, norm=norm))
+    gan = build(
+        Architecture(family=family, channels=(2, 4), image_channels=3, image_size=16, latent_size=16, norm=norm)
+    )
     for network in gan.modules().values():
         network.double()
         for i, parameter in enumerate(network.parameters()):  # away from 0.02, where every term but S_con is tiny

@@ -9,7 +9,7 @@ from kdgan_compress.gans import Architecture, Gan, build
 
 def gan(family: str, norm: str) -> Gan:
     """Tiny, with convolutions that matter and, for batch norm, running statistics of some training passes."""
-    built = build(Architecture(family, (1, 2, 4), latent_size=16, norm=norm), seed=1)
+    built = build(Architecture(family=family, channels=(1, 2, 4), latent_size=16, norm=norm), seed=1)
     with torch.no_grad():
         for module in built.generator.modules():
             if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
