@@ -115,6 +115,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
     try:
         checkpoint.build()
+        checkpoint.build_raw()
     except (RuntimeError, KeyError) as error:
         reason = first_line(error)
         raise KdganError("The weights must fit the model file's header", f"{path}: {reason}", fix) from None
