@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdgan_compress.data import DataSettings
 from kdgan_compress.errors import KdganError
@@ -20,7 +20,9 @@ RECIPE_FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
 
 DEFAULT = "default"
 
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Plan = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -33,7 +35,7 @@ class PlanSection(_Section):
     default_width: ClassVar[int] = 2
 
     width: Annotated[int, Field(ge=1)] | None = None
-    channels: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    channels: Plan | None = None
 
     @model_validator(mode="after")
     def _not_both(self) -> Self:
@@ -84,7 +86,7 @@ class TrainingSection(_Section):
     epochs: Annotated[int, Field(ge=1)] | None = None
     learning_rate: Rate = 1e-3
     learning_rate_decay: Literal["linear", "constant"] = "linear"
-    betas: tuple[float, float] = (0.5, 0.99)
+    betas: tuple[Beta, Beta] = (0.5, 0.99)
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
@@ -134,12 +136,19 @@ class DistillationSection(_Section):
     training: StudentTrainingSection = StudentTrainingSection()
     teacher_learning_rate: Rate = 1e-4
 
-    @model_validator(mode="after")
-    def _has_stages(self) -> Self:
-        if not self.schedule:
-            raise ValueError("schedule must have at least one stage")
-        self.stages(num_train=1)
-        return self
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _one_structure(cls, schedule: object) -> object:
+        return str(schedule) if isinstance(schedule, int) else schedule
+
+    @field_validator("schedule")
+    @classmethod
+    def _has_stages(cls, schedule: str | tuple[StageSection, ...]) -> str | tuple[StageSection, ...]:
+        if not schedule:
+            raise ValueError("a schedule must have at least one stage")
+        if isinstance(schedule, str):
+            parse_schedule(schedule)
+        return schedule
 
     def stages(self, num_train: int) -> tuple[Stage, ...]:
         """The schedule for this many training images."""
@@ -228,7 +237,11 @@ def parse_recipe(content: object, origin: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems = [_problem(tuple(detail["loc"]), detail["type"], detail["msg"]) for detail in error.errors()]
+        problems = [
+            _problem(tuple(part for part in detail["loc"] if "[" not in str(part)), detail["type"], detail["msg"])
+            for detail in error.errors()
+            if detail["loc"][-1] != "str"  # a list of stages is no string, and need not be told so
+        ]
         raise KdganError(
             "Every key and value of a recipe must be one it knows",
             f"found {len(problems)} problem{'s' if len(problems) > 1 else ''} in {origin}: {'; '.join(problems)}",
@@ -261,6 +274,6 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         elif value is not None:
             merged[key] = value
     for given, dropped in (("width", "channels"), ("channels", "width")):
-        if changes.get(given) is not None:
+        if changes.get(given) is not None and changes.get(dropped) is None:
             merged.pop(dropped, None)
     return merged

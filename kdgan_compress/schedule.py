@@ -100,7 +100,8 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict()`` of a schedule of the same stages left."""
         self._stage_index, self._epochs_done = state["stage_index"], state["epochs_done"]
-        begin_stage(self.stages[self._stage_index], self.student, self.teacher, self._images)
+        for stage in self.stages[: self._stage_index + 1]:  # earlier ones left averages and connectors behind
+            begin_stage(stage, self.student, self.teacher, self._images)
         self.student.load_state_dict(state["student"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])

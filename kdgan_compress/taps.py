@@ -34,7 +34,7 @@ class Taps:
     """
 
     def __init__(self, network: nn.Module, paths: Mapping[str, str]) -> None:
-        self._network = network
+        self.network = network
         self._modules = {name: _submodule(network, name, path) for name, path in paths.items()}
         self._paths = dict(paths)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -68,7 +68,7 @@ class Taps:
             )
         self._fired = {name: [] for name in self._modules}
         self._has_versions = not torch.is_inference_mode_enabled()
-        self._network(images)
+        self.network(images)
         fired, self._fired = self._fired, {}
         return {name: self._output(name, calls) for name, calls in fired.items()}
 

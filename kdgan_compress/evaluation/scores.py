@@ -1,14 +1,11 @@
 """Running a generator over images in evaluation mode: a batch's other images never touch a score."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdgan_compress.gans import Gan, anomaly_score, to_unit_range
+from kdgan_compress.gans import Gan, anomaly_score, evaluating, to_unit_range
 from kdgan_compress.taps import Taps
 
 BATCH = 256
@@ -26,24 +23,12 @@ def score_images(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
     """
     if len(images) == 0:
         return np.empty(0)
-    with _evaluating(generator):
+    with torch.no_grad(), evaluating(generator):
         scores = [anomaly_score(generator, to_unit_range(batch)).double().numpy() for batch in images.split(BATCH)]
     return np.concatenate(scores)
 
 
 def reconstruct(gan: Gan, images: Tensor) -> Tensor:
     """x̂ of images uint8 (N, C, S, S), as floats in [−1, 1]."""
-    with _evaluating(gan.generator), Taps(gan.generator, {"x_hat": gan.taps["x_hat"]}) as taps:
+    with torch.no_grad(), evaluating(gan.generator), Taps(gan.generator, {"x_hat": gan.taps["x_hat"]}) as taps:
         return taps(to_unit_range(images))["x_hat"]
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

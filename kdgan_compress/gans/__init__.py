@@ -2,7 +2,7 @@
 
 from kdgan_compress.gans.architecture import Architecture, ImageFormat, Norm, num_blocks, plan_for_width
 from kdgan_compress.gans.catalog import FAMILIES, build
-from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, to_unit_range
+from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, evaluating, to_unit_range
 
 __all__ = [
     "FAMILIES",
@@ -13,6 +13,7 @@ __all__ = [
     "Scorer",
     "anomaly_score",
     "build",
+    "evaluating",
     "num_blocks",
     "plan_for_width",
     "to_unit_range",

@@ -1,6 +1,7 @@
 """What training, distillation and export need to know of a GAN, whoever wrote it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -26,6 +27,18 @@ class Gan:
         """The networks that exist, by name."""
         networks = {"generator": self.generator}
         return networks if self.discriminator is None else networks | {"discriminator": self.discriminator}
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode inside ``with``; each part has its own mode back afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def anomaly_score(generator: nn.Module, images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdgan_compress.data import DataSettings
-from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Gan, build
 from kdgan_compress.storage.atomic import atomic_path
 
@@ -97,27 +97,29 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise KdganError("The model file must be whole", f"{path}: {error}", fix) from None
     if HEADER_KEY not in metadata:
         raise KdganError("The model file must be of this package", f"found no header of it in {path}", fix)
-    header = json.loads(metadata[HEADER_KEY])
-    if header["format"] > FORMAT:
-        raise KdganError(
-            f"The model file must be of format {FORMAT} or older",
-            f"{path} has format {header['format']}",
-            "Upgrade kdgan-compress",
-        )
-    architecture = header["architecture"] | {"channels": tuple(header["architecture"]["channels"])}
-    checkpoint = Checkpoint(
-        architecture=Architecture(**architecture),
-        data=DataSettings(**header["data"]),
-        threshold=header["threshold"],
-        threshold_rule=header["threshold_rule"],
-        provenance=header["provenance"],
-        weights=_by_network(tensors),
-    )
     try:
+        header = json.loads(metadata[HEADER_KEY])
+        if header["format"] > FORMAT:
+            raise KdganError(
+                f"The model file must be of format {FORMAT} or older",
+                f"{path} has format {header['format']}",
+                "Upgrade kdgan-compress",
+            )
+        architecture = header["architecture"] | {"channels": tuple(header["architecture"]["channels"])}
+        checkpoint = Checkpoint(
+            architecture=Architecture(**architecture),
+            data=DataSettings(**header["data"]),
+            threshold=header["threshold"],
+            threshold_rule=header["threshold_rule"],
+            provenance=header["provenance"],
+            weights=_by_network(tensors),
+        )
         checkpoint.build()
         checkpoint.build_raw()
-    except (RuntimeError, KeyError) as error:
-        reason = first_line(error)
+    except KdganError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split("\n\t")[:2]) or type(error).__name__
         raise KdganError("The weights must fit the model file's header", f"{path}: {reason}", fix) from None
     return checkpoint
 

@@ -48,6 +48,17 @@ class RunFolder:
         if not os.access(self.path, os.W_OK):
             raise unwritable(self.path, PermissionError(13, "Permission denied"))
 
+    def require_run(self) -> None:
+        """Check that there is a run to be continued.
+
+        Raises:
+            KdganError: There is none.
+        """
+        if not self.recipe.exists():
+            raise KdganError(
+                "--resume must be given a run folder", f"found no run in {self.path}", "Check the path, or start one"
+            )
+
     def write_text(self, path: Path, text: str) -> None:
         """Write one of the folder's text files, whole or not at all."""
         with atomic_path(path) as temporary:
@@ -59,10 +70,11 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; empty where there is none."""
+        """The lines of ``metrics.jsonl`` but one that was cut short; empty where there is none."""
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        *whole, _ = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in whole]
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Keep what ``--resume`` needs."""

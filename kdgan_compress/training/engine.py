@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import to_unit_range
+from kdgan_compress.gans import evaluating, to_unit_range
 from kdgan_compress.objectives import Distillation, Objective, Outputs, Update
 from kdgan_compress.policies import Stage
 from kdgan_compress.taps import Connectors, Taps
@@ -137,7 +137,7 @@ def run_stage(
                     own = _learn(teacher, updates, stage.teacher_learning_rate * fall, distil=None)
                     terms |= {f"teacher_{name}": term for name, term in own.items()}
                 if losses.lam > 0:
-                    with torch.no_grad():
+                    with torch.no_grad(), evaluating(teacher_taps.network):
                         targets = teacher_taps(batch)
                     distil = partial(_weighted_distance, student, distillation, losses.lam, targets)
                 updates = objective.updates(student_taps, student.gan.discriminator, batch, losses.mu, losses.nu)

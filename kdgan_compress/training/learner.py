@@ -1,14 +1,14 @@
 """A GAN together with what its training carries along: optimisers, averaged weights, connectors."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from kdgan_compress.gans import Gan
+from kdgan_compress.gans import Gan, evaluating
 from kdgan_compress.objectives import Outputs
 
 
@@ -40,7 +40,7 @@ class Learner:
         modules = self.gan.modules()
         self._optimizers = {}
         for name in networks:
-            parameters = list(modules[name].parameters())
+            parameters = list(modules[name].train().parameters())
             if name == "generator" and self.connectors is not None:
                 parameters += self.connectors.parameters()
             self._optimizers[name] = torch.optim.Adam(parameters, betas=self._betas, fused=True)
@@ -99,14 +99,13 @@ class Learner:
 def frozen(gan: Gan) -> Iterator[None]:
     """Hold a GAN still: no gradient reaches it and no buffer moves (batch norm uses its running statistics)."""
     networks = gan.modules().values()
-    modes = [(module, module.training) for network in networks for module in network.modules()]
     required = [(parameter, parameter.requires_grad) for network in networks for parameter in network.parameters()]
-    for network in networks:
-        network.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in required:
-            parameter.requires_grad_(flag)
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(evaluating(network))
+            network.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, flag in required:
+                parameter.requires_grad_(flag)

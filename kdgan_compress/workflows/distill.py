@@ -41,9 +41,9 @@ def distill(
     """
     recipe = recipe or load_recipe()
     checkpoint = load_model(teacher)
-    recipe = _fit_recipe(recipe, checkpoint, teacher)
     settings = checkpoint.data.override(data, checkpoint.data.normal, data_root)
-    job = _prepare(recipe.replace({"data": vars(settings.absolute())}), checkpoint)
+    fitted = _fit_recipe(recipe, checkpoint, teacher).model_copy(update={"data": settings.absolute()})
+    job = _prepare(fitted, checkpoint)
     name = f"{model_name(teacher)}-student-{job.architecture.plan}-seed{job.seed}"
     folder = RunFolder(Path(out) if out else default_run_path(name))
     folder.create()
@@ -58,6 +58,7 @@ def resume_distill(run: str | Path, *, track_auc: bool = False, show_progress: S
         KdganError: No run there, none that finished an epoch, no distillation, or its teacher is gone.
     """
     folder = RunFolder(Path(run))
+    folder.require_run()
     recipe = load_recipe(str(folder.recipe))
     if recipe.distillation.teacher is None:
         raise KdganError(

@@ -47,6 +47,7 @@ def resume_train(run: str | Path, *, track_auc: bool = False, show_progress: Sho
         KdganError: No run there, none that finished an epoch, or a distillation.
     """
     folder = RunFolder(Path(run))
+    folder.require_run()
     recipe = load_recipe(str(folder.recipe))
     if recipe.distillation.teacher is not None:
         raise KdganError(

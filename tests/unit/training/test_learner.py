@@ -182,18 +182,18 @@ def test_a_saved_learner_goes_on_bit_for_bit(norm):
 def test_frozen_holds_a_gan_and_lets_it_go_after_an_error():
     gan = make_gan("batch")
     gan.discriminator.eval()
+    gan.generator.decoder.eval()
     gan.generator.encoder.head.weight.requires_grad_(False)
     before = copy.deepcopy(gan.generator.state_dict())
-    flags = {
-        name: (network.training, [p.requires_grad for p in network.parameters()])
-        for name, network in gan.modules().items()
-    }
+    modules = [module for network in gan.modules().values() for module in network.modules()]
+    parameters = [parameter for network in gan.modules().values() for parameter in network.parameters()]
+    modes, required = [m.training for m in modules], [p.requires_grad for p in parameters]
     with frozen(gan):
         z1, _, _ = gan.generator(make_batch())
         assert not z1.requires_grad
-        assert not gan.generator.training
+        assert not any(m.training for m in modules)
     with pytest.raises(RuntimeError, match="channels"), frozen(gan):
         gan.generator(torch.zeros(1, 2, 32, 32))
     torch.testing.assert_close(gan.generator.state_dict(), before, rtol=0, atol=0)
-    for name, network in gan.modules().items():
-        assert (network.training, [p.requires_grad for p in network.parameters()]) == flags[name]
+    assert [m.training for m in modules] == modes
+    assert [p.requires_grad for p in parameters] == required

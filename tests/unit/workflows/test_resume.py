@@ -116,6 +116,20 @@ def test_the_undisturbed_runs_are_whole(base):
     assert result["best_epoch_auc_oracle"] == max(line["auc"] for line in metrics_of(base / "train"))
 
 
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_a_model_file_holds_average_last_weights_and_discriminator(kind, base):
+    folder = RunFolder(base / kind)
+    state = folder.load_state()
+    learners = {folder.model: state["student"]} | ({folder.teacher: state["teacher"]} if kind == "distill" else {})
+    for path, learner in learners.items():
+        weights, networks = load_checkpoint(path).weights, learner["networks"]
+        averaged = {n.removeprefix("module."): w for n, w in networks["average"].items() if n != "n_averaged"}
+        torch.testing.assert_close(weights["generator"], averaged, rtol=0, atol=0)
+        torch.testing.assert_close(weights["raw"], dict(networks["generator"]), rtol=0, atol=0)
+        torch.testing.assert_close(weights["discriminator"], dict(networks["discriminator"]), rtol=0, atol=0)
+        assert not torch.equal(weights["raw"]["encoder.head.weight"], averaged["encoder.head.weight"])
+
+
 @pytest.mark.parametrize(
     ("kind", "epochs"), [("train", 1), ("train", 2), ("train", 3), ("distill", 1), ("distill", 3), ("distill", 5)]
 )
