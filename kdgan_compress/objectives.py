@@ -4,6 +4,7 @@ An objective turns one batch into a row of updates. It is a generator: what stan
 optimiser has made the step, so the order of the lines is the order of the algorithm.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -70,6 +71,9 @@ class GanomalyObjective:
     w_adv: float = 1.0
     reduction: Reduction = "mean"
 
+    def __post_init__(self) -> None:
+        _check_weights(w_con=self.w_con, w_enc=self.w_enc, w_adv=self.w_adv)
+
     def updates(
         self,
         forward: Callable[[Tensor], Outputs],
@@ -123,6 +127,9 @@ class Distillation:
     w2: float = 50.0
     reduction: Reduction = "mean"
 
+    def __post_init__(self) -> None:
+        _check_weights(w1=self.w1, wx=self.wx, w2=self.w2)
+
     def loss(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum and its unweighted terms ``k1``, ``kx``, ``k2``, of the taps that both networks have.
 
@@ -150,3 +157,9 @@ class Distillation:
                 "Name the taps of both by these names",
             )
         return torch.stack(weighted).sum(), terms
+
+
+def _check_weights(**weights: float) -> None:
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise KdganError("A loss's weight must be a finite number ≥ 0", f"got {name} = {weight:g}", "Mend it")

@@ -15,10 +15,16 @@ from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage, parse_sch
 from kdgan_compress.training import TrainingSettings
 
 PACKAGE = Path(__file__).parent
-RECIPE_FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
+INSTALLED = PACKAGE / "recipes"
+RECIPES = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "recipes"
 """Where shipped recipes are: inside an installed wheel, or beside the package in a checkout."""
 
 DEFAULT = "default"
+
+HINT = "Mend all of them; `kdgan-compress recipes show default` prints every key"
+
+EXCLUSIVE = (("width", "channels"), ("channels", "width"), ("num_images", "epochs"))
+"""Naming the first of a pair sets the second aside."""
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -88,12 +94,12 @@ class TrainingSection(_Section):
     learning_rate_decay: Literal["linear", "constant"] = "linear"
     betas: tuple[Beta, Beta] = (0.5, 0.99)
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
 
     def settings(self) -> TrainingSettings:
         """The engine's part of this section."""
-        return TrainingSettings(self.batch_size, self.betas, self.learning_rate_decay, self.average_decay, self.seed)
+        return TrainingSettings(self.batch_size, self.learning_rate_decay, self.seed)
 
     def num_epochs(self, num_train: int) -> int:
         """``epochs``, or as many as come nearest to ``num_images``."""
@@ -177,6 +183,13 @@ class Recipe(_Section):
     training: TrainingSection = TrainingSection()
     distillation: DistillationSection = DistillationSection()
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _numbered_class(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("normal"), int):
+            return data | {"normal": str(data["normal"])}
+        return data
+
     def alone(self, num_train: int) -> tuple[Stage, ...]:
         """The one stage in which a GAN trains on its own losses."""
         rate = self.training.learning_rate
@@ -199,7 +212,7 @@ class Recipe(_Section):
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted({path.stem for folder in RECIPE_FOLDERS for path in folder.glob("*.yaml")})
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def load_recipe(name_or_path: str = DEFAULT) -> Recipe:
@@ -210,8 +223,7 @@ def load_recipe(name_or_path: str = DEFAULT) -> Recipe:
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        candidates = [folder / f"{name_or_path}.yaml" for folder in RECIPE_FOLDERS]
-        path = next((candidate for candidate in candidates if candidate.exists()), path)
+        path = RECIPES / f"{name_or_path}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -242,11 +254,8 @@ def parse_recipe(content: object, origin: str) -> Recipe:
             for detail in error.errors()
             if detail["loc"][-1] != "str"  # a list of stages is no string, and need not be told so
         ]
-        raise KdganError(
-            "Every key and value of a recipe must be one it knows",
-            f"found {len(problems)} problem{'s' if len(problems) > 1 else ''} in {origin}: {'; '.join(problems)}",
-            "Mend all of them; `kdgan-compress recipes show default` prints every key",
-        ) from None
+        found = f"found {len(problems)} problem{'s' if len(problems) > 1 else ''} in {origin}: {'; '.join(problems)}"
+        raise KdganError("Settings must be ones that a recipe knows", found, HINT) from None
 
 
 def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
@@ -273,7 +282,7 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             merged[key] = _merge(merged.get(key, {}), value)
         elif value is not None:
             merged[key] = value
-    for given, dropped in (("width", "channels"), ("channels", "width")):
+    for given, dropped in EXCLUSIVE:
         if changes.get(given) is not None and changes.get(dropped) is None:
             merged.pop(dropped, None)
     return merged

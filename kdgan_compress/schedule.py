@@ -4,6 +4,7 @@ Between two epochs the whole training can be taken out as one state and put into
 for bit where this one would have (on the CPU, with the same number of threads).
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,6 +40,8 @@ class Schedule:
         distillation: Distillation | None = None,
         settings: TrainingSettings | None = None,
     ) -> None:
+        if not stages:
+            raise KdganError("A schedule must have at least one stage", "got none", "Name one, such as structure 2")
         if len(images) == 0:
             raise KdganError("Training must have at least one image", "got 0", "Check the data and its normal class")
         self.stages = tuple(stages)
@@ -93,12 +96,23 @@ class Schedule:
             "stage_index": self._stage_index,
             "epochs_done": self._epochs_done,
             "random_state": torch.get_rng_state(),
+            "images": self._fingerprint(),
             "student": self.student.state_dict(),
             "teacher": None if self.teacher is None else self.teacher.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict()`` of a schedule of the same stages left."""
+        """Take up what ``state_dict()`` of a schedule of the same stages and images left.
+
+        Raises:
+            KdganError: The images are others.
+        """
+        if state["images"] != self._fingerprint():
+            raise KdganError(
+                "A resumed run must find the training images it began with",
+                f"found {len(self._images)} images that differ from them",
+                "Bring those back, or start a new run",
+            )
         self._stage_index, self._epochs_done = state["stage_index"], state["epochs_done"]
         for stage in self.stages[: self._stage_index + 1]:  # earlier ones left averages and connectors behind
             begin_stage(stage, self.student, self.teacher, self._images)
@@ -107,3 +121,7 @@ class Schedule:
             self.teacher.load_state_dict(state["teacher"])
         torch.set_rng_state(state["random_state"])
         self._restored = True
+
+    def _fingerprint(self) -> str:
+        """Shape and checksum of the training images."""
+        return f"{tuple(self._images.shape)} {zlib.crc32(self._images.numpy().tobytes()):08x}"

@@ -38,26 +38,26 @@ def _print(result: "Demo") -> None:
 
     console = Console(width=None if Console().is_terminal else 110)
     table = Table(title="QUICK RUN: these figures mean nothing" if result.quick else None)
-    headings = ("", "AUC", "params", "conv MACs", "KB", "µs/image", "fewer MACs", "faster", "trained on", "in")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "" else "right")
+    for heading in ("", "AUC", "params", "conv MACs", "KB", "µs/image", "fewer MACs", "faster", "images", "training"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for row in result.rows:
         costs = row.profile
         table.add_row(
-            f"{row.name}\n{costs.channels}",
+            row.name,
             percent(row.training.auc),
             f"{costs.num_params:,}",
             f"{costs.conv_macs:,}",
             f"{costs.size_bytes / 1024:,.0f}",
             f"{costs.latency_us.median:.0f}",
-            f"{row.ratios.macs:.0f}×",
+            f"{row.ratios.macs or 0:.0f}×",
             f"{row.ratios.latency:.1f}×",
             f"{row.training.num_images:,}",
             f"{row.training.seconds:.0f} s",
         )
     console.print(table)
-    training = result.rows[0].training
-    click.echo(f"Fashion-MNIST sample, normal class sneaker, seed {training.seed}; {training.machine}")
+    training, student = result.rows[0].training, result.rows[-1].profile
+    click.echo(f"Fashion-MNIST sample, normal class sneaker, student {student.channels}, seed {training.seed}")
+    click.echo(training.machine)
     click.echo("µs/image: ONNX Runtime, one thread, median, the three measured in turns\n")
     click.echo(f"picture    {result.picture}\ndetector   {result.detector}")
     click.echo(f"Try        kdgan-compress score {result.detector} {result.images}")

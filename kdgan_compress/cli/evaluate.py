@@ -25,6 +25,8 @@ def evaluate(
     from kdgan_compress.workflows.evaluate import evaluate as run_evaluate
 
     result = run_evaluate(model, data=data, normal=normal, data_root=data_root, teacher=teacher)
+    if result.teacher is not None and result.auc_gap is None:
+        click.echo(f"The teacher {result.teacher} is gone; give --teacher to compare with it.", err=True)
     if as_json:
         print_json(result)
         return

@@ -16,6 +16,10 @@ from kdgan_compress.cli.train import train
 from kdgan_compress.errors import KdganError
 
 TRAIN_EXTRA = "kdgan-compress[train]"
+TRAIN_MODULES = (
+    *("fvcore", "matplotlib", "onnx", "onnxscript", "pydantic", "rich"),
+    *("safetensors", "scipy", "sklearn", "torch", "torchvision", "yaml"),
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,7 +59,7 @@ def run(arguments: list[str]) -> int:
         click.echo(f"Error: {error}", err=True)
         return 1
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("kdgan_compress"):
+        if error.name not in TRAIN_MODULES:
             raise
         click.echo(
             f"Error: This command must have the training extra; found no module {error.name}. "

@@ -18,7 +18,7 @@ data_option = click.option(
 normal_option = click.option("--normal", metavar="CLASS", help="The normal class, a number or a name.")
 
 
-class ChannelPlan(click.ParamType[list[int]]):
+class ChannelPlan(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
     """Channel numbers with commas between them."""
 
     name = "A,B,C"
@@ -66,10 +66,12 @@ def training_changes(width: int | None, channels: list[int] | None, **training: 
     """A recipe's changes for the plan and the training section; both may be empty.
 
     Raises:
-        click.UsageError: Both width and channels.
+        click.UsageError: Both width and channels, or both epochs and num_images.
     """
     if width is not None and channels is not None:
         raise click.UsageError("Give --width or --channels, not both.")
+    if training.get("epochs") is not None and training.get("num_images") is not None:
+        raise click.UsageError("Give --epochs or --num-images, not both.")
     plan = {"width": width, "channels": channels}
     return {k: v for k, v in plan.items() if v is not None}, {k: v for k, v in training.items() if v is not None}
 

@@ -1,6 +1,7 @@
 """``kdgan-compress profile``."""
 
 import click
+from click.core import ParameterSource
 
 from kdgan_compress.cli.options import channels_option, json_option
 from kdgan_compress.cli.output import compact, print_json
@@ -17,7 +18,10 @@ from kdgan_compress.cli.output import compact, print_json
 @click.option("--norm", type=click.Choice(["per_image", "batch"]), default="per_image", show_default=True)
 @click.option("--against", metavar="RUN|FILE", help="Hold it against this one, usually its teacher.")
 @json_option
+@click.pass_context
 def profile(
+    context: click.Context,
+    /,
     model: str | None,
     family: str | None,
     width: int | None,
@@ -41,8 +45,9 @@ def profile(
 
     if (model is None) == (family is None):
         raise click.UsageError("Give either --model or --family.")
-    if model is not None and (width is not None or channels is not None):
-        raise click.UsageError("--width and --channels go with --family; a --model has its own.")
+    for name in ("width", "channels", "image_channels", "image_size", "latent", "norm"):
+        if model is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --family; a --model has its own.")
     if family is not None and (width is None) == (channels is None):
         raise click.UsageError("--family goes with either --width or --channels.")
     subject: Subject | None = model
@@ -69,8 +74,9 @@ def profile(
         click.echo(f"  latency       {row.latency_us.median:.0f} µs median, {row.latency_us.p10:.0f} µs p10")
     if report.ratios is not None:
         ratios = report.ratios
+        macs = "–" if ratios.macs is None else f"{ratios.macs:.1f}"
         click.echo(
-            f"{report.models[0].name} has {ratios.params:.1f}× fewer params, {ratios.macs:.1f}× fewer MACs, "
+            f"{report.models[0].name} has {ratios.params:.1f}× fewer params, {macs}× fewer MACs, "
             f"{ratios.bytes:.1f}× fewer bytes and is {ratios.latency:.1f}× faster than {report.models[1].name}"
         )
     click.echo(f"ONNX Runtime, one thread, batch 1, on {report.machine}")

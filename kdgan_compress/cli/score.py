@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from kdgan_compress.cli.options import json_option
 from kdgan_compress.cli.output import print_json
 
 
@@ -13,7 +12,7 @@ from kdgan_compress.cli.output import print_json
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--threshold", type=float, help="Scores above it are anomalies.  [default: the detector's own]")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@json_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object an image, on a line of its own.")
 @click.pass_context
 def score(
     context: click.Context,

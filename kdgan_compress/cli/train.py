@@ -68,7 +68,7 @@ def train(
         "norm": norm,
     }
     source = base.data.override(data, normal, data_root)
-    changes = {"data": vars(source), "model": plan | model, "training": training}
+    changed = base.replace({"model": plan | model, "training": training}).model_copy(update={"data": source})
     with progress_display() as show:
-        result = run_train(base.replace(changes), out, track_auc=track_auc, show_progress=show)
+        result = run_train(changed, out, track_auc=track_auc, show_progress=show)
     print_run(result, as_json)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdgan_compress.errors import KdganError, first_line
 
-DEFAULT_ROOT = Path("~/.cache/kdgan-compress").expanduser()
+DEFAULT_ROOT = Path("~/.cache/kdgan-compress")
 SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist_sample.npz"
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
@@ -54,7 +54,7 @@ def load_arrays(source: str, root: Path | None) -> Arrays:
             f"got {source!r}",
             f"Choose one of {', '.join(CLASS_NAMES)}, folder:PATH or npz:PATH",
         )
-    root = root or DEFAULT_ROOT
+    root = root or DEFAULT_ROOT.expanduser()
     npz = root / f"{source}.npz"
     return _read_npz(npz) if npz.exists() else _read_torchvision(source, root)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.graph import OPSET, detector_graph
-from kdgan_compress.gans import ImageFormat, anomaly_score, to_unit_range
+from kdgan_compress.gans import ImageFormat, anomaly_score, to_network_range
 from kdgan_compress.profiling import count
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.detector import SCHEMA_VERSION
@@ -22,6 +22,8 @@ from kdgan_compress.storage import atomic_path
 
 PARITY_TOLERANCE = 1e-4
 PARITY_IMAGES_A_SIZE = 4
+SMALLEST_SCORE = 1e-6
+"""Below it a difference counts as that of a score of this size."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,10 @@ def parity(detector: Detector, generator: nn.Module, image_format: ImageFormat) 
         chw = torch.from_numpy(images).permute(0, 3, 1, 2).float()
         with torch.no_grad():
             resized = interpolate(chw, (size, size), mode="bilinear", antialias=True, align_corners=False)
-            expected = anomaly_score(generator, to_unit_range(resized)).numpy()
-        differences.append(np.abs(detector.score(images).score / expected - 1).max())
-    return float(max(differences))
+            expected = anomaly_score(generator, to_network_range(resized)).numpy()
+        scale = np.maximum(np.abs(expected), SMALLEST_SCORE)
+        differences.append(np.abs(detector.score(images).score - expected) / scale)
+    return float(np.max(differences))
 
 
 def weights_sha256(generator: nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 from kdgan_compress.gans.architecture import Architecture, ImageFormat, Norm, num_blocks, plan_for_width
 from kdgan_compress.gans.catalog import FAMILIES, build
-from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, evaluating, to_unit_range
+from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, evaluating, to_network_range
 
 __all__ = [
     "FAMILIES",
@@ -16,5 +16,5 @@ __all__ = [
     "evaluating",
     "num_blocks",
     "plan_for_width",
-    "to_unit_range",
+    "to_network_range",
 ]

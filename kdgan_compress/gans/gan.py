@@ -58,6 +58,6 @@ class Scorer(nn.Module):
         return anomaly_score(self.generator, images)
 
 
-def to_unit_range(images: Tensor) -> Tensor:
+def to_network_range(images: Tensor) -> Tensor:
     """uint8 images (0 … 255) of any shape → float32 in [−1, 1]: the one scaling there is."""
     return images.float() / 127.5 - 1

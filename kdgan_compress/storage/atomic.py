@@ -17,7 +17,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         KdganError: The place can't be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -26,7 +26,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from None
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.chmod(mode)  # some writers make files that only their owner can read
         temporary.replace(path)

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdgan_compress.data import DataSettings
-from kdgan_compress.errors import KdganError
+from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.gans import Architecture, Gan, build
-from kdgan_compress.storage.atomic import atomic_path
+from kdgan_compress.storage.atomic import atomic_path, unwritable
 
 FORMAT = 1
 HEADER_KEY = "kdgan_compress"
@@ -77,7 +77,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         for name, tensor in weights.items()
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header, ensure_ascii=False)})
+        try:
+            save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header, ensure_ascii=False)})
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise unwritable(path, OSError(first_line(error))) from None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

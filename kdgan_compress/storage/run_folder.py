@@ -29,8 +29,8 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
 
-    def create(self) -> None:
-        """Make the folder for a new run.
+    def create(self, recipe: str) -> None:
+        """Make the folder for a new run, with its resolved recipe as YAML.
 
         Raises:
             KdganError: It has a run in it already, or can't be written.
@@ -41,12 +41,7 @@ class RunFolder:
                 f"found a run in {self.path}",
                 "Give another --out, or continue that one with --resume",
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.path, error) from None
-        if not os.access(self.path, os.W_OK):
-            raise unwritable(self.path, PermissionError(13, "Permission denied"))
+        self.write_text(self.recipe, recipe)
 
     def require_run(self) -> None:
         """Check that there is a run to be continued.
@@ -66,8 +61,13 @@ class RunFolder:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritable(self.metrics, error) from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl`` but one that was cut short; empty where there is none."""
@@ -79,7 +79,10 @@ class RunFolder:
     def save_state(self, state: dict[str, Any]) -> None:
         """Keep what ``--resume`` needs."""
         with atomic_path(self.state) as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise unwritable(self.state, OSError(first_line(error))) from None
 
     def load_state(self) -> dict[str, Any]:
         """Read what ``save_state`` kept; nothing is unpickled but tensors and plain values.

@@ -4,18 +4,17 @@ It yields records, keeps all state in the learners it is given, writes nothing, 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import evaluating, to_unit_range
-from kdgan_compress.objectives import Distillation, Objective, Outputs, Update
+from kdgan_compress.gans import evaluating, to_network_range
+from kdgan_compress.objectives import Distillation, Objective, Outputs
 from kdgan_compress.policies import Stage
 from kdgan_compress.taps import Connectors, Taps
 from kdgan_compress.training.learner import Learner, frozen
@@ -29,17 +28,13 @@ class TrainingSettings:
 
     Attributes:
         batch_size: Images a step, ≥ 1; an epoch's last batch may be smaller.
-        betas: Adam's β1, β2.
         learning_rate_decay: ``"linear"``: falls from the stage's rate at its first step to 0 after its last.
             ``"constant"``: stays.
-        average_decay: d of the generator's moving average, in [0, 1); 0: no averaging.
         seed: Of the order of images.
     """
 
     batch_size: int = 16
-    betas: tuple[float, float] = (0.5, 0.99)
     learning_rate_decay: Literal["linear", "constant"] = "linear"
-    average_decay: float = 0.99
     seed: int = 0
 
 
@@ -113,68 +108,92 @@ def run_stage(
     Yields:
         A record about every 512 images, and one at each epoch's end.
     """
-    losses = stage.loss_set
     steps_per_epoch = -(-len(images) // settings.batch_size)
     total_steps = stage.epochs * steps_per_epoch
-    step = epochs_done * steps_per_epoch
+    num_steps = epochs_done * steps_per_epoch
     with ExitStack() as stack:
-        student_taps = stack.enter_context(Taps(student.gan.generator, student.gan.taps))
-        if teacher is not None and losses.needs_teacher:
-            teacher_taps = stack.enter_context(Taps(teacher.gan.generator, teacher.gan.taps))
-            if not losses.trains_teacher:
-                stack.enter_context(frozen(teacher.gan))
+        step = _Step(stage, student, teacher, objective, distillation, stack)
         for epoch in range(epochs_done + 1, stage.epochs + 1):
             meter = _Meter(stage.name, epoch)
             for chosen in epoch_order(len(images), settings.seed, stage_index, epoch).split(settings.batch_size):
-                batch = to_unit_range(images[chosen])
-                fall = 1 - step / total_steps if settings.learning_rate_decay == "linear" else 1.0
-                terms: dict[str, Tensor] = {}
-                distil: _Distil | None = None
-                if teacher is not None and losses.trains_teacher:
-                    updates = objective.updates(
-                        teacher_taps, teacher.gan.discriminator, batch, losses.alpha, losses.beta
-                    )
-                    own = _learn(teacher, updates, stage.teacher_learning_rate * fall, distil=None)
-                    terms |= {f"teacher_{name}": term for name, term in own.items()}
-                if losses.lam > 0:
-                    with torch.no_grad(), evaluating(teacher_taps.network):
-                        targets = teacher_taps(batch)
-                    distil = partial(_weighted_distance, student, distillation, losses.lam, targets)
-                updates = objective.updates(student_taps, student.gan.discriminator, batch, losses.mu, losses.nu)
-                terms |= _learn(student, updates, stage.learning_rate * fall, distil)
-                step += 1
-                meter.add(terms, len(batch))
+                fall = 1 - num_steps / total_steps if settings.learning_rate_decay == "linear" else 1.0
+                meter.add(step(to_network_range(images[chosen]), fall), len(chosen))
+                num_steps += 1
                 if meter.is_due():
                     yield meter.record(epoch_done=False)
             yield meter.record(epoch_done=True)
 
 
-_Distil = Callable[[Outputs], tuple[Tensor, dict[str, Tensor]]]
+class _Step:
+    """What happens to one batch: the teacher's own updates where it trains, then the student's.
 
+    Taps, and the hold on a frozen teacher, last as long as the stack they are entered on.
+    """
 
-def _learn(
-    learner: Learner, updates: Iterator[Update], learning_rate: float, distil: _Distil | None
-) -> dict[str, Tensor]:
-    """Make a batch's updates one after the other, K_l added to the generator's; returns all unweighted terms."""
-    terms: dict[str, Tensor] = {}
-    for update in updates:
-        loss = update.loss
-        terms.update(update.terms)
-        if distil is not None and update.outputs is not None:
-            distance, distances = distil(update.outputs)
-            loss = distance if loss is None else loss + distance
-            terms.update(distances)
-        if loss is not None:
-            learner.step(update.network, loss, learning_rate)
-    return terms
+    def __init__(
+        self,
+        stage: Stage,
+        student: Learner,
+        teacher: Learner | None,
+        objective: Objective,
+        distillation: Distillation,
+        stack: ExitStack,
+    ) -> None:
+        self._stage, self._losses = stage, stage.loss_set
+        self._objective, self._distillation = objective, distillation
+        self._student = student
+        self._teacher = teacher if self._losses.needs_teacher else None
+        self._student_taps = stack.enter_context(Taps(student.gan.generator, student.gan.taps))
+        if self._teacher is not None:
+            self._teacher_taps = stack.enter_context(Taps(self._teacher.gan.generator, self._teacher.gan.taps))
+            if not self._losses.trains_teacher:
+                stack.enter_context(frozen(self._teacher.gan))
 
+    def __call__(self, batch: Tensor, fall: float) -> dict[str, Tensor]:
+        """Make the batch's updates at learning rates times ``fall``; all unweighted terms."""
+        losses, stage = self._losses, self._stage
+        terms: dict[str, Tensor] = {}
+        targets: Outputs | None = None
+        if self._teacher is not None:
+            if losses.trains_teacher:
+                rate = stage.teacher_learning_rate * fall
+                own = self._move(self._teacher, self._teacher_taps, batch, losses.alpha, losses.beta, rate)
+                terms = {f"teacher_{name}": term for name, term in own.items()}
+            if losses.lam > 0:
+                targets = self._targets(batch)
+        rate = stage.learning_rate * fall
+        return terms | self._move(self._student, self._student_taps, batch, losses.mu, losses.nu, rate, targets)
 
-def _weighted_distance(
-    student: Learner, distillation: Distillation, lam: float, targets: Outputs, outputs: Outputs
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """λ K_l and its terms."""
-    distance, terms = distillation.loss(student.connect(outputs), targets)
-    return lam * distance, terms
+    def _targets(self, batch: Tensor) -> Outputs:
+        """The teacher's outputs as they are now; a moving teacher's batch norm is not moved by this pass."""
+        with torch.no_grad():
+            if not self._losses.trains_teacher:
+                return self._teacher_taps(batch)
+            with evaluating(self._teacher_taps.network):
+                return self._teacher_taps(batch)
+
+    def _move(
+        self,
+        learner: Learner,
+        taps: Taps,
+        batch: Tensor,
+        weight_g: float,
+        weight_d: float,
+        learning_rate: float,
+        targets: Outputs | None = None,
+    ) -> dict[str, Tensor]:
+        """One learner's updates one after the other, λ K_l added to the generator's where there are targets."""
+        terms: dict[str, Tensor] = {}
+        for update in self._objective.updates(taps, learner.gan.discriminator, batch, weight_g, weight_d):
+            loss = update.loss
+            terms.update(update.terms)
+            if targets is not None and update.outputs is not None:
+                distance, distances = self._distillation.loss(learner.connect(update.outputs), targets)
+                loss = self._losses.lam * distance if loss is None else loss + self._losses.lam * distance
+                terms.update(distances)
+            if loss is not None:
+                learner.step(update.network, loss, learning_rate)
+        return terms
 
 
 def _connectors(student: Learner, teacher: Learner, images: Tensor) -> Connectors:
@@ -182,7 +201,7 @@ def _connectors(student: Learner, teacher: Learner, images: Tensor) -> Connector
     outputs = []
     for gan in (student.gan, teacher.gan):
         with torch.no_grad(), frozen(gan), Taps(gan.generator, gan.taps) as taps:
-            outputs.append(taps(to_unit_range(images[:1])))
+            outputs.append(taps(to_network_range(images[:1])))
     return Connectors(*outputs)
 
 

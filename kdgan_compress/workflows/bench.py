@@ -4,8 +4,6 @@ The bare loop has no hooks, records or objective between it and torch: what the 
 """
 
 import itertools
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from kdgan_compress.gans import Architecture, Gan, build, to_unit_range
+from kdgan_compress.gans import Architecture, Gan, build, to_network_range
 from kdgan_compress.objectives import Distillation, GanomalyObjective
 from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage
 from kdgan_compress.training import Learner, TrainingSettings, begin_stage, run_stage
-from kdgan_compress.workflows.machine import machine_name, threads
+from kdgan_compress.workflows.machine import machine_name, peak_rss_mb, threads
 
 TEACHER = (64, 128, 256)
 CASES: tuple[tuple[str, tuple[int, ...], int], ...] = (
@@ -62,7 +60,7 @@ class BenchRow:
         fleet: Models trained at once.
         us_per_image: Time of a training image and model.
         speedup: Over ``plain`` of the same case: the median of the rounds' ratios.
-        peak_rss_mb: The process's peak so far, in MB.
+        peak_rss_mb: The process's peak so far, in MB; None where the system doesn't tell.
     """
 
     work: str
@@ -73,7 +71,7 @@ class BenchRow:
     fleet: int
     us_per_image: Times
     speedup: float
-    peak_rss_mb: float
+    peak_rss_mb: float | None
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,6 @@ def _measure(structure: str, channels: tuple[int, ...], batch: int) -> list[Benc
     times: dict[str, list[float]] = {name: [] for name in paths}
     for _, (name, run) in itertools.product(range(ROUNDS), paths.items()):
         times[name].append(_time(run, images))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
     return [
         BenchRow(
             work="train",
@@ -126,7 +123,7 @@ def _measure(structure: str, channels: tuple[int, ...], batch: int) -> list[Benc
             fleet=1,
             us_per_image=Times(*(pick(own) * 1e6 for pick in (median, min, max))),
             speedup=median(plain / other for plain, other in zip(times["plain"], own, strict=True)),
-            peak_rss_mb=peak,
+            peak_rss_mb=peak_rss_mb(),
         )
         for name, own in times.items()
     ]
@@ -141,7 +138,7 @@ def _time(run: Callable[[Tensor], None], images: Tensor) -> float:
 
 def _engine(stage: Stage, student: Gan, teacher: Gan, batch: int) -> Callable[[Tensor], None]:
     settings = TrainingSettings(batch_size=batch)
-    learner, master = (Learner(gan, settings.betas, settings.average_decay) for gan in (student, teacher))
+    learner, master = (Learner(gan) for gan in (student, teacher))
     begin_stage(stage, learner, master, torch.zeros(1, 1, 32, 32, dtype=torch.uint8))
 
     def run(images: Tensor) -> None:
@@ -198,7 +195,7 @@ def _plain(stage: Stage, student: Gan, teacher: Gan, batch: int) -> Callable[[Te
     def run(images: Tensor) -> None:
         order = torch.randperm(len(images)).split(batch)
         for number, chosen in enumerate(order):
-            chunk = to_unit_range(images[chosen])
+            chunk = to_network_range(images[chosen])
             fall = 1 - number / len(order)
             targets = None
             if losses.trains_teacher:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from kdgan_compress.data import load_split
+from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import reconstruct, score_images
 from kdgan_compress.images import find_images
 from kdgan_compress.recipe import load_recipe
@@ -70,6 +71,8 @@ def demo(
         show_progress: Called about every 512 images of a training.
     """
     out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise KdganError("The demo must have a new folder", f"found files in {out}", "Remove it, or give another --out")
     announce = announce or (lambda _: None)
     recipe, yardstick = load_recipe(), load_recipe("alone")
     if quick:

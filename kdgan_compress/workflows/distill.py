@@ -12,7 +12,7 @@ from kdgan_compress.storage import Checkpoint, RunFolder
 from kdgan_compress.training import Learner
 from kdgan_compress.workflows.machine import choose_threads
 from kdgan_compress.workflows.models import load_model, model_name
-from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, default_run_path, execute, read_result
+from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, execute, read_result
 
 
 def distill(
@@ -45,9 +45,8 @@ def distill(
     fitted = _fit_recipe(recipe, checkpoint, teacher).model_copy(update={"data": settings.absolute()})
     job = _prepare(fitted, checkpoint)
     name = f"{model_name(teacher)}-student-{job.architecture.plan}-seed{job.seed}"
-    folder = RunFolder(Path(out) if out else default_run_path(name))
-    folder.create()
-    folder.write_text(folder.recipe, job.recipe.to_yaml())
+    folder = RunFolder(Path(out) if out else Path("runs") / name)
+    folder.create(job.recipe.to_yaml())
     return execute(job, folder, resume=False, track_auc=track_auc, show_progress=show_progress)
 
 
@@ -86,27 +85,27 @@ def _fit_recipe(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Recipe
 
 def _prepare(recipe: Recipe, teacher: Checkpoint) -> Job:
     section = recipe.distillation
-    settings = section.training.settings()
+    training = section.training
     architecture = dataclasses.replace(
         teacher.architecture, channels=section.student.plan(teacher.architecture.image_size)
     )
     split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
     stages = section.stages(len(split.train))
     trained = [architecture, *([teacher.architecture] if any(s.loss_set.trains_teacher for s in stages) else [])]
-    num_threads = section.training.threads or choose_threads(max(max(a.channels) for a in trained))
+    num_threads = training.threads or choose_threads(max(max(a.channels) for a in trained))
     recipe = recipe.replace({"distillation": {"training": {"threads": num_threads}}})
     schedule = Schedule(
         stages=stages,
-        student=Learner(build(architecture, settings.seed), settings.betas, settings.average_decay),
+        student=Learner(build(architecture, training.seed), training.betas, training.average_decay),
         images=split.train,
-        teacher=Learner(teacher.build(), settings.betas, settings.average_decay),
+        teacher=Learner(teacher.build(), training.betas, training.average_decay),
         objective=recipe.objective,
         distillation=section.loss,
-        settings=settings,
+        settings=training.settings(),
     )
     provenance = {
         "command": "distill",
         "teacher": section.teacher,
         "schedule": "->".join(stage.name for stage in stages),
     }
-    return Job(recipe, split, schedule, architecture, settings.seed, num_threads, provenance, teacher.architecture)
+    return Job(recipe, split, schedule, architecture, training.seed, num_threads, provenance, teacher.architecture)

@@ -33,7 +33,7 @@ class Evaluation:
         threshold: The model's own, found on training normals.
         false_alarm_rate: Share of normal test images above it.
         detection_rate: Share of novel test images above it.
-        auc_gap: The teacher's AUC minus this one's; None without a teacher.
+        auc_gap: The teacher's AUC minus this one's; None without a teacher, or where its file is gone.
         score_spearman: Spearman's correlation with the teacher's scores; None without a teacher.
         teacher: The teacher it was compared with.
     """
@@ -92,8 +92,9 @@ def evaluate(
         if (raw := checkpoint.build_raw()) is not None:
             auc_raw = detection_metrics(score_images(raw.generator, split.test), split.test_is_novel).auc
             evaluation = dataclasses.replace(evaluation, auc_raw=auc_raw)
-        named = checkpoint.provenance.get("teacher")
-        teacher = teacher or (named if named and model_path(named).exists() else None)
+        teacher = teacher or checkpoint.provenance.get("teacher")
+        if teacher is not None and not model_path(teacher).exists():
+            return dataclasses.replace(evaluation, teacher=str(teacher))
     return evaluation if teacher is None else _beside_teacher(evaluation, teacher, split, scores)
 
 

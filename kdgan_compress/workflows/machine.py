@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -29,6 +30,16 @@ def versions() -> dict[str, str]:
 def choose_threads(widest_trained: int) -> int:
     """Threads for training: 1 where the widest layer that is trained has fewer than 64 channels."""
     return 1 if widest_trained < WIDE else min(MAX_THREADS, torch.get_num_threads())
+
+
+def peak_rss_mb() -> float | None:
+    """This process's largest resident memory so far, in MB; None on systems without that figure."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 @contextmanager

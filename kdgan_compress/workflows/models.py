@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from kdgan_compress.errors import KdganError
 from kdgan_compress.storage import MODEL_FILE, Checkpoint, load_checkpoint
 
 
@@ -17,10 +18,15 @@ def load_model(model: str | Path) -> Checkpoint:
     Raises:
         KdganError: It is missing, unfinished, damaged or of a newer format.
     """
-    return load_checkpoint(model_path(model))
+    path = model_path(model)
+    if not path.exists() and (path.parent / "recipe.yaml").exists():
+        raise KdganError("The run must be finished", f"{model} has no model yet", "Finish it with --resume")
+    return load_checkpoint(path)
 
 
 def model_name(model: str | Path) -> str:
     """A short name: the run folder's, or the file's without its ending."""
-    path = Path(model)
-    return path.parent.name if path.name == MODEL_FILE and path.parent.name else path.stem if path.suffix else path.name
+    path = Path(model).resolve()
+    if path.name == MODEL_FILE:
+        path = path.parent
+    return path.stem if path.is_file() else path.name

@@ -49,10 +49,13 @@ class ModelProfile:
 
 @dataclass(frozen=True)
 class Ratios:
-    """How many times less a model costs than the one it is held against; latency by medians of one run."""
+    """How many times less a model costs than the one it is held against; latency by medians of one run.
+
+    ``macs`` is None where the model has no convolution.
+    """
 
     params: float
-    macs: float
+    macs: float | None
     bytes: float
     latency: float
 
@@ -102,7 +105,7 @@ def ratios(model: ModelProfile, against: ModelProfile) -> Ratios:
     """``against`` over ``model``."""
     return Ratios(
         params=against.num_params / model.num_params,
-        macs=against.conv_macs / model.conv_macs,
+        macs=against.conv_macs / model.conv_macs if model.conv_macs else None,
         bytes=against.size_bytes / model.size_bytes,
         latency=against.latency_us.median / model.latency_us.median,
     )

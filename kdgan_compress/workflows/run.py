@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdgan_compress.data import Split
+from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import detection_metrics, quantile_threshold, score_images
 from kdgan_compress.gans import Architecture
 from kdgan_compress.recipe import Recipe
@@ -100,37 +102,24 @@ def execute(
     with threads(job.num_threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         done, seconds = _take_up(schedule, folder) if resume else (0, 0.0)
+        save = _Saver(schedule, folder)
         for record in schedule.run():
+            _check_finite(record)
             auc = auc_raw = None
             if record.epoch_done:
                 if track_auc:
                     auc, auc_raw = _aucs(schedule.student, split)
                 folder.append_metrics(_metrics_line(schedule, record, auc, auc_raw))
-                folder.save_state(schedule.state_dict())
+                save.if_due()
             if show_progress:
                 seen, spent = done + record.num_images, seconds + record.seconds
                 show_progress(Progress(record, seen, total, seen / spent, auc))
             if record.epoch_done:
                 done, seconds = done + record.num_images, seconds + record.seconds
+        save.now()
         _save_models(job, folder)
-        auc, auc_raw = _aucs(schedule.student, split)
-    lines = folder.read_metrics()
-    tracked = [line["auc"] for line in lines if line.get("auc") is not None]
-    result = RunResult(
-        run=str(folder.path),
-        model=str(folder.model),
-        auc=auc,
-        auc_raw=auc_raw,
-        epochs=len(lines),
-        num_images=sum(line["num_images"] for line in lines),
-        seconds=round(seconds, 3),
-        images_per_s=round(done / seconds, 1),
-        seed=job.seed,
-        threads=job.num_threads,
-        machine=machine_name(),
-        best_epoch_auc_oracle=max(tracked) if tracked else None,
-    )
-    plot_curves(lines, folder.path / "curves.png")
+        result = _result(job, folder, seconds)
+    plot_curves(folder.read_metrics(), folder.path / "curves.png")
     folder.write_text(folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
     return result
 
@@ -139,16 +128,64 @@ def read_result(folder: RunFolder) -> RunResult | None:
     """The result of a run that is finished, else None."""
     if not folder.result.exists():
         return None
-    return RunResult(**json.loads(folder.result.read_text(encoding="utf-8")))
+    result = RunResult(**json.loads(folder.result.read_text(encoding="utf-8")))
+    return dataclasses.replace(result, run=str(folder.path), model=str(folder.model))
+
+
+class _Saver:
+    """Saves the state to resume from, so often that it takes no more than a tenth of the time."""
+
+    def __init__(self, schedule: Schedule, folder: RunFolder) -> None:
+        self._schedule, self._folder = schedule, folder
+        self._next = 0.0
+
+    def if_due(self) -> None:
+        if time.perf_counter() >= self._next:
+            self.now()
+
+    def now(self) -> None:
+        start = time.perf_counter()
+        self._folder.save_state(self._schedule.state_dict())
+        end = time.perf_counter()
+        self._next = end + 9 * (end - start)
+
+
+def _check_finite(record: Record) -> None:
+    for name, value in record.losses.items():
+        if not math.isfinite(value):
+            raise KdganError(
+                "Losses must stay finite",
+                f"{name} is {value} in stage {record.stage}, epoch {record.epoch}",
+                "Lower --learning-rate; what was saved before is kept",
+            )
+
+
+def _result(job: Job, folder: RunFolder, seconds: float) -> RunResult:
+    auc, auc_raw = _aucs(job.schedule.student, job.split)
+    lines = folder.read_metrics()
+    num_images = sum(line["num_images"] for line in lines)
+    return RunResult(
+        run=str(folder.path),
+        model=str(folder.model),
+        auc=auc,
+        auc_raw=auc_raw,
+        epochs=len(lines),
+        num_images=num_images,
+        seconds=round(seconds, 3),
+        images_per_s=round(num_images / seconds, 1),
+        seed=job.seed,
+        threads=job.num_threads,
+        machine=machine_name(),
+        best_epoch_auc_oracle=max((line["auc"] for line in lines if line["auc"] is not None), default=None),
+    )
 
 
 def _take_up(schedule: Schedule, folder: RunFolder) -> tuple[int, float]:
-    """Restore the state, drop metrics written after it; images and seconds so far."""
-    schedule.load_state_dict(folder.load_state())
-    stage_index, epochs_done = schedule.position
-    kept = [
-        line for line in folder.read_metrics() if (line["stage_index"], line["epoch"]) <= (stage_index, epochs_done)
-    ]
+    """Restore the state, if one was saved, and drop metrics written after it; images and seconds so far."""
+    kept = []
+    if folder.state.exists():
+        schedule.load_state_dict(folder.load_state())
+        kept = [line for line in folder.read_metrics() if (line["stage_index"], line["epoch"]) <= schedule.position]
     folder.write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
     return sum(line["num_images"] for line in kept), sum(line["seconds"] for line in kept)
 
@@ -204,8 +241,3 @@ def _checkpoint(job: Job, learner: Learner, architecture: Architecture, threshol
         provenance=job.provenance | {"seed": job.seed, "versions": versions()},
         weights=weights,
     )
-
-
-def default_run_path(name: str) -> Path:
-    """Where a run goes when nobody said: ``runs/<name>``."""
-    return Path("runs") / name

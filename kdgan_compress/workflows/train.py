@@ -10,7 +10,7 @@ from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import RunFolder
 from kdgan_compress.training import Learner
 from kdgan_compress.workflows.machine import choose_threads
-from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, default_run_path, execute, read_result
+from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, execute, read_result
 
 
 def train(
@@ -34,9 +34,8 @@ def train(
     job = _prepare(recipe or load_recipe())
     architecture, data = job.architecture, job.recipe.data
     name = f"{data.name}-{architecture.family}-{architecture.plan}-seed{job.seed}"
-    folder = RunFolder(Path(out) if out else default_run_path(name))
-    folder.create()
-    folder.write_text(folder.recipe, job.recipe.to_yaml())
+    folder = RunFolder(Path(out) if out else Path("runs") / name)
+    folder.create(job.recipe.to_yaml())
     return execute(job, folder, resume=False, track_auc=track_auc, show_progress=show_progress)
 
 
@@ -59,19 +58,19 @@ def resume_train(run: str | Path, *, track_auc: bool = False, show_progress: Sho
 
 
 def _prepare(recipe: Recipe) -> Job:
-    recipe = recipe.replace({"data": vars(recipe.data.absolute())})
+    recipe = recipe.model_copy(update={"data": recipe.data.absolute()})
     architecture = recipe.model.architecture(recipe.model.image_channels or native_channels(recipe.data))
     split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
-    settings = recipe.training.settings()
-    num_threads = recipe.training.threads or choose_threads(max(architecture.channels))
+    training = recipe.training
+    num_threads = training.threads or choose_threads(max(architecture.channels))
     recipe = recipe.replace(
         {"model": {"image_channels": architecture.image_channels}, "training": {"threads": num_threads}}
     )
     schedule = Schedule(
         stages=recipe.alone(len(split.train)),
-        student=Learner(build(architecture, settings.seed), settings.betas, settings.average_decay),
+        student=Learner(build(architecture, training.seed), training.betas, training.average_decay),
         images=split.train,
         objective=recipe.objective,
-        settings=settings,
+        settings=training.settings(),
     )
-    return Job(recipe, split, schedule, architecture, settings.seed, num_threads, {"command": "train"})
+    return Job(recipe, split, schedule, architecture, training.seed, num_threads, {"command": "train"})

@@ -97,7 +97,7 @@ def test_unfinished_runs_are_named_so(cli: Cli, runs: dict[str, Path], tmp_path:
     shutil.copy(runs["teacher"] / "recipe.yaml", unfinished)
     for command in (["evaluate"], ["export"], ["profile"]):
         assert_refused(cli(*command, "--model", unfinished), "unfinished")
-    assert_refused(cli("train", "--resume", unfinished), "finished an epoch")
+    assert_refused(cli("train", "--resume", tmp_path / "nothing"), "no run")
     assert_refused(cli("train", "--resume", runs["student"]), "distill --resume")
 
 

@@ -14,7 +14,7 @@ from kdgan_compress.schedule import Schedule
 from kdgan_compress.training import Learner, TrainingSettings, begin_stage, run_stage
 
 BETAS, DECAY = (0.5, 0.99), 0.9
-SETTINGS = TrainingSettings(batch_size=4, betas=BETAS, average_decay=DECAY, seed=3)
+SETTINGS = TrainingSettings(batch_size=4, seed=3)
 IMAGES = torch.randint(0, 256, (6, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 SCHEDULES = {
     "alone": [ALONE],

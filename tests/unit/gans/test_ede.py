@@ -7,7 +7,7 @@ from scipy.signal import convolve2d, correlate2d
 from scipy.stats import kstest
 from torch import nn
 
-from kdgan_compress.gans import Architecture, Gan, Scorer, anomaly_score, build, plan_for_width, to_unit_range
+from kdgan_compress.gans import Architecture, Gan, Scorer, anomaly_score, build, plan_for_width, to_network_range
 
 FAMILIES = ("ed", "ed_ehat", "ede")
 
@@ -231,7 +231,7 @@ def test_a_gan_names_the_networks_it_has():
 
 def test_pixels_are_scaled_to_minus_1_and_1():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
-    scaled = to_unit_range(pixels)
+    scaled = to_network_range(pixels)
     assert scaled.dtype == torch.float32
     assert scaled.min() == -1
     assert scaled.max() == 1

@@ -13,7 +13,7 @@ from kdgan_compress.storage import RunFolder
 @pytest.fixture
 def folder(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "one")
-    folder.create()
+    folder.path.mkdir(parents=True)
     return folder
 
 
@@ -42,21 +42,21 @@ def test_its_files_have_the_fixed_names(folder):
 
 def test_a_folder_with_other_files_may_become_a_run(folder):
     (folder.path / "notes.txt").write_text("mine")
-    folder.create()
+    folder.create("description: mine\n")
     assert (folder.path / "notes.txt").read_text() == "mine"
 
 
 def test_a_folder_with_a_run_is_refused(folder):
     folder.write_text(folder.recipe, "description: x\n")
     with pytest.raises(KdganError, match=r"folder of its own; found a run in .*one"):
-        folder.create()
+        folder.create("description: mine\n")
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "file/deeper/run"])
 def test_a_folder_that_can_not_be_made(tmp_path, place):
     (tmp_path / "file").write_text("content")
     with pytest.raises(KdganError, match="must be writable"):
-        RunFolder(tmp_path / place).create()
+        RunFolder(tmp_path / place).create("description: mine\n")
     assert (tmp_path / "file").read_text() == "content"
 
 

@@ -32,7 +32,7 @@ def _one_thread():
 @pytest.fixture
 def _double(monkeypatch):
     """Float64 throughout: Adam blows up roundings of tiny gradients, and the loop by hand rounds in another order."""
-    monkeypatch.setattr(engine, "to_unit_range", lambda images: images.double() / 127.5 - 1)
+    monkeypatch.setattr(engine, "to_network_range", lambda images: images.double() / 127.5 - 1)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -65,8 +65,8 @@ class Spy:
 
 def train(loss_set, student, teacher, images, batch_size=4, epochs=2, stage_index=0, **settings):
     """The engine's way: learners, records and the batches that the student saw."""
-    settings = {"betas": BETAS, "average_decay": DECAY} | settings
-    learners = [gan and Learner(gan, settings["betas"], settings["average_decay"]) for gan in (student, teacher)]
+    betas, decay = settings.pop("betas", BETAS), settings.pop("average_decay", DECAY)
+    learners = [gan and Learner(gan, betas, decay) for gan in (student, teacher)]
     stage = Stage("x", loss_set, epochs, RATE, TEACHER_RATE)
     spy = Spy()
     begin_stage(stage, *learners, images)
@@ -292,7 +292,7 @@ def test_a_moving_teacher_trains_as_if_alone(structure, norm):
     stage = Stage("x", ALONE, 2, TEACHER_RATE, 1.0)
     begin_stage(stage, alone_learner, None, images)
     spy = Spy()
-    list(run_stage(stage, 0, alone_learner, None, images, spy, DISTILLATION, TrainingSettings(4, BETAS)))
+    list(run_stage(stage, 0, alone_learner, None, images, spy, DISTILLATION, TrainingSettings(4)))
 
     for ours, theirs in zip(spy.batches, batches, strict=True):
         assert torch.equal(ours, theirs)

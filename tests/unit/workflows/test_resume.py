@@ -30,6 +30,7 @@ def _no_plots():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(run_module, "plot_curves", quick_plot)
         patched.setattr(run_module, "plot_scores", quick_plot)
+        patched.setattr(run_module._Saver, "if_due", run_module._Saver.now)  # whatever a save takes here
         yield
 
 
@@ -246,13 +247,58 @@ def test_a_folder_with_a_run_takes_no_other(kind, there, base, recipe):
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
-def test_a_run_stopped_in_its_first_epoch_can_not_be_resumed(kind, base, recipe, tmp_path, monkeypatch):
+def test_a_run_stopped_in_its_first_epoch_starts_again(kind, base, recipe, tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(engine, "RECORD_EVERY_IMAGES", 4)
     with pytest.raises(KeyboardInterrupt):
         start(kind, base, recipe, out, show_progress=stop_after(1))
-    with pytest.raises(KdganError, match="must have finished an epoch"):
-        resume(kind, out)
+    resume(kind, out)
+    tensors, expected = (load_file(folder / "model.safetensors") for folder in (out, base / kind))
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_a_diverging_run_stops_and_keeps_what_was_saved(base, recipe, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KdganError, match=r"Losses must stay finite.*epoch"):
+        train(recipe.replace({"training": {"learning_rate": 1e30}}), out)
+    assert not (out / "model.safetensors").exists()
+    assert not (out / "result.json").exists()
+
+
+def test_other_images_than_it_began_with_are_refused(base, recipe, tmp_path):
+    out, moved = tmp_path / "run", tmp_path / "set.npz"
+    shutil.copy(base / "set.npz", moved)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_recipe(f"npz:{moved}"), out, show_progress=stop_after(1))
+    with np.load(moved) as data:
+        arrays = dict(data)
+    arrays["x_train"][0, 0, 0] ^= 1
+    np.savez(moved, **arrays)
+    with pytest.raises(KdganError, match="training images it began with"):
+        resume_train(out)
+
+
+def test_saving_takes_at_most_a_tenth_of_the_time(monkeypatch, tmp_path):
+    now = [0.0]
+    saved = []
+
+    class Slow:
+        def save_state(self, state):
+            saved.append(now[0])
+            now[0] += 2.0
+
+        def state_dict(self):
+            return {}
+
+    monkeypatch.undo()
+    monkeypatch.setattr(run_module.time, "perf_counter", lambda: now[0])
+    saver = run_module._Saver(Slow(), Slow())
+    for _ in range(100):
+        now[0] += 1.0
+        if now[0] >= saver._next:
+            saver.now()
+    assert saved[0] == 1.0
+    assert len(saved) * 2.0 <= now[0] / 9
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
@@ -266,7 +312,7 @@ def test_a_distillations_teacher_must_still_be_there(base, recipe, tmp_path):
     shutil.copytree(base / "train", tmp_path / "teacher")
     with pytest.raises(KeyboardInterrupt):
         distill(tmp_path / "teacher", recipe, tmp_path / "run", show_progress=stop_after(1))
-    (tmp_path / "teacher" / "model.safetensors").unlink()
+    shutil.rmtree(tmp_path / "teacher")
     before = content_of(tmp_path / "run")
     with pytest.raises(KdganError, match=r"must be a file; found none at .*teacher"):
         resume_distill(tmp_path / "run")
