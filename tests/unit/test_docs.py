@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import kdgan_compress
 from kdgan_compress.cli import main
+from kdgan_compress.export import write_detector
+from kdgan_compress.gans import Architecture, build
 from kdgan_compress.runtime import Detector
 
 ROOT = Path(__file__).parents[2]
@@ -29,12 +32,24 @@ def test_the_worked_example_distils_a_foreign_gan_in_under_40_lines(
     assert Detector("own.onnx").threshold == namespace["threshold"]
 
 
+def test_the_readmes_lines_for_the_device_score_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    architecture = Architecture(channels=(1, 2, 4), image_channels=3)
+    write_detector(Path("student.onnx"), build(architecture).generator, architecture, 0.5, "a guess")
+    Image.new("RGB", (50, 40), (200, 100, 0)).save("photo.jpg")
+    namespace: dict[str, object] = {}
+    exec(compile(python_blocks("README.md")[0], "README.md", "exec"), namespace)
+    score, is_anomaly = Detector("student.onnx").score_file("photo.jpg")
+    assert namespace["score"] == pytest.approx([score])
+    assert namespace["is_anomaly"] == [is_anomaly]
+
+
 def test_the_python_api_of_the_readme_exists() -> None:
-    (code,) = python_blocks("README.md")
+    code = python_blocks("README.md")[1]
     assert len(code.splitlines()) <= 10
-    for name in re.findall(r"kc\.(\w+)", code):
-        assert callable(getattr(kdgan_compress, name))
-    assert set(dir(kdgan_compress)) >= set(re.findall(r"kc\.(\w+)", code))
+    used = set(re.findall(r"kc\.(\w+)", code))
+    assert all(callable(getattr(kdgan_compress, name)) for name in used)
+    assert used <= set(dir(kdgan_compress))
 
 
 def test_every_command_line_of_the_documents_is_one_the_program_has() -> None:
