@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdgan_compress.cli.options import json_option
-from kdgan_compress.cli.output import percent, print_json, progress_display
+from kdgan_compress.cli.output import compact, percent, print_json, progress_display
 
 if TYPE_CHECKING:
     from kdgan_compress.workflows.demo import Demo
@@ -33,33 +33,24 @@ def demo(out: Path, quick: bool, as_json: bool) -> None:
 
 
 def _print(result: "Demo") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 110)
-    table = Table(title="QUICK RUN: these figures mean nothing" if result.quick else None)
-    for heading in ("", "AUC", "params", "conv MACs", "KB", "µs/image", "fewer MACs", "faster", "images", "training"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    if result.quick:
+        click.echo("QUICK RUN: these figures mean nothing")
+    click.echo(
+        f"{'':10}{'AUC':>9}{'params':>8}{'MACs':>7}{'KB':>8}{'µs':>6}{'fewer':>7}{'faster':>8}{'images':>8}{'time':>6}"
+    )
     for row in result.rows:
-        costs = row.profile
-        table.add_row(
-            row.name,
-            percent(row.training.auc),
-            f"{costs.num_params:,}",
-            f"{costs.conv_macs:,}",
-            f"{costs.size_bytes / 1024:,.0f}",
-            f"{costs.latency_us.median:.0f}",
-            f"{row.ratios.macs or 0:.0f}×",
-            f"{row.ratios.latency:.1f}×",
-            f"{row.training.num_images:,}",
-            f"{row.training.seconds:.0f} s",
+        costs, training = row.profile, row.training
+        click.echo(
+            f"{row.name:10}{percent(training.auc):>9}{compact(costs.num_params):>8}{compact(costs.conv_macs):>7}"
+            f"{costs.size_bytes / 1024:>8,.0f}{costs.latency_us.median:>6.0f}{f'{row.ratios.macs or 0:.0f}×':>7}"
+            f"{f'{row.ratios.latency:.1f}×':>8}{training.num_images:>8,}{f'{training.seconds:.0f} s':>6}"
         )
-    console.print(table)
     training, student = result.rows[0].training, result.rows[-1].profile
-    click.echo(f"Fashion-MNIST sample, normal class sneaker, student {student.channels}, seed {training.seed}")
-    click.echo(training.machine)
-    click.echo("µs/image: ONNX Runtime, one thread, median, the three measured in turns\n")
+    click.echo(
+        f"\nFashion-MNIST sample, normal class sneaker, seed {training.seed}; both students are {student.channels}"
+        f"\n{training.machine}; µs an image: ONNX Runtime, one thread, median, measured in turns\n"
+    )
     click.echo(f"picture    {result.picture}\ndetector   {result.detector}")
-    click.echo(f"Try        kdgan-compress score {result.detector} {result.images}")
+    click.echo(f"try        kdgan-compress score {result.detector} {result.images}")
     for path, score, is_anomaly in result.scored:
         click.echo(f"{score:12.6g}  {'anomaly' if is_anomaly else 'normal '}  {path}")

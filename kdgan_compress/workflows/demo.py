@@ -93,7 +93,7 @@ def demo(
     rows = [
         DemoRow(name, training, costs, ratios(costs, profiles[0]))
         for name, training, costs in zip(
-            ("teacher", "student alone", "student distilled"), (teacher, alone, student), profiles, strict=True
+            ("teacher", "alone", "distilled"), (teacher, alone, student), profiles, strict=True
         )
     ]
     announce("5/5  scoring one image of each class with the exported file")

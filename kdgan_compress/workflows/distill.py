@@ -46,7 +46,6 @@ def distill(
     job = _prepare(fitted, checkpoint)
     name = f"{model_name(teacher)}-student-{job.architecture.plan}-seed{job.seed}"
     folder = RunFolder(Path(out) if out else Path("runs") / name)
-    folder.create(job.recipe.to_yaml())
     return execute(job, folder, resume=False, track_auc=track_auc, show_progress=show_progress)
 
 

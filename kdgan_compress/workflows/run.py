@@ -92,11 +92,13 @@ def execute(
 
     Args:
         job: What to run.
-        folder: Created by the caller.
+        folder: Made here unless it is resumed.
         resume: Take up the folder's state.
         track_auc: Measure AUC after every epoch, for the log; it chooses nothing.
         show_progress: Called about every 512 images.
     """
+    if not resume:
+        folder.create(job.recipe.to_yaml())
     schedule, split = job.schedule, job.split
     total = sum(stage.epochs for stage in schedule.stages) * len(split.train)
     with threads(job.num_threads), torch.random.fork_rng(devices=[]):

@@ -35,7 +35,6 @@ def train(
     architecture, data = job.architecture, job.recipe.data
     name = f"{data.name}-{architecture.family}-{architecture.plan}-seed{job.seed}"
     folder = RunFolder(Path(out) if out else Path("runs") / name)
-    folder.create(job.recipe.to_yaml())
     return execute(job, folder, resume=False, track_auc=track_auc, show_progress=show_progress)
 
 
