@@ -1,5 +1,6 @@
 """The entry point: its commands, and what an error becomes (exit code 1, 2 or 130 and one line)."""
 
+import os
 import sys
 
 import click
@@ -55,6 +56,9 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted; what was done is kept (continue a training with --resume).", err=True)
         return 130
+    except BrokenPipeError:  # the reader, `head` say, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KdganError as error:
         click.echo(f"Error: {error}", err=True)
         return 1
