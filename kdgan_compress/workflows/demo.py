@@ -115,7 +115,8 @@ def _picture(teacher: RunResult, student: RunResult, picture: Path, folder: Path
         gan = model.build()
         scores = score_images(gan.generator, images)
         rows.append(Reconstruction(name, reconstruct(gan, images), scores, model.threshold))
-    title = f"{checkpoint.data.name}: normal is {split.test_classes[~split.test_is_novel][0]}; red scores are anomalies"
+    normal = split.test_classes[~split.test_is_novel][0]
+    title = f"normal class: {normal}; scores stand below, red is an anomaly"
     plot_reconstructions(images, list(classes), rows, title, picture)
     folder.mkdir(exist_ok=True)
     for name, image in zip(classes, images, strict=True):
