@@ -5,6 +5,9 @@ from numpy.typing import NDArray
 
 from kdgan_compress.errors import KdganError
 
+HELD_OUT_STEP = 10
+FEWEST_TO_HOLD_OUT, MOST_TO_HOLD_OUT = 50, 1000
+
 
 def simo(
     y_train: NDArray[np.int64], y_test: NDArray[np.int64], normal: int
@@ -32,3 +35,18 @@ def simo(
             f"Classes with images are {', '.join(map(str, there))}",
         )
     return train, y_test != normal
+
+
+def held_out(num_train: int) -> NDArray[np.bool_]:
+    """Which training normals are kept from training to find the threshold on: every tenth of 50 to 999 images.
+
+    A small set is seen so often that its own scores fall far below those of new normal images, and a threshold found on
+    them would call every image an anomaly. Larger sets don't show that, and of fewer than 50 none can be spared.
+
+    Returns:
+        (num_train,) True for an image that is held out; all False where none is.
+    """
+    held = np.zeros(num_train, dtype=np.bool_)
+    if FEWEST_TO_HOLD_OUT <= num_train < MOST_TO_HOLD_OUT:
+        held[HELD_OUT_STEP - 1 :: HELD_OUT_STEP] = True
+    return held

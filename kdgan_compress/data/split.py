@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdgan_compress.data.prepare import resize, to_channels
-from kdgan_compress.data.protocols import simo
+from kdgan_compress.data.protocols import held_out, simo
 from kdgan_compress.data.sources import CLASS_NAMES, load_arrays
 from kdgan_compress.errors import KdganError
 from kdgan_compress.images import find_images, is_grey, read_image
@@ -57,16 +57,23 @@ class Split:
     """Images at the network's size.
 
     Attributes:
-        train: Normal images, uint8 (N, C, S, S).
+        train: Normal images to train on, uint8 (N, C, S, S).
+        calibration: Normal images to find the threshold on: held out of a small set, else ``train`` itself.
         test: uint8 (M, C, S, S); M may be 0 where a folder has no ``test``.
         test_is_novel: (M,) whether a test image is novel.
         test_classes: (M,) the name of each test image's class.
     """
 
     train: Tensor
+    calibration: Tensor
     test: Tensor
     test_is_novel: NDArray[np.bool_]
     test_classes: NDArray[np.str_]
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training never sees the images that the threshold is found on."""
+        return self.calibration is not self.train
 
     @property
     def is_labelled(self) -> bool:
@@ -96,8 +103,10 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         test = torch.empty((0, image_channels, image_size, image_size), dtype=torch.uint8)
     else:
         test = resize(to_channels(arrays.x_test, image_channels), image_size)
+    normals, calibration = _calibrated(resize(to_channels(arrays.x_train[train], image_channels), image_size))
     return Split(
-        train=resize(to_channels(arrays.x_train[train], image_channels), image_size),
+        train=normals,
+        calibration=calibration,
         test=test,
         test_is_novel=test_is_novel,
         test_classes=np.array([names[label] if names else str(label) for label in arrays.y_test], dtype=np.str_),
@@ -130,16 +139,23 @@ def _folder(data: DataSettings) -> Path:
 
 
 def _folder_split(folder: Path, size: int, channels: int) -> Split:
-    train = _read_folder(folder / "train" / GOOD, size, channels)
+    train, calibration = _calibrated(_read_folder(folder / "train" / GOOD, size, channels))
     classes = sorted(path for path in (folder / "test").glob("*") if path.is_dir() and not path.name.startswith("."))
     tests = [_read_folder(path, size, channels) for path in classes]
     names = [path.name for path, images in zip(classes, tests, strict=True) for _ in images]
     return Split(
         train=train,
+        calibration=calibration,
         test=torch.cat([train[:0], *tests]),
         test_is_novel=np.array([name != GOOD for name in names], dtype=np.bool_),
         test_classes=np.array(names, dtype=np.str_),
     )
+
+
+def _calibrated(normals: Tensor) -> tuple[Tensor, Tensor]:
+    """Training normals, and those to find the threshold on."""
+    held = torch.from_numpy(held_out(len(normals)))
+    return (normals[~held], normals[held]) if held.any() else (normals, normals)
 
 
 def _read_folder(folder: Path, size: int, channels: int) -> Tensor:

@@ -48,16 +48,16 @@ def plot_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def plot_scores(
-    train: NDArray[np.float64],
+    calibration: NDArray[np.float64],
     test: NDArray[np.float64],
     is_novel: NDArray[np.bool_],
     threshold: float,
     path: Path,
 ) -> None:
-    """Histograms of training normals', test normals' and novel images' scores, and the threshold.
+    """Histograms of calibration normals', test normals' and novel images' scores, and the threshold.
 
     Args:
-        train: Scores of training normals.
+        calibration: Scores of the normals that the threshold was found on.
         test: Scores of the test split; may be empty.
         is_novel: Whether each test image is novel.
         threshold: Scores above it are anomalies.
@@ -65,8 +65,12 @@ def plot_scores(
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
-    edges = np.linspace(0, np.quantile(np.concatenate([train, test]), 0.995), BINS).tolist()
-    groups = (("training normals", train), ("test normals", test[~is_novel]), ("test novel", test[is_novel]))
+    edges = np.linspace(0, np.quantile(np.concatenate([calibration, test]), 0.995), BINS).tolist()
+    groups = (
+        ("normals for the threshold", calibration),
+        ("test normals", test[~is_novel]),
+        ("test novel", test[is_novel]),
+    )
     for label, scores in groups:
         if len(scores):
             axis.hist(scores, bins=edges, density=True, histtype="stepfilled", alpha=0.45, label=label)

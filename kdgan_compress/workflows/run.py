@@ -21,7 +21,7 @@ from kdgan_compress.storage import Checkpoint, RunFolder, save_checkpoint
 from kdgan_compress.training import Learner, Record
 from kdgan_compress.workflows.machine import machine_name, threads, versions
 
-THRESHOLD_RULE = "99% quantile of training normals' scores"
+THRESHOLD_RULE = "99% quantile of {} {}training normals' scores"
 
 
 @dataclass(frozen=True)
@@ -220,11 +220,11 @@ def _aucs(learner: Learner, split: Split) -> tuple[float | None, float | None]:
 
 def _save_models(job: Job, folder: RunFolder) -> None:
     student, teacher = job.schedule.student, job.schedule.teacher
-    normals = score_images(student.scored_generator, job.split.train)
+    normals = score_images(student.scored_generator, job.split.calibration)
     threshold = quantile_threshold(normals)
     save_checkpoint(folder.model, _checkpoint(job, student, job.architecture, threshold))
     if teacher is not None and job.teacher_architecture is not None and job.schedule.moves_teacher:
-        teacher_threshold = quantile_threshold(score_images(teacher.scored_generator, job.split.train))
+        teacher_threshold = quantile_threshold(score_images(teacher.scored_generator, job.split.calibration))
         save_checkpoint(folder.teacher, _checkpoint(job, teacher, job.teacher_architecture, teacher_threshold))
     test = score_images(student.scored_generator, job.split.test)
     plot_scores(normals, test, job.split.test_is_novel, threshold, folder.path / "scores.png")
@@ -239,7 +239,7 @@ def _checkpoint(job: Job, learner: Learner, architecture: Architecture, threshol
         architecture=architecture,
         data=job.recipe.data,
         threshold=threshold,
-        threshold_rule=THRESHOLD_RULE,
+        threshold_rule=THRESHOLD_RULE.format(len(job.split.calibration), "held-out " if job.split.holds_out else ""),
         provenance=job.provenance | {"seed": job.seed, "versions": versions()},
         weights=weights,
     )

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdgan_compress.data.protocols import simo
+from kdgan_compress.data.protocols import held_out, simo
 from kdgan_compress.errors import KdganError
 
 labels = st.lists(st.integers(0, 4), max_size=30).map(lambda values: np.array(values, dtype=np.int64))
@@ -26,3 +26,10 @@ def test_simo_trains_on_one_class_and_tests_on_all(y_train, y_test, normal):
 def test_missing_class_lists_those_there():
     with pytest.raises(KdganError, match="Classes with images are 1, 3, 12"):
         simo(np.array([3, 12, 1, 3]), np.array([7]), 7)
+
+
+def test_small_sets_hold_out_every_tenth_normal_and_no_others_do():
+    assert np.flatnonzero(held_out(50)).tolist() == [9, 19, 29, 39, 49]
+    assert held_out(999).sum() == 99
+    for num_train in (0, 1, 49, 1000, 5421):
+        assert held_out(num_train).tolist() == [False] * num_train

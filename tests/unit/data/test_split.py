@@ -259,3 +259,14 @@ def test_absolute_paths_hold_anywhere(tmp_path, monkeypatch):
 def test_override(source, normal, root, expected):
     data = DataSettings("mnist", "5", "/data").override(source, normal, root)
     assert (data.source, data.normal, data.root) == expected
+
+
+def test_held_out_normals_are_never_trained_on(tmp_path):
+    images = np.repeat(np.arange(60, dtype=np.uint8), 32 * 32).reshape(60, 32, 32)
+    labels = np.zeros(60, dtype=np.int64)
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:2], y_test=labels[:2])
+    split = load_split(DataSettings(f"npz:{tmp_path / 'set.npz'}", "0"), 32, 1)
+    seen, kept = (set(part[:, 0, 0, 0].tolist()) for part in (split.train, split.calibration))
+    assert split.holds_out
+    assert kept == {9, 19, 29, 39, 49, 59}
+    assert seen == set(range(60)) - kept
