@@ -11,7 +11,7 @@ from kdgan_compress.cli.output import print_run, progress_display
 
 @click.command()
 @click.option("--teacher", metavar="RUN|FILE", help="A run folder or model file that train wrote.")
-@click.option("--schedule", help='Structures in a row, such as "2->3".')
+@click.option("--schedule", help='Structures in a row.  [default: the recipe\'s, "2->3"]')
 @click.option("--teacher-learning-rate", type=float, help="Adam's rate for a teacher that goes on training (③, ④).")
 @data_option
 @training_options

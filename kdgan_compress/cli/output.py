@@ -57,10 +57,16 @@ def progress_display() -> Iterator["ShowProgress"]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None, rate="")
+    columns = (
+        TextColumn("{task.description}", table_column=Column(min_width=20, no_wrap=True)),
+        BarColumn(bar_width=12),
+        TextColumn("{task.fields[rate]}", table_column=Column(min_width=25, no_wrap=True)),
+        TextColumn("{task.fields[losses]}", table_column=Column(ratio=1, no_wrap=True)),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
+        task = bar.add_task("starting", total=None, rate="", losses="")
 
         def show(progress: "Progress") -> None:
             bar.update(
@@ -68,7 +74,8 @@ def progress_display() -> Iterator["ShowProgress"]:
                 total=progress.images_total,
                 completed=progress.images_done,
                 description=_place(progress),
-                rate=f"{_rate(progress)}  {_losses(progress)}",
+                rate=_rate(progress),
+                losses=_losses(progress),
             )
             if progress.record.epoch_done:
                 bar.console.print(_epoch_line(progress), highlight=False)
