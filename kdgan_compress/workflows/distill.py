@@ -53,7 +53,7 @@ def resume_distill(run: str | Path, *, track_auc: bool = False, show_progress: S
     """Finish an interrupted ``distill`` by its own recipe; a finished one is left as it is.
 
     Raises:
-        KdganError: No run there, none that finished an epoch, no distillation, or its teacher is gone.
+        KdganError: No run there, no distillation, or its teacher or training images are gone.
     """
     folder = RunFolder(Path(run))
     folder.require_run()
@@ -89,12 +89,8 @@ def _prepare(recipe: Recipe, teacher: Checkpoint) -> Job:
         teacher.architecture, channels=section.student.plan(teacher.architecture.image_size)
     )
     split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
-    stages = section.stages(len(split.train))
-    trained = [architecture, *([teacher.architecture] if any(s.loss_set.trains_teacher for s in stages) else [])]
-    num_threads = training.threads or choose_threads(max(max(a.channels) for a in trained))
-    recipe = recipe.replace({"distillation": {"training": {"threads": num_threads}}})
     schedule = Schedule(
-        stages=stages,
+        stages=section.stages(len(split.train)),
         student=Learner(build(architecture, training.seed), training.betas, training.average_decay),
         images=split.train,
         teacher=Learner(teacher.build(), training.betas, training.average_decay),
@@ -102,9 +98,12 @@ def _prepare(recipe: Recipe, teacher: Checkpoint) -> Job:
         distillation=section.loss,
         settings=training.settings(),
     )
+    trained = architecture.channels + (teacher.architecture.channels if schedule.moves_teacher else ())
+    num_threads = training.threads or choose_threads(max(trained))
+    recipe = recipe.replace({"distillation": {"training": {"threads": num_threads}}})
     provenance = {
         "command": "distill",
         "teacher": section.teacher,
-        "schedule": "->".join(stage.name for stage in stages),
+        "schedule": "->".join(stage.name for stage in schedule.stages),
     }
     return Job(recipe, split, schedule, architecture, training.seed, num_threads, provenance, teacher.architecture)

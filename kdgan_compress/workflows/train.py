@@ -42,7 +42,7 @@ def resume_train(run: str | Path, *, track_auc: bool = False, show_progress: Sho
     """Finish an interrupted ``train`` by its own recipe; a finished one is left as it is.
 
     Raises:
-        KdganError: No run there, none that finished an epoch, or a distillation.
+        KdganError: No run there, a distillation, or its training images are gone.
     """
     folder = RunFolder(Path(run))
     folder.require_run()
