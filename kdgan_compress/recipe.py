@@ -1,16 +1,29 @@
 """Recipes: one experiment (a teacher and its student) as YAML, validated whole, all problems told at once."""
 
 import difflib
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+    with_config,
+)
 
 from kdgan_compress.data import DataSettings
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import FAMILIES, Architecture, Norm, plan_for_width
-from kdgan_compress.objectives import Distillation, GanomalyObjective
+from kdgan_compress.objectives import OBJECTIVES, CvgadObjective, Distillation, GanomalyObjective
 from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage, parse_schedule
 from kdgan_compress.training import TrainingSettings
 
@@ -26,9 +39,20 @@ HINT = "Mend all of them; `kdgan-compress recipes show default` prints every key
 EXCLUSIVE = (("width", "channels"), ("channels", "width"), ("num_images", "epochs"))
 """Naming the first of a pair sets the second aside."""
 
+FamilyObjective = CvgadObjective | GanomalyObjective
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Plan = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+
+
+def _check_family(family: str) -> None:
+    if family not in FAMILIES:
+        raise ValueError(f"family {family!r} is none of {', '.join(FAMILIES)}")
+
+
+def _objective(settings: object, family: str) -> FamilyObjective:
+    adapter: TypeAdapter[FamilyObjective] = TypeAdapter(with_config(extra="forbid")(OBJECTIVES[family]))
+    return adapter.validate_python(settings)
 
 
 class _Section(BaseModel):
@@ -64,11 +88,11 @@ class ModelSection(PlanSection):
     image_size: int = 32
     latent_size: Annotated[int, Field(ge=1)] = 256
     norm: Norm = "per_image"
+    num_clusters: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
-        if self.family not in FAMILIES:
-            raise ValueError(f"family {self.family!r} is none of {', '.join(FAMILIES)}")
+        _check_family(self.family)
         self.architecture(native_channels=1)
         return self
 
@@ -81,6 +105,7 @@ class ModelSection(PlanSection):
             image_size=self.image_size,
             latent_size=self.latent_size,
             norm=self.norm,
+            num_clusters=self.num_clusters,
         )
 
 
@@ -104,6 +129,30 @@ class TrainingSection(_Section):
     def num_epochs(self, num_train: int) -> int:
         """``epochs``, or as many as come nearest to ``num_images``."""
         return self.epochs or max(1, round(self.num_images / num_train))
+
+
+class StudentSection(PlanSection):
+    """The student's channel plan and, where it is of another family than its teacher, that family and how it trains."""
+
+    family: str | None = None
+    objective: SerializeAsAny[FamilyObjective] | None = None
+
+    @field_validator("family")
+    @classmethod
+    def _known(cls, family: str | None) -> str | None:
+        if family is not None:
+            _check_family(family)
+        return family
+
+    @field_validator("objective", mode="plain")
+    @classmethod
+    def _of_family(cls, objective: object, info: ValidationInfo) -> FamilyObjective | None:
+        family = info.data.get("family")
+        if objective is None or "family" not in info.data:
+            return None
+        if family is None:
+            raise ValueError("it goes with a student's family; a student of its teacher's trains by the recipe's own")
+        return _objective(objective, family)
 
 
 class StudentTrainingSection(TrainingSection):
@@ -136,7 +185,7 @@ class DistillationSection(_Section):
     """
 
     teacher: str | None = None
-    student: PlanSection = PlanSection()
+    student: StudentSection = StudentSection()
     schedule: str | tuple[StageSection, ...] = "2->3"
     loss: Distillation = Distillation()
     training: StudentTrainingSection = StudentTrainingSection()
@@ -179,16 +228,29 @@ class Recipe(_Section):
     description: str = ""
     data: DataSettings = DataSettings()
     model: ModelSection = ModelSection()
-    objective: GanomalyObjective = GanomalyObjective()
+    objective: SerializeAsAny[FamilyObjective] = Field(default_factory=dict, validate_default=True)
     training: TrainingSection = TrainingSection()
     distillation: DistillationSection = DistillationSection()
 
     @field_validator("data", mode="before")
     @classmethod
     def _numbered_class(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(data.get("normal"), int):
-            return data | {"normal": str(data["normal"])}
-        return data
+        if not isinstance(data, dict):
+            return data
+        return data | {key: str(data[key]) for key in ("normal", "novel") if isinstance(data.get(key), int)}
+
+    @field_validator("objective", mode="plain")
+    @classmethod
+    def _of_family(cls, objective: object, info: ValidationInfo) -> FamilyObjective:
+        model = info.data.get("model")
+        return GanomalyObjective() if model is None else _objective(objective, model.family)
+
+    def student_objective(self) -> FamilyObjective:
+        """How the student trains on its own losses."""
+        student = self.distillation.student
+        if student.family in (None, self.model.family):
+            return student.objective or self.objective
+        return student.objective or OBJECTIVES[student.family]()
 
     def alone(self, num_train: int) -> tuple[Stage, ...]:
         """The one stage in which a GAN trains on its own losses."""
@@ -203,11 +265,20 @@ class Recipe(_Section):
     def replace(self, changes: dict[str, Any]) -> "Recipe":
         """A copy with other values, checked like a file; sections are merged key by key.
 
+        Another family that trains otherwise sets the objective aside.
+
         Args:
             changes: Nested as a recipe file is; a value None is passed over.
         """
         unset = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        family = changes.get("model", {}).get("family") or self.model.family
+        if OBJECTIVES.get(family) is not type(self.objective):
+            unset.pop("objective", None)
         return parse_recipe(_merge(unset, changes), "the options")
+
+    def replace_all(self, changes: Iterable[dict[str, Any]]) -> "Recipe":
+        """``replace`` with several changes, one after the other."""
+        return functools.reduce(Recipe.replace, changes, self)
 
 
 def recipe_names() -> list[str]:
@@ -261,16 +332,16 @@ def parse_recipe(content: object, origin: str) -> Recipe:
 def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
     where = ".".join(str(part) for part in location)
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        near = difflib.get_close_matches(str(location[-1]), sorted(_known_keys()), n=1)
+        near = difflib.get_close_matches(str(location[-1]), sorted(_known_keys() - {str(location[-1])}), n=1)
         return f"{where} is no key" + (f" (did you mean {near[0]}?)" if near else "")
     return f"{where}: {message.removeprefix('Value error, ').rstrip('.')}"
 
 
 def _known_keys() -> set[str]:
     keys: set[str] = set()
-    for section in (Recipe, ModelSection, TrainingSection, DistillationSection, StageSection):
+    for section in (Recipe, ModelSection, StudentSection, TrainingSection, DistillationSection, StageSection):
         keys |= section.model_fields.keys()
-    for settings in (DataSettings, GanomalyObjective, Distillation, LossSet):
+    for settings in (DataSettings, *OBJECTIVES.values(), Distillation, LossSet):
         keys |= settings.__dataclass_fields__.keys()
     return keys
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.objectives import Distillation, GanomalyObjective, Objective
+from kdgan_compress.objectives import Distillation
 from kdgan_compress.policies import Stage
 from kdgan_compress.training import Learner, Record, TrainingSettings, begin_stage, run_stage
 
@@ -22,10 +22,9 @@ class Schedule:
 
     Args:
         stages: In order; at least one.
-        student: The learner that the stages train.
+        student: The learner that the stages train, by its own objective.
         images: All training images, uint8 (N, C, S, S).
         teacher: The learner it is distilled from; stages that train it move it in place.
-        objective: The family's own losses.
         distillation: K_l.
         settings: Batch size, averaging, seed.
     """
@@ -36,7 +35,6 @@ class Schedule:
         student: Learner,
         images: Tensor,
         teacher: Learner | None = None,
-        objective: Objective | None = None,
         distillation: Distillation | None = None,
         settings: TrainingSettings | None = None,
     ) -> None:
@@ -47,7 +45,6 @@ class Schedule:
         self.stages = tuple(stages)
         self.student, self.teacher = student, teacher
         self._images = images
-        self._objective = objective or GanomalyObjective()
         self._distillation = distillation or Distillation()
         self._settings = settings or TrainingSettings()
         self._stage_index = self._epochs_done = 0
@@ -72,7 +69,7 @@ class Schedule:
         while self._stage_index < len(self.stages):
             stage = self.stages[self._stage_index]
             if not self._restored:
-                begin_stage(stage, self.student, self.teacher, self._images)
+                begin_stage(stage, self.student, self.teacher, self._images, self._distillation)
             self._restored = False
             for record in run_stage(
                 stage,
@@ -80,7 +77,6 @@ class Schedule:
                 self.student,
                 self.teacher,
                 self._images,
-                self._objective,
                 self._distillation,
                 self._settings,
                 self._epochs_done,
@@ -115,7 +111,7 @@ class Schedule:
             )
         self._stage_index, self._epochs_done = state["stage_index"], state["epochs_done"]
         for stage in self.stages[: self._stage_index + 1]:  # earlier ones left averages and connectors behind
-            begin_stage(stage, self.student, self.teacher, self._images)
+            begin_stage(stage, self.student, self.teacher, self._images, self._distillation)
         self.student.load_state_dict(state["student"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])

@@ -31,6 +31,6 @@ def bench(as_json: bool) -> None:
 def _line(row: "BenchRow") -> str:
     us = row.us_per_image
     return (
-        f"{row.work} {row.path:6}  structure {row.structure:5}  {row.channels:10}  batch {row.batch:2}  "
-        f"{us.median:8.0f} µs/image ({us.min:.0f} to {us.max:.0f})  {row.speedup:.3f}× plain"
+        f"{row.work} {row.path:6}  {row.family:5}  structure {row.structure:5}  {row.channels:10}  "
+        f"batch {row.batch:2}  {us.median:8.0f} µs/image ({us.min:.0f} to {us.max:.0f})  {row.speedup:.3f}× plain"
     )

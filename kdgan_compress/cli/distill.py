@@ -25,11 +25,12 @@ def distill(
     data: str | None,
     data_root: str | None,
     recipe: str | None,
+    settings: tuple[dict[str, Any], ...],
     out: Path | None,
     resume: Path | None,
     track_auc: bool,
     as_json: bool,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Distil a teacher into a narrow student; the teacher remembers its data and preprocessing.
 
@@ -48,14 +49,14 @@ def distill(
         return
     if teacher is None:
         raise click.UsageError("Give --teacher RUN_OR_FILE, or --resume RUN.")
-    plan, training = training_changes(**settings)
+    plan, training = training_changes(**options)
     section = {
         "student": plan,
         "schedule": schedule,
         "training": training,
         "teacher_learning_rate": teacher_learning_rate,
     }
-    changed = load_recipe(recipe or "default").replace({"distillation": section})
+    changed = load_recipe(recipe or "default").replace_all(settings).replace({"distillation": section})
     with progress_display() as show:
         result = run_distill(
             teacher, changed, out, data=data, data_root=data_root, track_auc=track_auc, show_progress=show

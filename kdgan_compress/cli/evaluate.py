@@ -1,9 +1,14 @@
 """``kdgan-compress evaluate``."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from kdgan_compress.cli.options import data_option, data_root_option, json_option, normal_option
 from kdgan_compress.cli.output import percent, print_json
+
+if TYPE_CHECKING:
+    from kdgan_compress.workflows.evaluate import Mode
 
 
 @click.command()
@@ -12,9 +17,22 @@ from kdgan_compress.cli.output import percent, print_json
 @data_option
 @normal_option
 @data_root_option
+@click.option(
+    "--mode",
+    type=click.Choice(["deployed", "paper"]),
+    default="deployed",
+    show_default=True,
+    help="paper: scores scaled over the test set, as CVGAD's paper has them.",
+)
 @json_option
 def evaluate(
-    model: str, teacher: str | None, data: str | None, normal: str | None, data_root: str | None, as_json: bool
+    model: str,
+    teacher: str | None,
+    data: str | None,
+    normal: str | None,
+    data_root: str | None,
+    mode: "Mode",
+    as_json: bool,
 ) -> None:
     """Measure how well a model separates novel from normal test images.
 
@@ -24,7 +42,13 @@ def evaluate(
     """
     from kdgan_compress.workflows.evaluate import evaluate as run_evaluate
 
-    result = run_evaluate(model, data=data, normal=normal, data_root=data_root, teacher=teacher)
+    result = run_evaluate(model, data=data, normal=normal, data_root=data_root, teacher=teacher, mode=mode)
+    if result.mode == "paper":
+        click.echo(
+            "Warning: --mode paper scales scores by the test set's own range. No deployed detector can, and figures "
+            "leak from one test image into another: compare them with the paper's and nothing else.",
+            err=True,
+        )
     if result.teacher is not None and result.auc_gap is None:
         click.echo(f"The teacher {result.teacher} is gone; give --teacher to compare with it.", err=True)
     if as_json:
@@ -34,10 +58,11 @@ def evaluate(
     click.echo(f"AUC                {percent(result.auc)} last epoch, {percent(result.auc_raw)} raw weights")
     click.echo(f"average precision  {percent(result.average_precision)}")
     click.echo(f"best F1            {percent(result.best_f1)} at {result.best_f1_threshold:.4g} (an oracle threshold)")
-    click.echo(
-        f"own threshold      {result.threshold:.4g}: finds {percent(result.detection_rate)} of novel images, "
-        f"false alarm on {percent(result.false_alarm_rate)} of normal ones"
-    )
+    if result.threshold is not None:
+        click.echo(
+            f"own threshold      {result.threshold:.4g}: finds {percent(result.detection_rate)} of novel images, "
+            f"false alarm on {percent(result.false_alarm_rate)} of normal ones"
+        )
     if result.auc_gap is not None:
         click.echo(f"against teacher    AUC gap {100 * result.auc_gap:+.2f} points (teacher minus student)")
         click.echo(f"                   Spearman's correlation of scores {result.score_spearman:.3f}")

@@ -10,16 +10,18 @@ from kdgan_compress.cli.demo import demo
 from kdgan_compress.cli.distill import distill
 from kdgan_compress.cli.evaluate import evaluate
 from kdgan_compress.cli.export import export
+from kdgan_compress.cli.pictures import pictures
 from kdgan_compress.cli.profile import profile
 from kdgan_compress.cli.recipes import recipes
 from kdgan_compress.cli.score import score
 from kdgan_compress.cli.train import train
+from kdgan_compress.cli.trials import trials
 from kdgan_compress.errors import KdganError
 
 TRAIN_EXTRA = "kdgan-compress[train]"
 TRAIN_MODULES = (
-    *("fvcore", "matplotlib", "onnx", "onnxscript", "pydantic", "rich"),
-    *("safetensors", "scipy", "sklearn", "torch", "torchvision", "yaml"),
+    *("fvcore", "matplotlib", "onnx", "onnxscript", "pydantic", "pytorch_msssim"),
+    *("rich", "safetensors", "scipy", "sklearn", "torch", "torchvision", "yaml"),
 )
 
 
@@ -37,7 +39,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, train, distill, evaluate, profile, export, score, bench, recipes):
+for command in (demo, train, distill, evaluate, profile, export, score, pictures, trials, bench, recipes):
     cli.add_command(command)
 
 

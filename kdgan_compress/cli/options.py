@@ -13,9 +13,21 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; progress on stderr.")
 data_root_option = click.option("--data-root", metavar="DIR", help="Where named sets are, or are downloaded to.")
 data_option = click.option(
-    "--data", metavar="SOURCE", help="sample, mnist, fashion-mnist, cifar10, folder:PATH or npz:PATH."
+    "--data", metavar="SOURCE", help="sample, mnist, fashion-mnist, cifar10, coil100, folder:PATH or npz:PATH."
 )
 normal_option = click.option("--normal", metavar="CLASS", help="The normal class, a number or a name.")
+
+
+def protocol_options(command: Command) -> Command:
+    """Which images of a named set train and test."""
+    options = [
+        click.option("--protocol", help="simo, miso-8020, gpnd-5fold, coil100 or ocgan-p1.  [default: simo]"),
+        click.option("--novel", metavar="CLASS", help="miso-8020: the one class that is novel."),
+        click.option("--trial", type=int, help="Number of the draw, from 0; gpnd-5fold: also of the fold."),
+        click.option("--outliers", type=float, help="gpnd-5fold, coil100: fraction of the test set, such as 0.5."),
+        click.option("--num-categories", type=int, help="coil100: how many objects are normal."),
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
 class ChannelPlan(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
@@ -36,10 +48,39 @@ class ChannelPlan(click.ParamType):  # type: ignore[type-arg]  # no generic befo
 channels_option = click.option("--channels", type=ChannelPlan(), help="Channel plan by its numbers, such as 8,16,64.")
 
 
+class Setting(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
+    """A recipe's key by its path, and its value as YAML."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """``"objective.w_adv=0"`` → ``{"objective": {"w_adv": 0}}``."""
+        import yaml
+
+        if isinstance(value, dict):
+            return value
+        path, equals, text = str(value).partition("=")
+        if not equals or not all(path.split(".")):
+            self.fail(f"{value!r} is not a recipe's key and its value, such as objective.w_adv=0", param, ctx)
+        try:
+            changes: Any = yaml.safe_load(text)
+        except yaml.YAMLError:
+            self.fail(f"{text!r} is no YAML value", param, ctx)
+        for key in reversed(path.split(".")):
+            changes = {key: changes}
+        return dict(changes)
+
+
+set_option = click.option(
+    "--set", "settings", type=Setting(), multiple=True, help="Any key of the recipe, such as objective.w_adv=0."
+)
+
+
 def training_options(command: Command) -> Command:
     """Options of both train and distill."""
     options = [
         click.option("--recipe", metavar="NAME|FILE", help="Settings to start from.  [default: default]"),
+        set_option,
         click.option("--width", type=int, metavar="U", help="Channel plan u, 2u, 4u, …"),
         channels_option,
         click.option("--epochs", type=int, help="Passes over the training images, per stage."),

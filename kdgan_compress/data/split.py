@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,47 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdgan_compress.data.prepare import resize, to_channels
-from kdgan_compress.data.protocols import held_out, simo
-from kdgan_compress.data.sources import CLASS_NAMES, load_arrays
+from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, held_out, miso_8020, ocgan_p1, simo
+from kdgan_compress.data.settings import DEFAULT_NORMAL, DataSettings
+from kdgan_compress.data.sources import CLASS_NAMES, Arrays, load_arrays
 from kdgan_compress.errors import KdganError
 from kdgan_compress.images import find_images, is_grey, read_image
 
-DEFAULT_NORMAL = {"sample": "sneaker"}
 GOOD = "good"
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Which images; written into every checkpoint.
-
-    Attributes:
-        source: ``sample``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``folder:PATH`` (MVTec's layout: ``train/good``,
-            ``test/good``, ``test/<defect>``) or ``npz:PATH``.
-        normal: The normal class, a number or a name; a folder's is always ``good``.
-        root: Where named sets are kept; None for the user's cache folder.
-    """
-
-    source: str = "sample"
-    normal: str | None = None
-    root: str | None = None
-
-    def override(self, source: str | None, normal: str | None, root: str | None) -> "DataSettings":
-        """These settings with what is not None replaced; another source does not keep the normal class."""
-        kept = self.normal if source is None else None
-        return DataSettings(source or self.source, normal or kept, root or self.root)
-
-    def absolute(self) -> "DataSettings":
-        """The same with absolute paths, so that they hold wherever a later command is started."""
-        kind, _, path = self.source.partition(":")
-        source = f"{kind}:{Path(path).expanduser().resolve()}" if path else self.source
-        return DataSettings(source, self.normal, str(Path(self.root).expanduser().resolve()) if self.root else None)
-
-    @property
-    def name(self) -> str:
-        """A short name for folders and titles: ``mnist-5``, ``bottle``."""
-        kind, _, path = self.source.partition(":")
-        base = Path(path).expanduser().resolve().stem if path else kind
-        return base if kind == "folder" else "-".join(filter(None, (base, self.normal or DEFAULT_NORMAL.get(kind))))
+COLOURED = ("cifar10", "coil100")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +26,12 @@ class Split:
 
     Attributes:
         train: Normal images to train on, uint8 (N, C, S, S).
-        calibration: Normal images to find the threshold on: held out of a small set, else ``train`` itself.
+        calibration: Normal images to find the threshold on: the protocol's validation images; where it has none, those
+            held out of a small set, else ``train`` itself.
         test: uint8 (M, C, S, S); M may be 0 where a folder has no ``test``.
         test_is_novel: (M,) whether a test image is novel.
         test_classes: (M,) the name of each test image's class.
+        split_sha256: Fingerprint of which images are where; None for a folder.
     """
 
     train: Tensor
@@ -69,6 +39,7 @@ class Split:
     test: Tensor
     test_is_novel: NDArray[np.bool_]
     test_classes: NDArray[np.str_]
+    split_sha256: str | None = None
 
     @property
     def holds_out(self) -> bool:
@@ -82,10 +53,10 @@ class Split:
 
 
 def load_split(data: DataSettings, image_size: int, image_channels: int) -> Split:
-    """Read the images of an experiment under the SIMO protocol.
+    """Read the images of an experiment under its protocol; only those it uses are resized.
 
     Raises:
-        KdganError: Whatever is wrong with the source, its files or the normal class.
+        KdganError: Whatever is wrong with the source, its files, the class or the split.
     """
     if data.source.startswith("folder:"):
         return _folder_split(_folder(data), image_size, image_channels)
@@ -98,18 +69,19 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
             f"got {labels.min()} to {labels.max()}",
             "Give a set with other classes as npz:PATH",
         )
-    train, test_is_novel = simo(arrays.y_train, arrays.y_test, _class_number(data, names))
-    if len(arrays.x_test) == 0:
-        test = torch.empty((0, image_channels, image_size, image_size), dtype=torch.uint8)
-    else:
-        test = resize(to_channels(arrays.x_test, image_channels), image_size)
-    normals, calibration = _calibrated(resize(to_channels(arrays.x_train[train], image_channels), image_size))
+    chosen = _choose(data, labels, len(arrays.y_train), names)
+    train, validation, test = (
+        _images(arrays, indices, image_size, image_channels)
+        for indices in (chosen.train, chosen.validation, chosen.test)
+    )
+    normals, calibration = (train, validation) if len(validation) else _calibrated(train)
     return Split(
         train=normals,
         calibration=calibration,
         test=test,
-        test_is_novel=test_is_novel,
-        test_classes=np.array([names[label] if names else str(label) for label in arrays.y_test], dtype=np.str_),
+        test_is_novel=chosen.test_is_novel,
+        test_classes=np.array([names[label] if names else str(label) for label in labels[chosen.test]], dtype=np.str_),
+        split_sha256=chosen.sha256,
     )
 
 
@@ -120,7 +92,35 @@ def native_channels(data: DataSettings) -> int:
     if data.source.startswith("npz:"):
         images = load_arrays(data.source, None).x_train
         return 1 if images.ndim == 3 else int(images.shape[3])
-    return 3 if data.source == "cifar10" else 1
+    return 3 if data.source in COLOURED else 1
+
+
+def _choose(
+    data: DataSettings, labels: NDArray[np.int64], num_official_train: int, names: tuple[str, ...]
+) -> IndexSplit:
+    """Which images of the pool the protocol takes."""
+    match data.protocol:
+        case "miso-8020":
+            return miso_8020(labels, _class_number(data, names, "novel"), data.trial)
+        case "gpnd-5fold":
+            return gpnd_5fold(labels, _class_number(data, names, "normal"), data.outlier_fraction, data.trial)
+        case "coil100":
+            return coil100(labels, data.num_categories or 1, data.outlier_fraction, data.trial)
+        case "ocgan-p1":
+            return ocgan_p1(labels, _class_number(data, names, "normal"), data.trial)
+        case _:
+            return simo(labels, num_official_train, _class_number(data, names, "normal"))
+
+
+def _images(arrays: Arrays, indices: NDArray[np.int64], size: int, channels: int) -> Tensor:
+    """Images of the pool at the network's size; the official splits may differ in theirs."""
+    images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
+    num_train = len(arrays.x_train)
+    in_test = indices >= num_train
+    for pixels, here, start in ((arrays.x_train, ~in_test, 0), (arrays.x_test, in_test, num_train)):
+        if here.any():
+            images[torch.from_numpy(here)] = resize(to_channels(pixels[indices[here] - start], channels), size)
+    return images
 
 
 def _folder(data: DataSettings) -> Path:
@@ -169,19 +169,19 @@ def _read_folder(folder: Path, size: int, channels: int) -> Tensor:
     return torch.cat(resized)
 
 
-def _class_number(data: DataSettings, names: tuple[str, ...]) -> int:
-    normal = data.normal or DEFAULT_NORMAL.get(data.source)
-    if normal is None:
+def _class_number(data: DataSettings, names: tuple[str, ...], kind: Literal["normal", "novel"]) -> int:
+    wanted = data.novel if kind == "novel" else data.normal or DEFAULT_NORMAL.get(data.source)
+    if wanted is None:
         raise KdganError(
-            f"Training on {data.source} must have a normal class", "got none", "Give --normal, for example --normal 5"
+            f"Training on {data.source} must have a {kind} class", "got none", f"Give --{kind}, for example --{kind} 5"
         )
-    if normal in names:
-        return names.index(normal)
-    if not normal.isdecimal() or (names and int(normal) >= len(names)):
+    if wanted in names:
+        return names.index(wanted)
+    if not wanted.isdecimal() or (names and int(wanted) >= len(names)):
         raise KdganError(
-            f"The normal class of {data.source} must be one of its classes",
-            f"got {normal!r}",
+            f"The {kind} class of {data.source} must be one of its classes",
+            f"got {wanted!r}",
             f"Choose a number{' below ' + str(len(names)) if names else ''}"
             + (f" or one of {', '.join(names)}" if names else ""),
         )
-    return int(normal)
+    return int(wanted)

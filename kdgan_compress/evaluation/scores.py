@@ -1,14 +1,18 @@
 """Running a generator over images in evaluation mode: a batch's other images never touch a score."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdgan_compress.gans import Gan, anomaly_score, evaluating, to_network_range
+from kdgan_compress.errors import KdganError
+from kdgan_compress.gans import Gan, anomaly_score, evaluating, has_score_terms, to_network_range
 from kdgan_compress.taps import Taps
 
 BATCH = 256
+MOST_TO_FIT_ON = 5000
 
 
 def score_images(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
@@ -23,12 +27,65 @@ def score_images(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
     """
     if len(images) == 0:
         return np.empty(0)
-    with torch.no_grad(), evaluating(generator):
-        scores = [anomaly_score(generator, to_network_range(batch)).double().numpy() for batch in images.split(BATCH)]
-    return np.concatenate(scores)
+    return _over_batches(generator, lambda batch: anomaly_score(generator, batch), images).numpy()
+
+
+def fit_score(generator: nn.Module, normals: Tensor) -> None:
+    """Find the scales of a score that is a sum of terms on training normals; nothing happens to other generators.
+
+    Args:
+        generator: Its ``fit_score`` is called with its terms.
+        normals: uint8 (N, C, S, S), N ≥ 1; of more than 5,000 an even choice is taken.
+    """
+    if has_score_terms(generator):
+        generator.fit_score(_score_terms(generator, normals[:: -(-len(normals) // MOST_TO_FIT_ON)]))  # type: ignore[operator]
+
+
+def paper_scores(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
+    """Scores as CVGAD's paper has them: each term brought to [0, 1] by its least and largest value in the *test set*.
+
+    No deployed detector can do that, and what it says of one test image depends on the others: figures by it compare
+    with the paper's, and are of no other use.
+
+    Args:
+        generator: Has ``score_terms``.
+        images: The whole test set, uint8 (N, C, S, S), N ≥ 1.
+
+    Raises:
+        KdganError: The generator's score has no terms to be scaled.
+    """
+    if not has_score_terms(generator):
+        raise KdganError(
+            "Scores in the paper's mode must be a sum of scaled terms, as cvgad's",
+            f"{type(generator).__name__} scores by one number",
+            "Leave the mode out",
+        )
+    terms = _score_terms(generator, images)
+    low, high = terms.amin(0), terms.amax(0)
+    scaled: NDArray[np.float64] = ((terms - low) / (high - low)).sum(1).numpy()
+    return scaled
+
+
+def encode(gan: Gan, images: Tensor) -> Tensor:
+    """z1 (N, latent) of images uint8 (N, C, S, S), N ≥ 1: of cvgad μ."""
+    return _tapped(gan, "z1", images)
 
 
 def reconstruct(gan: Gan, images: Tensor) -> Tensor:
-    """x̂ of images uint8 (N, C, S, S), as floats in [−1, 1]."""
-    with torch.no_grad(), evaluating(gan.generator), Taps(gan.generator, {"x_hat": gan.taps["x_hat"]}) as taps:
-        return taps(to_network_range(images))["x_hat"]
+    """x̂ of images uint8 (N, C, S, S), N ≥ 1, as floats in [−1, 1]."""
+    return _tapped(gan, "x_hat", images)
+
+
+def _tapped(gan: Gan, name: str, images: Tensor) -> Tensor:
+    with Taps(gan.generator, {name: gan.taps[name]}) as taps:
+        return _over_batches(gan.generator, lambda batch: taps(batch)[name], images).float()
+
+
+def _score_terms(generator: nn.Module, images: Tensor) -> Tensor:
+    return _over_batches(generator, generator.score_terms, images)  # type: ignore[arg-type]
+
+
+def _over_batches(generator: nn.Module, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """What ``compute`` makes of all images, float64."""
+    with torch.no_grad(), evaluating(generator):
+        return torch.cat([compute(to_network_range(batch)).double() for batch in images.split(BATCH)])

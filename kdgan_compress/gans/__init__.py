@@ -2,7 +2,7 @@
 
 from kdgan_compress.gans.architecture import Architecture, ImageFormat, Norm, num_blocks, plan_for_width
 from kdgan_compress.gans.catalog import FAMILIES, build
-from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, evaluating, to_network_range
+from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, evaluating, has_score_terms, to_network_range
 
 __all__ = [
     "FAMILIES",
@@ -14,6 +14,7 @@ __all__ = [
     "anomaly_score",
     "build",
     "evaluating",
+    "has_score_terms",
     "num_blocks",
     "plan_for_width",
     "to_network_range",

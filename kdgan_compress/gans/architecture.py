@@ -38,12 +38,14 @@ class Architecture(ImageFormat):
         latent_size: Length of z1 and z2.
         norm: ``"per_image"``: each image is normalised by its own statistics, what batch norm at batch 1 does in
             training. ``"batch"``: batch norm, with running statistics in evaluation.
+        num_clusters: K, the Gaussians of ``cvgad``'s latent space; None in families that have none.
     """
 
     family: str = "ede"
     channels: tuple[int, ...] = (64, 128, 256)
     latent_size: int = 256
     norm: Norm = "per_image"
+    num_clusters: int | None = None
 
     def __post_init__(self) -> None:
         expected = num_blocks(self.image_size)
@@ -65,10 +67,18 @@ class Architecture(ImageFormat):
             raise KdganError("The latent size must be at least 1", f"got {self.latent_size}", "The papers use 256")
         if self.norm not in ("per_image", "batch"):
             raise KdganError("norm must be per_image or batch", f"got {self.norm!r}", "Choose one of the two")
+        if self.num_clusters is not None and self.num_clusters < 1:
+            raise KdganError(
+                "The number of clusters K must be at least 1",
+                f"got {self.num_clusters}",
+                "Estimate how many kinds of normal images there are",
+            )
 
     def describe(self) -> dict[str, str]:
         """Every attribute as text, for a detector's metadata."""
         own = {"family": self.family, "channels": self.plan, "latent_size": str(self.latent_size), "norm": self.norm}
+        if self.num_clusters is not None:
+            own["num_clusters"] = str(self.num_clusters)
         return super().describe() | own
 
     @property

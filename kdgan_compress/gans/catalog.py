@@ -5,11 +5,16 @@ from collections.abc import Callable
 import torch
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import ede
+from kdgan_compress.gans import cvgad, ede
 from kdgan_compress.gans.architecture import Architecture
 from kdgan_compress.gans.gan import Gan
 
-FAMILIES: dict[str, Callable[[Architecture], Gan]] = {"ed": ede.build, "ed_ehat": ede.build, "ede": ede.build}
+FAMILIES: dict[str, Callable[[Architecture], Gan]] = {
+    "cvgad": cvgad.build,
+    "ed": ede.build,
+    "ed_ehat": ede.build,
+    "ede": ede.build,
+}
 
 
 def build(architecture: Architecture, seed: int = 0) -> Gan:

@@ -4,66 +4,15 @@
 serves the training only and the score is ‖x − x̂‖₁, as Fig. 4(b) and its caption say and the body text does not.
 """
 
-import itertools
-
 import torch
 from torch import Tensor, nn
 
 from kdgan_compress.gans.architecture import Architecture
+from kdgan_compress.gans.blocks import Decoder, Encoder, initialise
 from kdgan_compress.gans.gan import Gan
 
-LEAKY_SLOPE = 0.2
-INIT_STD = 0.02
 SCORED_BY_LATENT = "ede"
 WITHOUT_SECOND_ENCODER = "ed"
-
-
-class Encoder(nn.Module):
-    """Strided blocks (conv 4×4, norm, LeakyReLU) down to 4×4, then a bare 4×4 convolution to a vector.
-
-    Shape: (B, image_channels, S, S) → (B, outputs).
-    """
-
-    def __init__(self, architecture: Architecture, outputs: int) -> None:
-        super().__init__()
-        channels = (architecture.image_channels, *architecture.channels)
-        blocks: list[nn.Module] = []
-        for before, after in itertools.pairwise(channels):
-            blocks += [
-                nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False),
-                _norm(architecture, after),
-                nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
-            ]
-        self.features = nn.Sequential(*blocks)
-        self.head = nn.Conv2d(channels[-1], outputs, 4, bias=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        head: Tensor = self.head(self.features(images))
-        return head.flatten(1)
-
-
-class Decoder(nn.Module):
-    """The encoder backwards: a transposed 4×4 convolution from z, strided blocks (norm, ReLU), tanh at the image.
-
-    Shape: (B, latent_size) → (B, image_channels, S, S) in [−1, 1].
-    """
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        channels = (architecture.latent_size, *reversed(architecture.channels))
-        blocks: list[nn.Module] = []
-        for block, (before, after) in enumerate(itertools.pairwise(channels)):
-            stride, padding = (1, 0) if block == 0 else (2, 1)
-            blocks += [
-                nn.ConvTranspose2d(before, after, 4, stride=stride, padding=padding, bias=False),
-                _norm(architecture, after),
-                nn.ReLU(inplace=True),
-            ]
-        self.features = nn.Sequential(*blocks)
-        self.head = nn.ConvTranspose2d(channels[-1], architecture.image_channels, 4, stride=2, padding=1, bias=False)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return torch.tanh(self.head(self.features(z[:, :, None, None])))
 
 
 class Generator(nn.Module):
@@ -113,23 +62,9 @@ class Discriminator(nn.Module):
 
 def build(architecture: Architecture) -> Gan:
     """A freshly initialised member of the family; convolutions N(0, 0.02), norm weights N(1, 0.02), norm biases 0."""
-    generator = Generator(architecture).apply(_initialise)
-    discriminator = Discriminator(architecture).apply(_initialise)
+    generator = Generator(architecture).apply(initialise)
+    discriminator = Discriminator(architecture).apply(initialise)
     taps = {"z1": "encoder", "x_hat": "decoder"}
     if generator.encoder2 is not None:
         taps["z2"] = "encoder2"
     return Gan(generator, taps, discriminator)
-
-
-def _norm(architecture: Architecture, channels: int) -> nn.Module:
-    if architecture.norm == "batch":
-        return nn.BatchNorm2d(channels)
-    return nn.InstanceNorm2d(channels, affine=True)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, INIT_STD)
-    elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
-        nn.init.normal_(module.weight, 1.0, INIT_STD)
-        nn.init.zeros_(module.bias)

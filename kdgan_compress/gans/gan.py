@@ -13,10 +13,13 @@ class Gan:
 
     Attributes:
         generator: Takes images (B, C, S, S) in [−1, 1]. It is only called and tapped, so any module will do. To be
-            scored and exported it has a method ``anomaly_score``: images to scores (B,), higher is more novel.
+            scored and exported it has a method ``anomaly_score``: images to scores (B,), higher is more novel. Where
+            that is a sum of terms by their scales on normal images, it also has ``score_terms`` (images to (B, T)) and
+            ``fit_score``, which takes the scales from normals' terms (N, T).
         taps: Which submodule's output is ``z1``, ``x_hat`` and ``z2``: names to dotted paths in the generator. A family
             without a second encoder has no ``z2``.
-        discriminator: Returns (f(x), logit) for images; needed only where L_g's adversarial term or L_d is trained.
+        discriminator: Returns for images what the objective reads: (f(x), logit), or a critic's value. Needed only
+            where L_g's adversarial term or L_d is trained.
     """
 
     generator: nn.Module
@@ -45,6 +48,11 @@ def anomaly_score(generator: nn.Module, images: Tensor) -> Tensor:
     """Score images (B, C, S, S) in [−1, 1] with a generator's own method: (B,), higher is more novel."""
     score: Tensor = generator.anomaly_score(images)  # type: ignore[operator]
     return score
+
+
+def has_score_terms(generator: nn.Module) -> bool:
+    """Whether a generator's score is a sum of terms with scales to be found on normal images."""
+    return hasattr(generator, "score_terms")
 
 
 class Scorer(nn.Module):

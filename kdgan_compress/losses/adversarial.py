@@ -1,8 +1,12 @@
-"""The discriminator's cross entropy, S_ce of P-KDGAN's Table I."""
+"""What discriminators minimise: S_ce of P-KDGAN's Table I, and WGAN-GP's critic in CVGAD (Eq. 13 to 15)."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+
+from kdgan_compress.losses.distances import same_shape
 
 
 def discriminator_cross_entropy(logit_real: Tensor, logit_fake: Tensor) -> Tensor:
@@ -21,3 +25,38 @@ def discriminator_cross_entropy(logit_real: Tensor, logit_fake: Tensor) -> Tenso
     real = binary_cross_entropy_with_logits(logit_real, torch.ones_like(logit_real))
     fake = binary_cross_entropy_with_logits(logit_fake, torch.zeros_like(logit_fake))
     return (real + fake) / 2
+
+
+def wasserstein_loss(value_real: Tensor, value_fake: Tensor) -> Tensor:
+    """E[D(x̂)] − E[D(x)] (Eq. 13): minus the critic's estimate of the Wasserstein distance.
+
+    Args:
+        value_real: D of images (B,).
+        value_fake: D of reconstructions (B,).
+
+    Returns:
+        A scalar, unbounded.
+    """
+    return value_fake.mean() - value_real.mean()
+
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, t: Tensor) -> Tensor:
+    """E[(‖∇D(t x + (1 − t) x̂)‖₂ − 1)²] (Eq. 14); it can be differentiated by the critic's weights.
+
+    Args:
+        critic: D, images (B, C, S, S) to values (B,); no value may depend on another image.
+        real: Images x.
+        fake: Reconstructions x̂ of the same shape.
+        t: (B,) in [0, 1], uniform in training.
+
+    Returns:
+        A scalar ≥ 0; 0 where D's slope is 1 everywhere.
+
+    Raises:
+        KdganError: The shapes of images and reconstructions differ.
+    """
+    same_shape(real, fake)
+    mix = torch.lerp(fake.detach(), real.detach(), t.view(-1, 1, 1, 1)).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(mix).sum(), mix, create_graph=True)
+    lengths: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return (lengths - 1).square().mean()

@@ -29,7 +29,7 @@ def l1(a: Tensor, b: Tensor, reduction: Reduction = "mean") -> Tensor:
     Raises:
         KdganError: The shapes differ; they are never broadcast.
     """
-    _same_shape(a, b)
+    same_shape(a, b)
     difference = (a - b).abs()
     return difference.mean() if reduction == "mean" else difference.reshape(len(difference), -1).sum(1).mean()
 
@@ -49,7 +49,7 @@ def l2(a: Tensor, b: Tensor, reduction: Reduction = "mean") -> Tensor:
     Raises:
         KdganError: The shapes differ; they are never broadcast.
     """
-    _same_shape(a, b)
+    same_shape(a, b)
     difference = a - b
     if reduction == "mean":
         return difference.square().mean()
@@ -57,7 +57,18 @@ def l2(a: Tensor, b: Tensor, reduction: Reduction = "mean") -> Tensor:
     return lengths.mean()
 
 
-def _same_shape(a: Tensor, b: Tensor) -> None:
+def l1_per_image(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of |a − b| over each example's elements: (B,) ≥ 0, of two tensors of one shape (B, ...)."""
+    same_shape(a, b)
+    return (a - b).abs().flatten(1).mean(1)
+
+
+def same_shape(a: Tensor, b: Tensor) -> None:
+    """Check that nothing would be broadcast.
+
+    Raises:
+        KdganError: The shapes differ.
+    """
     if a.shape != b.shape:
         raise KdganError(
             "Both sides of a loss must have one shape",

@@ -1,4 +1,4 @@
-"""A GAN together with what its training carries along: optimisers, averaged weights, connectors."""
+"""A GAN together with what its training carries along: objective, optimisers, averaged weights, connectors."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from kdgan_compress.gans import Gan, evaluating
-from kdgan_compress.objectives import Outputs
+from kdgan_compress.objectives import GanomalyObjective, Objective, Outputs
 
 
 class Learner:
@@ -20,10 +20,18 @@ class Learner:
         betas: Adam's β1, β2.
         average_decay: d of the generator's exponential moving average, whose decay at step t is min(d, t/(t + 10)):
             the early average forgets the random start. 0: no averaging.
+        objective: The GAN's own losses; None for GANomaly's.
     """
 
-    def __init__(self, gan: Gan, betas: tuple[float, float] = (0.5, 0.99), average_decay: float = 0.99) -> None:
+    def __init__(
+        self,
+        gan: Gan,
+        betas: tuple[float, float] = (0.5, 0.99),
+        average_decay: float = 0.99,
+        objective: Objective | None = None,
+    ) -> None:
         self.gan = gan
+        self.objective = objective or GanomalyObjective()
         self.connectors: nn.Module | None = None
         self._betas = betas
         self._decay = average_decay
@@ -63,6 +71,10 @@ class Learner:
         """Tapped outputs in the teacher's shapes."""
         connected: Outputs = outputs if self.connectors is None else self.connectors(outputs)
         return connected
+
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite."""
+        return all(bool(p.isfinite().all()) for network in self.gan.modules().values() for p in network.parameters())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later process needs to go on from here; tensors and plain numbers only."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import build
-from kdgan_compress.recipe import Recipe, load_recipe
+from kdgan_compress.gans import Architecture, build
+from kdgan_compress.recipe import Recipe, StudentSection, load_recipe
 from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import Checkpoint, RunFolder
 from kdgan_compress.training import Learner
@@ -25,7 +25,7 @@ def distill(
     track_auc: bool = False,
     show_progress: ShowProgress | None = None,
 ) -> RunResult:
-    """Distil by a recipe's ``distillation`` and ``objective``; data, preprocessing and family are the teacher's.
+    """Distil by a recipe's ``distillation`` and ``objective``; data and preprocessing are the teacher's.
 
     Args:
         teacher: A run folder or model file.
@@ -41,7 +41,7 @@ def distill(
     """
     recipe = recipe or load_recipe()
     checkpoint = load_model(teacher)
-    settings = checkpoint.data.override(data, checkpoint.data.normal, data_root)
+    settings = checkpoint.data.override(data, checkpoint.data.normal, data_root, novel=checkpoint.data.novel)
     fitted = _fit_recipe(recipe, checkpoint, teacher).model_copy(update={"data": settings.absolute()})
     job = _prepare(fitted, checkpoint)
     name = f"{model_name(teacher)}-student-{job.architecture.plan}-seed{job.seed}"
@@ -82,19 +82,26 @@ def _fit_recipe(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Recipe
     return recipe.replace({"model": theirs, "distillation": {"teacher": str(Path(path).resolve())}})
 
 
+def _student_architecture(student: StudentSection, teacher: Architecture) -> Architecture:
+    """The teacher's but for the channel plan and, where the student names one, the family."""
+    channels = student.plan(teacher.image_size)
+    if student.family in (None, teacher.family):
+        return dataclasses.replace(teacher, channels=channels)
+    return dataclasses.replace(teacher, channels=channels, family=student.family, num_clusters=None)
+
+
 def _prepare(recipe: Recipe, teacher: Checkpoint) -> Job:
     section = recipe.distillation
     training = section.training
-    architecture = dataclasses.replace(
-        teacher.architecture, channels=section.student.plan(teacher.architecture.image_size)
-    )
+    architecture = _student_architecture(section.student, teacher.architecture)
     split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
     schedule = Schedule(
         stages=section.stages(len(split.train)),
-        student=Learner(build(architecture, training.seed), training.betas, training.average_decay),
+        student=Learner(
+            build(architecture, training.seed), training.betas, training.average_decay, recipe.student_objective()
+        ),
         images=split.train,
-        teacher=Learner(teacher.build(), training.betas, training.average_decay),
-        objective=recipe.objective,
+        teacher=Learner(teacher.build(), training.betas, training.average_decay, recipe.objective),
         distillation=section.loss,
         settings=training.settings(),
     )

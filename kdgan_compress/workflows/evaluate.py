@@ -3,17 +3,20 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdgan_compress.data import DataSettings, Split, load_split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import detection_metrics, score_images, score_spearman
+from kdgan_compress.evaluation import detection_metrics, paper_scores, score_images, score_spearman
 from kdgan_compress.runtime import Detector
 from kdgan_compress.workflows.models import load_model, model_path
 
 ONNX_BATCH = 256
+
+Mode = Literal["deployed", "paper"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Evaluation:
         best_f1_threshold: That oracle's threshold.
         num_normal: Normal test images.
         num_novel: Novel test images.
-        threshold: The model's own, found on training normals.
+        mode: ``"deployed"``: by the score that is shipped. ``"paper"``: by scores scaled over the test set.
+        threshold: The model's own, found on training normals; it and the two rates are None in the paper's mode.
         false_alarm_rate: Share of normal test images above it.
         detection_rate: Share of novel test images above it.
         auc_gap: The teacher's AUC minus this one's; None without a teacher, or where its file is gone.
@@ -47,9 +51,10 @@ class Evaluation:
     best_f1_threshold: float
     num_normal: int
     num_novel: int
-    threshold: float
-    false_alarm_rate: float
-    detection_rate: float
+    mode: Mode
+    threshold: float | None
+    false_alarm_rate: float | None
+    detection_rate: float | None
     auc_gap: float | None = None
     score_spearman: float | None = None
     teacher: str | None = None
@@ -62,6 +67,7 @@ def evaluate(
     normal: str | None = None,
     data_root: str | None = None,
     teacher: str | Path | None = None,
+    mode: Mode = "deployed",
 ) -> Evaluation:
     """Evaluate a run folder, a model file or an exported ``.onnx`` detector.
 
@@ -71,11 +77,19 @@ def evaluate(
         normal: The normal class.
         data_root: Where named sets are.
         teacher: To compare with; None for the one a student was distilled from, if it is still there.
+        mode: ``"paper"`` scores as CVGAD's paper does, for comparison with its figures alone
+            (``evaluation.paper_scores``); it does not compare with a teacher.
 
     Raises:
-        KdganError: The model or data can't be read, or the test split lacks normal or novel images.
+        KdganError: The model or data can't be read, the test split lacks normal or novel images, or the model has no
+            score for the mode.
     """
     if Path(model).suffix == ".onnx":
+        if mode == "paper":
+            fix = "Give the run or model file it was exported from"
+            raise KdganError(
+                "The paper's mode must have the model's score terms", "a detector has the score alone", fix
+            )
         if data is None:
             raise KdganError("Evaluating an .onnx detector must have data", "got none", "Give --data (and --normal)")
         detector, settings = Detector(model), DataSettings(data, normal, data_root)
@@ -85,8 +99,10 @@ def evaluate(
         evaluation = _figures(model, settings, split, scores, detector.threshold)
     else:
         checkpoint = load_model(model)
-        settings = checkpoint.data.override(data, normal, data_root)
+        settings = checkpoint.data.override(data, normal, data_root, novel=checkpoint.data.novel)
         split = _labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
+        if mode == "paper":
+            return _figures(model, settings, split, paper_scores(checkpoint.build().generator, split.test), None)
         scores = score_images(checkpoint.build().generator, split.test)
         evaluation = _figures(model, settings, split, scores, checkpoint.threshold)
         if (raw := checkpoint.build_raw()) is not None:
@@ -111,16 +127,17 @@ def _labelled_split(data: DataSettings, image_size: int, image_channels: int) ->
 
 
 def _figures(
-    model: str | Path, data: DataSettings, split: Split, scores: NDArray[np.float64], threshold: float
+    model: str | Path, data: DataSettings, split: Split, scores: NDArray[np.float64], threshold: float | None
 ) -> Evaluation:
     novel = split.test_is_novel
     return Evaluation(
         model=str(model),
         data=data.name,
         auc_raw=None,
+        mode="paper" if threshold is None else "deployed",
         threshold=threshold,
-        false_alarm_rate=float((scores[~novel] > threshold).mean()),
-        detection_rate=float((scores[novel] > threshold).mean()),
+        false_alarm_rate=None if threshold is None else float((scores[~novel] > threshold).mean()),
+        detection_rate=None if threshold is None else float((scores[novel] > threshold).mean()),
         **dataclasses.asdict(detection_metrics(scores, novel)),
     )
 

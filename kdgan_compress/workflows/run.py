@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ import torch
 
 from kdgan_compress.data import Split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import detection_metrics, quantile_threshold, score_images
+from kdgan_compress.evaluation import detection_metrics, fit_score, quantile_threshold, score_images
 from kdgan_compress.gans import Architecture
 from kdgan_compress.recipe import Recipe
 from kdgan_compress.reports import plot_curves, plot_scores
 from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import Checkpoint, RunFolder, save_checkpoint
-from kdgan_compress.training import Learner, Record
+from kdgan_compress.training import DivergedError, Learner, Record
 from kdgan_compress.workflows.machine import machine_name, threads, versions
 
 THRESHOLD_RULE = "99% quantile of {} {}training normals' scores"
@@ -84,6 +83,15 @@ class Job:
     provenance: dict[str, Any]
     teacher_architecture: Architecture | None = None
 
+    def __post_init__(self) -> None:
+        num_clusters, num_train = self.architecture.num_clusters or 1, len(self.split.train)
+        if num_clusters > num_train:
+            raise KdganError(
+                "The number of clusters K must be at most that of the training images",
+                f"got {num_clusters} for {num_train} images",
+                "Choose a smaller num_clusters",
+            )
+
 
 def execute(
     job: Job, folder: RunFolder, *, resume: bool, track_auc: bool, show_progress: ShowProgress | None
@@ -105,19 +113,21 @@ def execute(
         torch.manual_seed(job.seed)
         done, seconds = _take_up(schedule, folder) if resume else (0, 0.0)
         save = _Saver(schedule, folder)
-        for record in schedule.run():
-            _check_finite(record)
-            auc = auc_raw = None
-            if record.epoch_done:
-                if track_auc:
-                    auc, auc_raw = _aucs(schedule.student, split)
-                folder.append_metrics(_metrics_line(schedule, record, auc, auc_raw))
-                save.if_due()
-            if show_progress:
-                seen, spent = done + record.num_images, seconds + record.seconds
-                show_progress(Progress(record, seen, total, seen / spent, auc))
-            if record.epoch_done:
-                done, seconds = done + record.num_images, seconds + record.seconds
+        try:
+            for record in schedule.run():
+                auc = auc_raw = None
+                if record.epoch_done:
+                    if track_auc:
+                        auc, auc_raw = _aucs(schedule.student, split)
+                    folder.append_metrics(_metrics_line(schedule, record, auc, auc_raw))
+                    save.if_due()
+                if show_progress:
+                    seen, spent = done + record.num_images, seconds + record.seconds
+                    show_progress(Progress(record, seen, total, seen / spent, auc))
+                if record.epoch_done:
+                    done, seconds = done + record.num_images, seconds + record.seconds
+        except DivergedError as error:
+            raise KdganError(error.must, error.found, f"{error.do}; {_keep_last_good(job, folder)}") from None
         save.now()
         _save_models(job, folder)
         result = _result(job, folder, seconds)
@@ -146,20 +156,22 @@ class _Saver:
             self.now()
 
     def now(self) -> None:
+        if not self._schedule.student.is_finite():
+            return  # an older state is better than that
         start = time.perf_counter()
         self._folder.save_state(self._schedule.state_dict())
         end = time.perf_counter()
         self._next = end + 9 * (end - start)
 
 
-def _check_finite(record: Record) -> None:
-    for name, value in record.losses.items():
-        if not math.isfinite(value):
-            raise KdganError(
-                "Losses must stay finite",
-                f"{name} is {value} in stage {record.stage}, epoch {record.epoch}",
-                "Lower --learning-rate; what was saved before is kept",
-            )
+def _keep_last_good(job: Job, folder: RunFolder) -> str:
+    """Write the model of the last saved state; in words, what there is now."""
+    if not folder.state.exists():
+        return "it happened before anything was saved"
+    job.schedule.load_state_dict(folder.load_state())
+    _save_models(job, folder)
+    stage_index, epochs_done = job.schedule.position
+    return f"{folder.model} holds the last good model, that of epoch {epochs_done} of stage {stage_index + 1}"
 
 
 def _result(job: Job, folder: RunFolder, seconds: float) -> RunResult:
@@ -211,6 +223,7 @@ def _aucs(learner: Learner, split: Split) -> tuple[float | None, float | None]:
     """AUC of the averaged and of the raw generator."""
     if not split.is_labelled:
         return None, None
+    _fit_scores(learner, split)
     averaged, raw = (
         detection_metrics(score_images(generator, split.test), split.test_is_novel).auc
         for generator in (learner.scored_generator, learner.gan.generator)
@@ -218,12 +231,19 @@ def _aucs(learner: Learner, split: Split) -> tuple[float | None, float | None]:
     return averaged, raw
 
 
+def _fit_scores(learner: Learner, split: Split) -> None:
+    for generator in {learner.scored_generator, learner.gan.generator}:
+        fit_score(generator, split.train)
+
+
 def _save_models(job: Job, folder: RunFolder) -> None:
     student, teacher = job.schedule.student, job.schedule.teacher
+    _fit_scores(student, job.split)
     normals = score_images(student.scored_generator, job.split.calibration)
     threshold = quantile_threshold(normals)
     save_checkpoint(folder.model, _checkpoint(job, student, job.architecture, threshold))
     if teacher is not None and job.teacher_architecture is not None and job.schedule.moves_teacher:
+        _fit_scores(teacher, job.split)
         teacher_threshold = quantile_threshold(score_images(teacher.scored_generator, job.split.calibration))
         save_checkpoint(folder.teacher, _checkpoint(job, teacher, job.teacher_architecture, teacher_threshold))
     test = score_images(student.scored_generator, job.split.test)
@@ -240,6 +260,6 @@ def _checkpoint(job: Job, learner: Learner, architecture: Architecture, threshol
         data=job.recipe.data,
         threshold=threshold,
         threshold_rule=THRESHOLD_RULE.format(len(job.split.calibration), "held-out " if job.split.holds_out else ""),
-        provenance=job.provenance | {"seed": job.seed, "versions": versions()},
+        provenance=job.provenance | {"seed": job.seed, "split_sha256": job.split.split_sha256, "versions": versions()},
         weights=weights,
     )

@@ -67,9 +67,8 @@ def _prepare(recipe: Recipe) -> Job:
     )
     schedule = Schedule(
         stages=recipe.alone(len(split.train)),
-        student=Learner(build(architecture, training.seed), training.betas, training.average_decay),
+        student=Learner(build(architecture, training.seed), training.betas, training.average_decay, recipe.objective),
         images=split.train,
-        objective=recipe.objective,
         settings=training.settings(),
     )
     return Job(recipe, split, schedule, architecture, training.seed, num_threads, {"command": "train"})

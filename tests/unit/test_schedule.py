@@ -8,7 +8,7 @@ import torch
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.objectives import Distillation, GanomalyObjective
+from kdgan_compress.objectives import CvgadObjective, Distillation
 from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage
 from kdgan_compress.schedule import Schedule
 from kdgan_compress.training import Learner, TrainingSettings, begin_stage, run_stage
@@ -77,8 +77,8 @@ def test_the_second_stage_starts_from_the_last_weights_of_both(second):
     for index, stage in enumerate(schedule.stages):
         # New learners have new optimisers and no average, so all that goes on is the networks' raw weights.
         student, teacher = (Learner(gan, BETAS, DECAY) for gan in by_hand)
-        begin_stage(stage, student, teacher, IMAGES)
-        list(run_stage(stage, index, student, teacher, IMAGES, GanomalyObjective(), Distillation(), SETTINGS))
+        begin_stage(stage, student, teacher, IMAGES, Distillation())
+        list(run_stage(stage, index, student, teacher, IMAGES, Distillation(), SETTINGS))
     assert_identical(schedule.student.state_dict(), student.state_dict())
     assert_identical(schedule.teacher.state_dict(), teacher.state_dict())
 
@@ -148,6 +148,50 @@ def test_connectors_buffers_and_runs_without_average_are_taken_up_too(change):
     assert_identical(second.teacher.state_dict(), whole.teacher.state_dict())
     if "latent" in change:
         assert "connectors" in state["student"]["networks"]
+
+
+def make_cvgad_schedule(loss_sets, seed=0, latent=8):
+    def learner(channels, seed, latent):
+        architecture = Architecture(
+            family="cvgad", channels=channels, image_size=16, latent_size=latent, num_clusters=2
+        )
+        # The latent loss starts near 0.25, so that negative training comes and goes.
+        objective = CvgadObjective(latent_threshold=0.25, negative_distance=1.0)
+        return Learner(build(architecture, seed), BETAS, DECAY, objective)
+
+    student, teacher = learner((1, 2), seed, latent), learner((2, 4), seed + 1, 8)
+    images = IMAGES[..., ::2, ::2].contiguous()
+    settings = TrainingSettings(batch_size=2, seed=3)  # 3 steps an epoch, so that epochs begin at two places of a cycle
+    return Schedule(make_stages(loss_sets), student, images, teacher, Distillation(re_encode=True), settings)
+
+
+@pytest.mark.parametrize("latent", [8, 5], ids=["alike", "connectors"])
+@pytest.mark.parametrize("name", ["2->3", "3->2", "4->1"])
+def test_cvgad_broken_off_in_the_middle_ends_bit_for_bit(name, latent):
+    torch.manual_seed(8)
+    whole = make_cvgad_schedule(SCHEDULES[name], latent=latent)
+    expected = run_epochs(whole)
+    for cut in (1, 2, 3):
+        torch.manual_seed(8)
+        first = make_cvgad_schedule(SCHEDULES[name], latent=latent)
+        losses = run_epochs(first, cut)
+        state = through_a_file(first.state_dict())
+        torch.manual_seed(1234)
+        second = make_cvgad_schedule(SCHEDULES[name], seed=50, latent=latent)
+        second.load_state_dict(state)
+        losses += run_epochs(second)
+        assert losses == expected
+        assert_identical(second.student.state_dict(), whole.student.state_dict())
+        assert_identical(second.teacher.state_dict(), whole.teacher.state_dict())
+        assert_identical(second.student.scored_generator.state_dict(), whole.student.scored_generator.state_dict())
+
+
+def test_cvgads_noise_is_the_global_random_states():
+    losses = []
+    for seed in (8, 8, 9):
+        torch.manual_seed(seed)
+        losses.append(run_epochs(make_cvgad_schedule(SCHEDULES["2->3"])))
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_the_random_state_is_taken_up():

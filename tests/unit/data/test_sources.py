@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from kdgan_compress.data import sources
 from kdgan_compress.data.sources import CLASS_NAMES, SAMPLE, load_arrays
@@ -235,3 +236,76 @@ def test_failed_download(tmp_path, monkeypatch, error):
     with pytest.raises(KdganError, match="mnist must be in the data root or downloadable") as caught:
         load_arrays("mnist", tmp_path)
     assert str(error) in caught.value.found
+
+
+def coil(num: int = 6, **changed) -> dict[str, np.ndarray]:
+    """COIL-100's keys, in no order."""
+    images = np.random.default_rng(3).integers(0, 256, (num, 16, 16, 3), dtype=np.uint8)
+    objects, angles = np.array([3, 100, 3, 1, 1, 100][:num]), np.array([10, 5, 5, 355, 0, 0][:num])
+    return {"images": images, "object": objects, "angle": angles} | changed
+
+
+COIL_ORDER = [4, 3, 2, 0, 5, 1]
+
+
+def test_coil100_npz_is_read_by_object_and_angle(tmp_path):
+    np.savez(tmp_path / "coil100.npz", **coil())
+    read = load_arrays("coil100", tmp_path)
+    assert read.y_train.tolist() == [0, 0, 2, 2, 99, 99]
+    np.testing.assert_array_equal(read.x_train, coil()["images"][COIL_ORDER])
+    assert (read.x_test.shape, read.y_test.shape) == ((0, 16, 16, 3), (0,))
+    assert (read.y_train.dtype, read.y_test.dtype, read.x_test.dtype) == (np.int64, np.int64, np.uint8)
+    assert [CLASS_NAMES["coil100"][label] for label in (0, 99)] == ["obj1", "obj100"]
+
+
+def test_coil100s_own_files_are_the_same_set(tmp_path):
+    content = coil()
+    (tmp_path / "coil-100").mkdir()
+    for image, number, angle in zip(*content.values(), strict=True):
+        Image.fromarray(image).save(tmp_path / f"coil-100/obj{number}__{angle}.png")
+    (tmp_path / "coil-100/convertGroupppm2png.pl").write_text("not an image")
+    Image.fromarray(content["images"][0]).save(tmp_path / "coil-100/contact-sheet.png")
+    read = load_arrays("coil100", tmp_path)
+    np.savez(tmp_path / "coil100.npz", **content)
+    for key in ("x_train", "y_train", "x_test", "y_test"):
+        np.testing.assert_array_equal(getattr(read, key), getattr(load_arrays("coil100", tmp_path), key))
+
+
+def test_coil100_says_where_to_put_it(tmp_path):
+    (tmp_path / "coil-100").mkdir()
+    with pytest.raises(KdganError, match=r"found neither .*coil100\.npz nor .*coil-100/obj<k>__<angle>\.png.*Unpack"):
+        load_arrays("coil100", tmp_path)
+
+
+def test_coil100_files_of_two_sizes_are_refused(tmp_path):
+    (tmp_path / "coil-100").mkdir()
+    for number, size in ((1, 16), (2, 20)):
+        Image.fromarray(np.zeros((size, 16, 3), np.uint8)).save(tmp_path / f"coil-100/obj{number}__0.png")
+    with pytest.raises(KdganError, match=r"must have one size; .*(20×16.*16×16|16×16.*20×16)"):
+        load_arrays("coil100", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"images": np.zeros((6, 16, 16), np.uint8)}, r"images in .* is uint8 \(6, 16, 16\)"),
+        ({"images": np.zeros((6, 16, 16, 1), np.uint8)}, r"images in .* is uint8 \(6, 16, 16, 1\)"),
+        ({"images": np.zeros((6, 16, 16, 3))}, "images in .* is float64"),
+        ({"object": np.arange(1, 6)}, r"object in .* \(5,\) for 6 images"),
+        ({"angle": np.zeros(6)}, "angle in .* is float64"),
+        ({"object": np.arange(6)}, "objects must be 1 to 100; .* has 0 to 5"),
+        ({"object": np.arange(96, 102)}, "objects must be 1 to 100; .* has 96 to 101"),
+    ],
+)
+def test_coil100_npz_with_wrong_arrays_says_which(tmp_path, changed, found):
+    np.savez(tmp_path / "coil100.npz", **coil(**changed))
+    with pytest.raises(KdganError, match=found):
+        load_arrays("coil100", tmp_path)
+
+
+def test_coil100_npz_without_a_key(tmp_path):
+    content = coil()
+    del content["angle"]
+    np.savez(tmp_path / "coil100.npz", **content)
+    with pytest.raises(KdganError, match=r"must hold images, object, angle; .*lacks angle"):
+        load_arrays("coil100", tmp_path)

@@ -3,7 +3,18 @@ import pytest
 import torch
 from PIL import Image
 
-from kdgan_compress.data import DataSettings, load_split, native_channels
+from kdgan_compress.data import (
+    DataSettings,
+    coil100,
+    gpnd_5fold,
+    load_split,
+    miso_8020,
+    native_channels,
+    ocgan_p1,
+    resize,
+    simo,
+)
+from kdgan_compress.data import split as split_module
 from kdgan_compress.errors import KdganError
 
 SIZE = 16
@@ -218,49 +229,6 @@ def test_native_channels_of_named_sets(source, channels):
     assert native_channels(DataSettings(source)) == channels
 
 
-@pytest.mark.parametrize(
-    ("data", "name"),
-    [
-        (DataSettings(), "sample-sneaker"),
-        (DataSettings("sample", "bag"), "sample-bag"),
-        (DataSettings("mnist", "5"), "mnist-5"),
-        (DataSettings("mnist"), "mnist"),
-        (DataSettings("folder:/data/bottle/"), "bottle"),
-        (DataSettings("folder:/data/bottle", "good"), "bottle"),
-        (DataSettings("npz:/data/parts.npz", "2"), "parts-2"),
-    ],
-)
-def test_name(data, name):
-    assert data.name == name
-
-
-def test_absolute_paths_hold_anywhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert DataSettings("folder:photos/bottle", "good").absolute() == DataSettings(
-        f"folder:{tmp_path / 'photos/bottle'}", "good"
-    )
-    assert DataSettings("npz:~/a.npz", "5", "data").absolute() == DataSettings(
-        f"npz:{tmp_path / 'home/a.npz'}", "5", str(tmp_path / "data")
-    )
-    assert DataSettings("mnist", "5").absolute() == DataSettings("mnist", "5")
-
-
-@pytest.mark.parametrize(
-    ("source", "normal", "root", "expected"),
-    [
-        (None, None, None, ("mnist", "5", "/data")),
-        (None, "7", None, ("mnist", "7", "/data")),
-        (None, None, "/other", ("mnist", "5", "/other")),
-        ("cifar10", None, None, ("cifar10", None, "/data")),
-        ("cifar10", "cat", "/other", ("cifar10", "cat", "/other")),
-    ],
-)
-def test_override(source, normal, root, expected):
-    data = DataSettings("mnist", "5", "/data").override(source, normal, root)
-    assert (data.source, data.normal, data.root) == expected
-
-
 def test_held_out_normals_are_never_trained_on(tmp_path):
     images = np.repeat(np.arange(60, dtype=np.uint8), 32 * 32).reshape(60, 32, 32)
     labels = np.zeros(60, dtype=np.int64)
@@ -270,3 +238,127 @@ def test_held_out_normals_are_never_trained_on(tmp_path):
     assert split.holds_out
     assert kept == {9, 19, 29, 39, 49, 59}
     assert seen == set(range(60)) - kept
+
+
+def stamped(num: int, start: int = 0) -> np.ndarray:
+    """Images whose every pixel is their number in the pool."""
+    return np.repeat(np.arange(start, start + num, dtype=np.uint8), SIZE * SIZE).reshape(-1, SIZE, SIZE)
+
+
+def save_pool(path, images: np.ndarray, labels: np.ndarray) -> None:
+    """A set without an official test split."""
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:0], y_test=labels[:0])
+
+
+def numbers(images: torch.Tensor) -> list[int]:
+    return images[:, 0, 0, 0].tolist()
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """mnist with 40 training and 20 test images of classes 0 to 3."""
+    y_train, y_test = np.arange(40) % 4, np.arange(20) % 4
+    np.savez(tmp_path / "mnist.npz", x_train=stamped(40), y_train=y_train, x_test=stamped(20, 40), y_test=y_test)
+    return str(tmp_path), np.concatenate([y_train, y_test])
+
+
+@pytest.mark.parametrize(
+    ("settings", "choose"),
+    [
+        ({"normal": "2"}, lambda labels: simo(labels, 40, 2)),
+        ({"protocol": "miso-8020", "novel": "3", "trial": 4}, lambda labels: miso_8020(labels, 3, 4)),
+        ({"protocol": "gpnd-5fold", "normal": "1", "trial": 8}, lambda labels: gpnd_5fold(labels, 1, 0.5, 8)),
+        ({"protocol": "gpnd-5fold", "normal": "1", "outliers": 0.2}, lambda labels: gpnd_5fold(labels, 1, 0.2, 0)),
+        ({"protocol": "coil100", "trial": 2}, lambda labels: coil100(labels, 1, 0.5, 2)),
+        ({"protocol": "coil100", "num_categories": 2, "outliers": 0.3}, lambda labels: coil100(labels, 2, 0.3, 0)),
+        ({"protocol": "ocgan-p1", "normal": "0", "trial": 5}, lambda labels: ocgan_p1(labels, 0, 5)),
+    ],
+)
+def test_protocols_take_their_images_out_of_the_pool(pool, settings, choose):
+    root, labels = pool
+    expected = choose(labels)
+    split = load_split(DataSettings("mnist", root=root, **settings), SIZE, 1)
+    assert numbers(split.train) == expected.train.tolist()
+    assert numbers(split.test) == expected.test.tolist()
+    assert split.test_is_novel.tolist() == expected.test_is_novel.tolist()
+    assert split.test_classes.tolist() == [str(labels[index]) for index in expected.test]
+    assert split.split_sha256 == expected.sha256
+    assert split.is_labelled
+
+
+def test_validation_images_find_the_threshold(pool):
+    root, labels = pool
+    split = load_split(DataSettings("mnist", "1", root, "gpnd-5fold"), SIZE, 1)
+    assert numbers(split.calibration) == gpnd_5fold(labels, 1, 0.5, 0).validation.tolist()
+    assert len(split.calibration) == 3
+    assert split.holds_out
+
+
+def test_a_protocol_without_validation_holds_out_of_a_small_set(tmp_path):
+    save_pool(tmp_path / "mnist.npz", stamped(150), np.array([0] * 100 + [1] * 50))
+    split = load_split(DataSettings("mnist", "0", str(tmp_path), "ocgan-p1"), SIZE, 1)
+    assert (len(split.train), len(split.calibration), len(split.test)) == (72, 8, 40)
+    assert set(numbers(split.train)).isdisjoint(numbers(split.calibration))
+
+
+def test_official_splits_of_two_shapes_are_one_pool(tmp_path):
+    save_npz(
+        tmp_path / "set.npz",
+        x_train=noise(6, SIZE, SIZE),
+        y_train=np.array([0, 1] * 3),
+        x_test=noise(6, 20, 24, 3),
+        y_test=np.array([0, 1] * 3),
+    )
+    split = load_split(DataSettings(f"npz:{tmp_path / 'set.npz'}", "0", protocol="ocgan-p1"), SIZE, 3)
+    assert split.train.shape == (5, 3, SIZE, SIZE)
+    assert split.test.shape == (2, 3, SIZE, SIZE)
+
+
+def test_only_the_images_that_are_used_are_resized(tmp_path, monkeypatch):
+    save_pool(tmp_path / "set.npz", stamped(100), np.array([0] * 10 + [1] * 90))
+    resized = []
+
+    def spy(pixels, size):
+        resized.append(len(pixels))
+        return resize(pixels, size)
+
+    monkeypatch.setattr(split_module, "resize", spy)
+    load_split(DataSettings(f"npz:{tmp_path / 'set.npz'}", "0", protocol="ocgan-p1"), SIZE, 1)
+    assert sum(resized) == 8 + 2 + 2
+
+
+def test_folders_have_no_fingerprint(bottle):
+    assert load_split(settings(bottle), SIZE, 1).split_sha256 is None
+
+
+@pytest.mark.parametrize("novel", ["deer", "4"])
+def test_novel_class_by_name_or_number(tmp_path, novel):
+    save_pool(tmp_path / "cifar10.npz", noise(10, SIZE, SIZE, 3), np.array([3, 4] * 5))
+    split = load_split(DataSettings("cifar10", root=str(tmp_path), protocol="miso-8020", novel=novel), SIZE, 3)
+    assert split.test_classes[split.test_is_novel].tolist() == ["deer"] * 5
+    assert split.test_classes[~split.test_is_novel].tolist() == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("novel", "message"),
+    [
+        (None, "must have a novel class; got none. Give --novel"),
+        ("hat", "The novel class of mnist must be one of its classes; got 'hat'"),
+        ("9", "The novel class must have images; found none of class 9. Classes with images are 0, 1, 2, 3"),
+    ],
+)
+def test_bad_novel_class(pool, novel, message):
+    with pytest.raises(KdganError) as caught:
+        load_split(DataSettings("mnist", root=pool[0], protocol="miso-8020", novel=novel), SIZE, 1)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["coil100", "ocgan-p1"])
+def test_coil100_in_colour(tmp_path, protocol):
+    objects = np.repeat(np.arange(1, 6), 5)
+    np.savez(tmp_path / "coil100.npz", images=noise(25, SIZE, SIZE, 3), object=objects, angle=np.tile(np.arange(5), 5))
+    data = DataSettings("coil100", "obj2" if protocol == "ocgan-p1" else None, str(tmp_path), protocol)
+    split = load_split(data, SIZE, native_channels(data))
+    assert split.train.shape == ((3, 3, SIZE, SIZE) if protocol == "coil100" else (4, 3, SIZE, SIZE))
+    assert len(set(split.test_classes[~split.test_is_novel].tolist())) == 1
+    assert (split.test_classes[split.test_is_novel] != "obj2").all() or protocol == "coil100"

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import scores as module
-from kdgan_compress.evaluation.scores import reconstruct, score_images
+from kdgan_compress.evaluation.scores import encode, fit_score, paper_scores, reconstruct, score_images
 from kdgan_compress.gans import Architecture, Gan, build
 
 
@@ -31,7 +32,7 @@ def one_by_one(generator: torch.nn.Module, pixels: torch.Tensor) -> list[float]:
         return [generator.anomaly_score(pixels[i : i + 1].float() / 127.5 - 1).item() for i in range(len(pixels))]
 
 
-@pytest.mark.parametrize("family", ["ede", "ed", "ed_ehat"])
+@pytest.mark.parametrize("family", ["ede", "ed", "ed_ehat", "cvgad"])
 @pytest.mark.parametrize("norm", ["per_image", "batch"])
 def test_scores_are_those_of_single_images(monkeypatch, family, norm):
     monkeypatch.setattr(module, "BATCH", 4)
@@ -73,7 +74,7 @@ def test_part_in_evaluation_mode_stays_so():
 
 def test_training_mode_comes_back_after_an_error():
     generator = gan("ede", "batch").generator.train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(KdganError, match=r"must be \(1, 32, 32\).*got \(3, 32, 32\)"):
         score_images(generator, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert generator.training
 
@@ -95,3 +96,84 @@ def test_reconstruct_is_the_decoders_output(family):
         expected = built.generator.decoder(built.generator.encoder(images(4).float() / 127.5 - 1))
     torch.testing.assert_close(x_hat, expected)
     assert not x_hat.requires_grad
+
+
+def terms_one_by_one(generator, pixels):
+    """−log SSIM and L1 of each image, (N, 2)."""
+    generator.eval()
+    with torch.no_grad():
+        return np.array([generator.score_terms(image[None].float() / 127.5 - 1)[0].tolist() for image in pixels])
+
+
+@pytest.mark.parametrize("norm", ["per_image", "batch"])
+def test_paper_scores_scale_each_term_over_the_test_set(monkeypatch, norm):
+    monkeypatch.setattr(module, "BATCH", 4)
+    generator = gan("cvgad", norm).generator.train()
+    scores = paper_scores(generator, images(10))
+    assert generator.training
+    expected = np.zeros(10)
+    for term in terms_one_by_one(generator, images(10)).T:
+        expected += [(value - min(term)) / (max(term) - min(term)) for value in term]
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert 0 <= scores.min() < 1 < scores.max() <= 2
+
+
+def test_paper_scores_do_not_know_the_models_own_scale():
+    generator = gan("cvgad", "batch").generator
+    before = paper_scores(generator, images(6))
+    generator.fit_score(torch.tensor([[0.0, 0.0], [7.0, 0.01]]))
+    np.testing.assert_array_equal(paper_scores(generator, images(6)), before)
+
+
+@pytest.mark.parametrize("family", ["ede", "ed", "ed_ehat"])
+def test_paper_scores_of_a_score_without_terms(family):
+    with pytest.raises(KdganError, match="paper's mode must be a sum"):
+        paper_scores(gan(family, "batch").generator, images(3))
+
+
+def test_fit_score_scales_by_the_normals_ranges(monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 4)
+    generator = gan("cvgad", "batch").generator
+    unscaled = terms_one_by_one(generator, images(10))
+    fit_score(generator.train(), images(10))
+    assert generator.training
+    np.testing.assert_allclose(generator.score_scale, unscaled.max(0) - unscaled.min(0), rtol=1e-4)
+    others = terms_one_by_one(generator, images(5, seed=9))
+    expected = others[:, 0] / np.ptp(unscaled[:, 0]) + others[:, 1] / np.ptp(unscaled[:, 1])
+    np.testing.assert_allclose(score_images(generator, images(5, seed=9)), expected, rtol=1e-4)
+
+
+def test_fit_score_takes_an_even_choice_of_many(monkeypatch):
+    chosen, all_of_them = gan("cvgad", "batch").generator, images(8)
+    fit_score(chosen, all_of_them[[0, 3, 6]])
+    monkeypatch.setattr(module, "MOST_TO_FIT_ON", 3)
+    generator = gan("cvgad", "batch").generator
+    fit_score(generator, all_of_them)
+    torch.testing.assert_close(generator.score_scale, chosen.score_scale)
+    monkeypatch.setattr(module, "MOST_TO_FIT_ON", 8)
+    fit_score(generator, all_of_them)
+    assert not torch.allclose(generator.score_scale, chosen.score_scale)
+
+
+@pytest.mark.parametrize("family", ["ede", "ed", "ed_ehat"])
+def test_fit_score_is_nothing_to_a_score_without_terms(family):
+    generator = gan(family, "batch").generator
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    fit_score(generator, images(3))
+    torch.testing.assert_close(dict(generator.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["cvgad", "ede"])
+def test_encode_is_z1_and_reconstruct_is_decoded_from_it_without_noise(monkeypatch, family):
+    monkeypatch.setattr(module, "BATCH", 3)
+    built = gan(family, "batch")
+    built.generator.train()
+    z1, x_hat = encode(built, images(7)), reconstruct(built, images(7))
+    built.generator.eval()
+    with torch.no_grad():
+        codes = built.generator.encoder(images(7).float() / 127.5 - 1)
+        expected = codes[0] if family == "cvgad" else codes
+        torch.testing.assert_close(z1, expected)
+        torch.testing.assert_close(x_hat, built.generator.decoder(expected))
+    assert z1.std() > 0

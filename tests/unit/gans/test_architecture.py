@@ -60,6 +60,8 @@ def test_the_default_is_the_papers_teacher_for_grey_images():
         ({"image_channels": 2}, r"1 \(grey\) or 3 \(RGB\) channels; got 2"),
         ({"latent_size": 0}, "latent size must be at least 1; got 0"),
         ({"norm": "layer"}, "per_image or batch; got 'layer'"),
+        ({"family": "cvgad", "num_clusters": 0}, "clusters K must be at least 1; got 0"),
+        ({"family": "cvgad", "num_clusters": -3}, "clusters K must be at least 1; got -3"),
     ],
 )
 def test_what_can_not_be_built_is_refused(wrong, message):
@@ -72,7 +74,13 @@ def test_replacing_a_field_checks_again():
         dataclasses.replace(Architecture(), image_size=64)
 
 
+def test_only_a_family_with_clusters_tells_how_many():
+    described = Architecture(family="cvgad", num_clusters=7).describe()
+    assert described.pop("num_clusters") == "7"
+    assert described == Architecture(family="cvgad").describe()
+
+
 def test_an_unknown_family_names_those_that_exist():
-    assert {"ed", "ed_ehat", "ede"} <= set(FAMILIES)
-    with pytest.raises(KdganError, match=r"got 'vae'\. Choose one of .*ed, ed_ehat, ede"):
+    assert {"cvgad", "ed", "ed_ehat", "ede"} <= set(FAMILIES)
+    with pytest.raises(KdganError, match=r"got 'vae'\. Choose one of .*cvgad, ed, ed_ehat, ede"):
         build(Architecture(family="vae"))

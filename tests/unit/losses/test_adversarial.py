@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import expit
 from sklearn.metrics import log_loss
 
-from kdgan_compress.losses import discriminator_cross_entropy
+from kdgan_compress.errors import KdganError
+from kdgan_compress.losses import discriminator_cross_entropy, gradient_penalty, wasserstein_loss
 
 logits = hnp.arrays(np.float64, st.integers(1, 6), elements=st.floats(-15, 15))
 
@@ -49,3 +50,70 @@ def test_logits_may_have_any_shape():
     torch.testing.assert_close(
         discriminator_cross_entropy(real, fake), discriminator_cross_entropy(real.flatten(), fake.flatten())
     )
+
+
+# WGAN-GP
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_wasserstein_loss_worked_by_hand():
+    assert wasserstein_loss(torch.tensor([3.0, 5.0]), torch.tensor([1.0, 0.0, 2.0])).item() == 1 - 4
+
+
+def test_gradient_of_the_wasserstein_loss():
+    real, fake = noise(3).requires_grad_(), noise(4, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(wasserstein_loss, (real, fake))
+    wasserstein_loss(real, fake).backward()
+    assert real.grad.sum() == pytest.approx(-1)  # down the loss is up for real images
+    assert fake.grad.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("slope", [0.25, 1.0, 3.0])
+def test_the_penalty_of_a_linear_critic_is_that_of_its_slope(slope):
+    weight = noise(2, 4, 4)
+    weight *= slope / weight.square().sum().sqrt()
+    real, fake, t = noise(3, 2, 4, 4), noise(3, 2, 4, 4, seed=1), torch.rand(3).double()
+    penalty = gradient_penalty(lambda x: (x * weight).sum((1, 2, 3)) + 7, real, fake, t)
+    assert penalty.shape == ()
+    assert penalty.item() == pytest.approx((slope - 1) ** 2, abs=1e-12)
+
+
+def test_the_penalty_is_taken_between_the_images_of_a_pair():
+    real, fake, t = noise(4, 1, 3, 3), noise(4, 1, 3, 3, seed=1), torch.tensor([0.0, 1.0, 0.25, 0.7]).double()
+    # ‖x‖² / 2 has the gradient x, so the penalty tells where it was taken.
+    penalty = gradient_penalty(lambda x: x.square().sum((1, 2, 3)) / 2, real, fake, t)
+    points = [s * x + (1 - s) * y for s, x, y in zip(t.numpy(), real.numpy(), fake.numpy(), strict=True)]
+    assert penalty.item() == pytest.approx(np.mean([(np.linalg.norm(point) - 1) ** 2 for point in points]))
+
+
+def test_the_penalty_trains_the_critic_and_nothing_behind_the_images():
+    real, fake, t = noise(3, 1, 2, 2).requires_grad_(), noise(3, 1, 2, 2, seed=1).requires_grad_(), torch.rand(3)
+
+    def penalty(hidden, out):
+        return gradient_penalty(lambda x: torch.tanh(x.flatten(1) @ hidden) @ out, real, fake, t.double())
+
+    weights = noise(4, 5, seed=2).requires_grad_(), noise(5, seed=3).requires_grad_()
+    assert torch.autograd.gradcheck(penalty, weights)  # against finite differences
+    penalty(*weights).backward()
+    assert all(weight.grad.abs().max() > 1e-3 for weight in weights)
+    assert real.grad is None
+    assert fake.grad is None
+
+
+def test_a_flat_critic_has_a_penalty_of_1_and_a_finite_gradient():
+    weight = torch.zeros(4, requires_grad=True)
+    penalty = gradient_penalty(
+        lambda x: x.flatten(1) @ weight, torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2), torch.ones(2)
+    )
+    penalty.backward()
+    assert penalty == 1
+    assert torch.equal(weight.grad, torch.zeros(4))
+
+
+@pytest.mark.parametrize("other", [(1, 1, 4, 4), (2, 3, 4, 4), (2, 1, 4)])
+def test_the_penalty_wants_pairs(other):
+    with pytest.raises(KdganError, match="must have one shape"):
+        gradient_penalty(lambda x: x.sum((1, 2, 3)), torch.zeros(2, 1, 4, 4), torch.zeros(other), torch.ones(2))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.losses import l1, l2
+from kdgan_compress.losses import l1, l1_per_image, l2
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 values = st.floats(-100, 100, width=32)
@@ -53,6 +53,15 @@ def test_distances_of_a_small_example_worked_by_hand():
 
 
 @few
+@given(pair=arrays(2))
+def test_l1_per_image_is_numpys_mean_of_each(pair):
+    a, b = pair
+    ours = l1_per_image(torch.from_numpy(a), torch.from_numpy(b))
+    np.testing.assert_allclose(ours.numpy(), [np.abs(p - q).mean() for p, q in zip(a, b, strict=True)], rtol=1e-12)
+    assert ours.mean().item() == pytest.approx(l1(torch.from_numpy(a), torch.from_numpy(b)).item(), rel=1e-12)
+
+
+@few
 @given(triple=arrays(3), reduction=st.sampled_from(["mean", "norm"]))
 def test_distances_are_symmetric_and_at_least_zero(triple, reduction):
     a, b, c = map(torch.from_numpy, triple)
@@ -81,6 +90,8 @@ def test_shapes_are_never_broadcast(distance, reduction, shape, other):
     with pytest.raises(KdganError) as caught:
         distance(torch.zeros(shape), torch.zeros(other), reduction)
     assert f"got {shape} and {other}." in str(caught.value)
+    with pytest.raises(KdganError, match="one shape"):
+        l1_per_image(torch.zeros(shape), torch.zeros(other))
 
 
 @pytest.mark.parametrize("distance", [l1, l2])

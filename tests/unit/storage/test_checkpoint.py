@@ -99,8 +99,18 @@ def test_the_header_is_json_with_everything_to_know(saved):
             "image_size": 32,
             "latent_size": 16,
             "norm": "batch",
+            "num_clusters": None,
         },
-        "data": {"source": "mnist", "normal": "5", "root": "/data"},
+        "data": {
+            "source": "mnist",
+            "normal": "5",
+            "root": "/data",
+            "protocol": "simo",
+            "novel": None,
+            "trial": 0,
+            "outliers": None,
+            "num_categories": None,
+        },
         "threshold": 0.30000000000000004,
         "threshold_rule": "in words",
         "provenance": PROVENANCE,
@@ -108,6 +118,36 @@ def test_the_header_is_json_with_everything_to_know(saved):
     assert header["raw.encoder2.head.weight"]["shape"] == [16, 4, 4, 4]
     assert header["discriminator.encoder.head.weight"]["shape"] == [1, 4, 4, 4]
     assert {name.partition(".")[0] for name in header} == {"__metadata__", "generator", "raw", "discriminator"}
+
+
+def test_a_file_from_before_protocols_and_clusters_is_read(saved):
+    ours = json.loads(read_header(saved)["__metadata__"]["kdgan_compress"])
+    del ours["architecture"]["num_clusters"]
+    rewrite(saved, architecture=ours["architecture"], data={"source": "mnist", "normal": "5", "root": "/data"})
+    loaded = load_checkpoint(saved)
+    assert loaded.architecture == ARCHITECTURE
+    assert loaded.data == make_checkpoint().data
+
+
+def test_round_trip_of_a_cvgad_under_a_protocol(path):
+    architecture = Architecture(family="cvgad", channels=(1, 2, 4), latent_size=16, norm="batch", num_clusters=3)
+    weights = weights_of(architecture, 1)
+    weights["generator"]["score_scale"] = torch.tensor([0.5, 0.25])
+    data = DataSettings("coil100", root="/data", protocol="coil100", trial=4, outliers=0.25, num_categories=2)
+    save_checkpoint(path, Checkpoint(architecture, data, 1.0, "", {}, weights))
+    loaded = load_checkpoint(path)
+    assert (loaded.architecture, loaded.data) == (architecture, data)
+    generator = loaded.build().generator
+    torch.testing.assert_close(dict(generator.state_dict()), weights["generator"], rtol=0, atol=0)
+    assert generator.means.shape == (3, 16)
+
+
+def test_clusters_that_do_not_fit_the_weights(path):
+    architecture = Architecture(family="cvgad", channels=(1, 2, 4), latent_size=16, num_clusters=3)
+    save_checkpoint(path, Checkpoint(architecture, DataSettings(), 1.0, "", {}, weights_of(architecture, 1)))
+    ours = json.loads(read_header(path)["__metadata__"]["kdgan_compress"])["architecture"]
+    rewrite(path, architecture=ours | {"num_clusters": 2})
+    check_error(path, "weights must fit")
 
 
 def test_weights_that_share_memory_or_are_not_contiguous_are_saved(path):

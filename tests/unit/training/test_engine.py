@@ -3,15 +3,17 @@
 import copy
 from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import softplus
 
+from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.objectives import Distillation, GanomalyObjective
+from kdgan_compress.objectives import Distillation, GanomalyObjective, Update
 from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage
 from kdgan_compress.taps import Connectors
-from kdgan_compress.training import Learner, TrainingSettings, begin_stage, engine, run_stage
+from kdgan_compress.training import DivergedError, Learner, TrainingSettings, begin_stage, engine, run_stage
 
 BETAS = (0.5, 0.99)
 DECAY = 0.3
@@ -56,26 +58,32 @@ class Spy:
     """GANomaly's objective, and a list of the batches that it was asked to train on."""
 
     def __init__(self):
-        self.batches = []
+        self.asked = []
 
-    def updates(self, forward, discriminator, images, weight_g, weight_d):
-        self.batches.append(images.clone())
-        yield from OBJECTIVE.updates(forward, discriminator, images, weight_g, weight_d)
+    def updates(self, batch):
+        self.asked.append(batch)
+        yield from OBJECTIVE.updates(batch)
+
+    @property
+    def batches(self):
+        return [batch.images for batch in self.asked]
 
 
 def train(loss_set, student, teacher, images, batch_size=4, epochs=2, stage_index=0, **settings):
     """The engine's way: learners, records and the batches that the student saw."""
     betas, decay = settings.pop("betas", BETAS), settings.pop("average_decay", DECAY)
-    learners = [gan and Learner(gan, betas, decay) for gan in (student, teacher)]
+    spies = Spy(), Spy()
+    learners = [gan and Learner(gan, betas, decay, spy) for gan, spy in zip((student, teacher), spies, strict=True)]
     stage = Stage("x", loss_set, epochs, RATE, TEACHER_RATE)
-    spy = Spy()
-    begin_stage(stage, *learners, images)
+    begin_stage(stage, *learners, images, DISTILLATION)
     plan = TrainingSettings(batch_size, **settings)
-    records = list(run_stage(stage, stage_index, *learners, images, spy, DISTILLATION, plan))
-    calls_a_step = 2 if loss_set.trains_teacher else 1
-    for first, last in zip(spy.batches[::calls_a_step], spy.batches[calls_a_step - 1 :: calls_a_step], strict=True):
-        assert torch.equal(first, last)  # teacher and student train on the same images
-    return *learners, records, spy.batches[::calls_a_step]
+    records = list(run_stage(stage, stage_index, *learners, images, DISTILLATION, plan))
+    ours, theirs = (spy.asked for spy in spies)
+    assert len(theirs) == (len(ours) if loss_set.trains_teacher else 0)
+    for of_student, of_teacher in zip(ours, theirs, strict=False):
+        assert torch.equal(of_student.images, of_teacher.images)
+        assert of_student.step == of_teacher.step
+    return *learners, records, spies[0].batches
 
 
 class Plain:
@@ -210,7 +218,8 @@ def test_connectors_are_trained_where_latent_sizes_differ():
 
     torch.manual_seed(5)
     fresh = Learner(student, BETAS, DECAY)
-    begin_stage(Stage("x", STRUCTURES[2], 2, RATE, TEACHER_RATE), fresh, Learner(teacher, BETAS, DECAY), images)
+    stage = Stage("x", STRUCTURES[2], 2, RATE, TEACHER_RATE)
+    begin_stage(stage, fresh, Learner(teacher, BETAS, DECAY), images, DISTILLATION)
     start = copy.deepcopy(fresh.connectors.state_dict())
     plain = Plain(student, connectors=fresh.connectors)
     train_plainly(STRUCTURES[2], plain, Plain(teacher), batches)
@@ -270,8 +279,8 @@ def test_teacher_flags_come_back_when_a_stage_is_broken_off():
     student, teacher = make_pair()
     learners = [Learner(gan, BETAS, DECAY) for gan in (student, teacher)]
     stage = Stage("x", STRUCTURES[2], 2, RATE, TEACHER_RATE)
-    begin_stage(stage, *learners, make_images(3))
-    running = run_stage(stage, 0, *learners, make_images(3), OBJECTIVE, DISTILLATION, TrainingSettings(1))
+    begin_stage(stage, *learners, make_images(3), DISTILLATION)
+    running = run_stage(stage, 0, *learners, make_images(3), DISTILLATION, TrainingSettings(1))
     next(running)
     assert not teacher.generator.training
     assert not any(parameter.requires_grad for parameter in teacher.generator.parameters())
@@ -288,11 +297,11 @@ def test_a_moving_teacher_trains_as_if_alone(structure, norm):
     start, alone = copy.deepcopy(teacher), copy.deepcopy(teacher)
     images = make_images(10)
     _, learner, _, batches = train(STRUCTURES[structure], make_gan((1, 2, 4), 1), teacher, images)
-    alone_learner = Learner(alone, BETAS, DECAY)
-    stage = Stage("x", ALONE, 2, TEACHER_RATE, 1.0)
-    begin_stage(stage, alone_learner, None, images)
     spy = Spy()
-    list(run_stage(stage, 0, alone_learner, None, images, spy, DISTILLATION, TrainingSettings(4)))
+    alone_learner = Learner(alone, BETAS, DECAY, spy)
+    stage = Stage("x", ALONE, 2, TEACHER_RATE, 1.0)
+    begin_stage(stage, alone_learner, None, images, DISTILLATION)
+    list(run_stage(stage, 0, alone_learner, None, images, DISTILLATION, TrainingSettings(4)))
 
     for ours, theirs in zip(spy.batches, batches, strict=True):
         assert torch.equal(ours, theirs)
@@ -365,11 +374,81 @@ def test_records_between_epochs_hold_the_means_so_far(monkeypatch):
 def test_epochs_done_are_passed_over():
     images = make_images(6)
     _, _, whole, batches = train(ALONE, make_gan((1, 2, 4), 1), None, images, epochs=3)
-    student = Learner(make_gan((1, 2, 4), 1), BETAS, DECAY)
-    stage, spy = Stage("x", ALONE, 3, RATE, RATE), Spy()
-    begin_stage(stage, student, None, images)
-    rest = list(run_stage(stage, 0, student, None, images, spy, DISTILLATION, TrainingSettings(4), epochs_done=2))
+    spy = Spy()
+    student = Learner(make_gan((1, 2, 4), 1), BETAS, DECAY, spy)
+    stage = Stage("x", ALONE, 3, RATE, RATE)
+    begin_stage(stage, student, None, images, DISTILLATION)
+    rest = list(run_stage(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4), epochs_done=2))
+    assert [batch.step for batch in spy.asked] == [4, 5]
     assert [record.epoch for record in rest] == [3]
     assert [record.epoch for record in whole] == [1, 2, 3]
     for ours, theirs in zip(spy.batches, batches[-2:], strict=True):
         assert torch.equal(ours, theirs)
+
+
+class Scripted:
+    """An objective that moves nothing and whose terms are told beforehand, a dict a batch."""
+
+    def __init__(self, script):
+        self.script = script
+
+    def updates(self, batch):
+        terms = {name: torch.tensor(value) for name, value in self.script[batch.step].items()}
+        yield Update("generator", None, terms)
+
+
+def play(script, epochs=2, epochs_done=0, num_images=10):
+    student = Learner(make_gan((1, 2, 4), 1), BETAS, DECAY, Scripted(script))
+    stage, images = Stage("x", ALONE, epochs, RATE), make_images(num_images)
+    begin_stage(stage, student, None, images, DISTILLATION)
+    return run_stage(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4), epochs_done)
+
+
+@pytest.mark.parametrize("every", [4, 8, 512])
+def test_a_terms_mean_is_over_the_images_that_had_it(monkeypatch, every):
+    monkeypatch.setattr(engine, "RECORD_EVERY_IMAGES", every)
+    script = [{"a": 1.0}, {"a": 4.0, "b": 5.0}, {"b": 8.0, "c": 7.0}]  # batches of 4, 4 and 2
+    records = list(play([*script, {}, {}, {"b": 1.0}]))
+    first, second = (record.losses for record in records if record.epoch_done)
+    assert first == pytest.approx({"a": np.average([1, 4]), "b": np.average([5, 8], weights=[4, 2]), "c": 7})
+    assert second == {"b": 1.0}
+    early = {4: {"a": 1.0}, 8: {"a": 2.5, "b": 5.0}, 512: first}[every]
+    assert records[0].losses == early
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("epochs_done", [0, 1])
+def test_a_loss_that_is_no_number_ends_the_training(value, epochs_done):
+    script = [{"a": 1.0}] * 4 + [{"a": 2.0, "b": value}, {"a": value, "b": value}]  # three batches an epoch
+    running = play(script, 3, epochs_done)
+    assert [next(running).epoch for _ in range(1 - epochs_done)] == [1][epochs_done:]
+    with pytest.raises(DivergedError, match=rf"finite; b is {value} at step 5 of stage x \(epoch 2\)") as caught:
+        next(running)
+    assert isinstance(caught.value, KdganError)
+
+
+def test_a_loss_that_is_no_number_is_told_at_the_next_record(monkeypatch):
+    monkeypatch.setattr(engine, "RECORD_EVERY_IMAGES", 4)
+    running = play([{"a": 1.0}, {"b": float("nan")}, {}])
+    assert next(running).losses == {"a": 1.0}
+    with pytest.raises(DivergedError, match="b is nan at step 2 "):
+        next(running)
+
+
+def test_a_rate_that_is_far_too_large_is_told():
+    images = make_images(8)
+    student = Learner(make_gan((1, 2, 4), 1), BETAS, DECAY)
+    stage = Stage("alone", ALONE, 5, 1e30)
+    begin_stage(stage, student, None, images, DISTILLATION)
+    with pytest.raises(DivergedError, match=r"at step \d+ of stage alone \(epoch \d\). Lower the learning rate"):
+        list(run_stage(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4)))
+
+
+def test_a_moving_teachers_bad_loss_is_told_by_its_name():
+    images = make_images(4)
+    script = [{"bad": float("nan")}]
+    student, teacher = Learner(make_gan((1, 2, 4), 1)), Learner(make_gan((2, 4, 8), 2), objective=Scripted(script))
+    stage = Stage("x", STRUCTURES[3], 1, RATE)
+    begin_stage(stage, student, teacher, images, DISTILLATION)
+    with pytest.raises(DivergedError, match="teacher_bad is nan at step 1"):
+        list(run_stage(stage, 0, student, teacher, images, DISTILLATION, TrainingSettings(4)))

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
+from kdgan_compress.objectives import CvgadObjective, GanomalyObjective
 from kdgan_compress.taps import Connectors
 from kdgan_compress.training import Learner
 from kdgan_compress.training.learner import frozen
@@ -59,6 +61,12 @@ def test_decay_0_is_no_average():
     learner.step("generator", generator_loss(learner.gan), 0.01)
     assert learner.scored_generator is learner.gan.generator
     assert "average" not in learner.state_dict()["networks"]
+
+
+def test_a_gan_trains_as_ganomaly_unless_told():
+    assert Learner(make_gan()).objective == GanomalyObjective()
+    objective = CvgadObjective()
+    assert Learner(make_gan(), objective=objective).objective is objective
 
 
 def test_before_any_stage_the_generator_itself_is_scored():
@@ -192,7 +200,7 @@ def test_frozen_holds_a_gan_and_lets_it_go_after_an_error():
         z1, _, _ = gan.generator(make_batch())
         assert not z1.requires_grad
         assert not any(m.training for m in modules)
-    with pytest.raises(RuntimeError, match="channels"), frozen(gan):
+    with pytest.raises(KdganError, match="channels"), frozen(gan):
         gan.generator(torch.zeros(1, 2, 32, 32))
     torch.testing.assert_close(gan.generator.state_dict(), before, rtol=0, atol=0)
     assert [m.training for m in modules] == modes

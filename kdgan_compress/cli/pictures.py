@@ -1,0 +1,31 @@
+"""``kdgan-compress pictures``."""
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from kdgan_compress.cli.options import data_root_option, json_option
+from kdgan_compress.cli.output import print_json
+
+
+@click.command()
+@click.option("--model", required=True, metavar="RUN|FILE", help="A run folder or model file.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder to write to.  [default: the model's own]")
+@data_root_option
+@json_option
+def pictures(model: str, out: Path | None, data_root: str | None, as_json: bool) -> None:
+    r"""Draw reconstructions, neighbours in latent space and, of cvgad, the clusters' samples.
+
+    \b
+    kdgan-compress pictures --model runs/teacher
+    """
+    from kdgan_compress.workflows.pictures import pictures as run_pictures
+
+    made = run_pictures(model, out, data_root)
+    if as_json:
+        print_json(made)
+        return
+    for path in dataclasses.asdict(made).values():
+        if path is not None:
+            click.echo(path)

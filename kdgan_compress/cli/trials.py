@@ -1,0 +1,68 @@
+"""``kdgan-compress trials``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdgan_compress.cli.options import data_root_option, json_option, set_option
+from kdgan_compress.cli.output import percent, print_json
+
+if TYPE_CHECKING:
+    from kdgan_compress.evaluation import Summary
+    from kdgan_compress.workflows.trials import Trial
+
+
+@click.command()
+@click.option("--recipe", metavar="NAME|FILE", default="default", show_default=True, help="The experiment.")
+@set_option
+@click.option("--num-trials", type=int, default=10, show_default=True, help="Seeds and draws 0 to N-1.")
+@click.option("--student", "with_student", is_flag=True, help="Distil each trial's model by the recipe too.")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Processes at once, each with one thread.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; finished trials in it are kept.")
+@data_root_option
+@json_option
+def trials(
+    recipe: str,
+    settings: tuple[dict[str, Any], ...],
+    num_trials: int,
+    with_student: bool,
+    jobs: int,
+    out: Path,
+    data_root: str | None,
+    as_json: bool,
+) -> None:
+    r"""Run a recipe over several seeds and draws: mean, standard deviation and 95 % interval of AUC and F1.
+
+    \b
+    kdgan-compress trials --recipe coil100 --num-trials 10 --jobs 2 --out runs/coil100
+    kdgan-compress trials --recipe coil100 --set data.num_categories=4 --out runs/coil100-4
+    """
+    from kdgan_compress.recipe import load_recipe
+    from kdgan_compress.workflows.trials import trials as run_trials
+
+    loaded = load_recipe(recipe).replace_all(settings)
+    loaded = loaded.model_copy(update={"data": loaded.data.override(None, None, data_root)})
+    report = run_trials(
+        loaded, out, num_trials=num_trials, with_student=with_student, jobs=jobs, announce=lambda t: _announce(t)
+    )
+    if as_json:
+        print_json(report)
+        return
+    click.echo(f"{'':18}{'AUC':>9}{'std':>8}{'± 95 %':>8}   {'best F1':>9}{'std':>8}{'± 95 %':>8}")
+    for name, auc in report.auc.items():
+        click.echo(f"{name:18}{_row(auc)}   {_row(report.best_f1[name])}")
+    click.echo(
+        f"\n{len(report.trials)} trials of {report.data}; best F1 is an oracle: test labels choose its threshold"
+    )
+    click.echo(f"{report.machine}; all figures are in {out / 'trials.json'}")
+
+
+def _announce(trial: "Trial") -> None:
+    figures = "  ".join(f"{name} {percent(own.auc)}" for name, own in trial.figures.items())
+    click.echo(f"trial {trial.trial}: {figures}  {trial.seconds:.0f} s", err=True)
+
+
+def _row(summary: "Summary") -> str:
+    spread = "".join(f"{'–' if value is None else f'{100 * value:.2f}':>8}" for value in (summary.std, summary.ci95))
+    return f"{percent(summary.mean):>9}{spread}"

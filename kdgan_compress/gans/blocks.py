@@ -1,0 +1,105 @@
+"""The convolutional blocks that the families are made of: P-KDGAN's Table II, which has DCGAN's decoder."""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.gans.architecture import Architecture
+
+LEAKY_SLOPE = 0.2
+INIT_STD = 0.02
+
+
+class FeatureExtractor(nn.Sequential):
+    """Strided blocks (conv 4×4, norm, LeakyReLU), each of which halves the image, down to 4×4.
+
+    Shape: (B, image_channels, S, S) → (B, channels[-1], 4, 4).
+
+    Args:
+        architecture: Says how many blocks of how many channels, and which norm.
+        normalise: False leaves the norm layers out and gives the convolutions a bias instead.
+    """
+
+    def __init__(self, architecture: Architecture, normalise: bool = True) -> None:
+        blocks: list[nn.Module] = []
+        for before, after in itertools.pairwise((architecture.image_channels, *architecture.channels)):
+            blocks.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not normalise))
+            if normalise:
+                blocks.append(norm_layer(architecture, after))
+            blocks.append(nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
+        super().__init__(*blocks)
+        self._seen = (architecture.image_channels, architecture.image_size, architecture.image_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if tuple(images.shape[1:]) != self._seen:
+            raise KdganError(
+                f"Images must be {self._seen} for this network (channels, height, width)",
+                f"got {tuple(images.shape[1:])}",
+                "Convert and resize them, or build the network for such images",
+            )
+        for block in self:
+            images = block(images)
+        return images
+
+
+class Encoder(nn.Module):
+    """Features at 4×4, then a bare 4×4 convolution to a vector.
+
+    Shape: (B, image_channels, S, S) → (B, outputs).
+    """
+
+    def __init__(self, architecture: Architecture, outputs: int) -> None:
+        super().__init__()
+        self.features = FeatureExtractor(architecture)
+        self.head = vector_head(architecture, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        head: Tensor = self.head(self.features(images))
+        return head.flatten(1)
+
+
+class Decoder(nn.Module):
+    """The encoder backwards: a transposed 4×4 convolution from z, strided blocks (norm, ReLU), tanh at the image.
+
+    Shape: (B, latent_size) → (B, image_channels, S, S) in [−1, 1].
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        channels = (architecture.latent_size, *reversed(architecture.channels))
+        blocks: list[nn.Module] = []
+        for block, (before, after) in enumerate(itertools.pairwise(channels)):
+            stride, padding = (1, 0) if block == 0 else (2, 1)
+            blocks += [
+                nn.ConvTranspose2d(before, after, 4, stride=stride, padding=padding, bias=False),
+                norm_layer(architecture, after),
+                nn.ReLU(inplace=True),
+            ]
+        self.features = nn.Sequential(*blocks)
+        self.head = nn.ConvTranspose2d(channels[-1], architecture.image_channels, 4, stride=2, padding=1, bias=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.head(self.features(z[:, :, None, None])))
+
+
+def vector_head(architecture: Architecture, outputs: int) -> nn.Conv2d:
+    """The bare 4×4 convolution from features (B, channels[-1], 4, 4) to (B, outputs, 1, 1)."""
+    return nn.Conv2d(architecture.channels[-1], outputs, 4, bias=False)
+
+
+def norm_layer(architecture: Architecture, channels: int) -> nn.Module:
+    """The norm that the architecture names."""
+    if architecture.norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.InstanceNorm2d(channels, affine=True)
+
+
+def initialise(module: nn.Module) -> None:
+    """Initial weights of one layer: convolutions N(0, 0.02), norm weights N(1, 0.02), norm biases 0."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, INIT_STD)
+    elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+        nn.init.normal_(module.weight, 1.0, INIT_STD)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,62 @@
+"""The distillation loss K_l of P-KDGAN."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.losses import Reduction, l1, l2
+from kdgan_compress.objectives.objective import Outputs, check_weights
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """K_l = w1 K_1 + wx K_x + w2 K_2 (Eq. 7): how far the student's z1, x̂ and z2 are from the teacher's.
+
+    The paper weighs norms 1, 1, 1; with means, latents that count five times the image did best (docs/results.md).
+
+    Attributes:
+        w1: Weight of K_1.
+        wx: Weight of K_x.
+        w2: Weight of K_2.
+        reduction: Of all three.
+        re_encode: Take z1 of its own x̂ for the z2 of a GAN that has no second encoder; otherwise such a GAN has no K_2.
+    """
+
+    w1: float = 50.0
+    wx: float = 10.0
+    w2: float = 50.0
+    reduction: Reduction = "mean"
+    re_encode: bool = False
+
+    def __post_init__(self) -> None:
+        check_weights(w1=self.w1, wx=self.wx, w2=self.w2)
+
+    def loss(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum and its unweighted terms ``k1``, ``kx``, ``k2``, of the taps that both networks have.
+
+        Args:
+            student: Tapped outputs, after connectors where shapes differ.
+            teacher: The teacher's for the same images; no gradient goes there.
+
+        Raises:
+            KdganError: The two have no tap in common, or shapes differ.
+        """
+        terms: dict[str, Tensor] = {}
+        weighted: list[Tensor] = []
+        for tap, name, weight, distance in (
+            ("z1", "k1", self.w1, l2),
+            ("x_hat", "kx", self.wx, l1),
+            ("z2", "k2", self.w2, l2),
+        ):
+            if tap in student and tap in teacher:
+                terms[name] = distance(student[tap], teacher[tap].detach(), self.reduction)
+                weighted.append(weight * terms[name])
+        if not terms:
+            raise KdganError(
+                "Teacher and student must have a tap of z1, x_hat or z2 in common",
+                f"got {sorted(teacher)} and {sorted(student)}",
+                "Name the taps of both by these names",
+            )
+        return torch.stack(weighted).sum(), terms
