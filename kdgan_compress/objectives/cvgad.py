@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdgan_compress.errors import KdganError
+from kdgan_compress.gans import evaluating
 from kdgan_compress.gans.cvgad import Generator
 from kdgan_compress.losses import (
     Reduction,
@@ -46,8 +47,8 @@ class CvgadObjective:
         w_negative: Of active negative training.
         w_penalty: λ of the critic's gradient penalty (Eq. 15).
         negative_distance: How far outliers' codes are from every mean, in standard deviations (``losses.is_far``).
-        latent_threshold: T: negative training waits while the latent loss is not below it.
-        reduction: Of the L1 and latent losses.
+        latent_threshold: T: negative training waits while the latent loss is not below it; 256 is one nat a component.
+        reduction: Of the latent loss: ``"norm"`` is its sum over components, as Eq. 4 is written.
     """
 
     w_ssim: float = 50.0
@@ -59,8 +60,8 @@ class CvgadObjective:
     w_negative: float = 1.0
     w_penalty: float = 10.0
     negative_distance: float = 2.0
-    latent_threshold: float = 1.0
-    reduction: Reduction = "mean"
+    latent_threshold: float = 256.0
+    reduction: Reduction = "norm"
 
     def __post_init__(self) -> None:
         check_weights(
@@ -116,7 +117,7 @@ class CvgadObjective:
         return Update("generator", batch.weight_g * self.w_adv * verdict, {"adversarial": verdict}, outputs)
 
     def _reconstruction(self, x_hat: Tensor, batch: Batch, outputs: Outputs | None = None) -> Update:
-        terms = {"ssim": ssim_loss(batch.images, x_hat), "l1": l1(batch.images, x_hat, self.reduction)}
+        terms = {"ssim": ssim_loss(batch.images, x_hat), "l1": l1(batch.images, x_hat)}
         loss = self.w_ssim * terms["ssim"] + self.w_l1 * terms["l1"]
         return Update("generator", batch.weight_g * loss, terms, outputs)
 
@@ -134,13 +135,15 @@ class CvgadObjective:
         return Update("generator", batch.weight_g * loss, terms)
 
     def _negative(self, generator: Generator, batch: Batch) -> Iterator[Update]:
-        with torch.no_grad():
-            codes = outlier_codes(generator.means, len(batch.images), self.negative_distance)
-            outliers = generator.decoder(codes)
-        if len(outliers) > 0:
-            x_hat = _reconstruct(generator, outliers)
-            negative = negative_loss(outliers, x_hat, self.w_ssim, self.w_l1)
-            yield Update("generator", batch.weight_g * self.w_negative * negative, {"negative": negative})
+        """In evaluation mode, so that outliers don't move the running statistics by which batch norm knows normals."""
+        codes = outlier_codes(generator.means.detach(), len(batch.images), self.negative_distance)
+        if len(codes) == 0:
+            return
+        with evaluating(generator):
+            with torch.no_grad():
+                outliers = generator.decoder(codes)
+            negative = negative_loss(outliers, _reconstruct(generator, outliers), self.w_ssim, self.w_l1)
+        yield Update("generator", batch.weight_g * self.w_negative * negative, {"negative": negative})
 
     def _mutual_information(self, generator: Generator, batch: Batch) -> Update:
         features = generator.encoder.features(batch.images)

@@ -66,7 +66,7 @@ def pictures(model: str | Path, out: str | Path | None = None, data_root: str | 
     _draw_reconstructions(checkpoint, gan, split, title, Path(made.reconstructions))
     _draw_neighbours(gan, split, Path(made.neighbours))
     if made.clusters is not None:
-        _draw_clusters(cast(CvgadGenerator, gan.generator), Path(made.clusters))
+        _draw_clusters(cast("CvgadGenerator", gan.generator), Path(made.clusters))
     return made
 
 

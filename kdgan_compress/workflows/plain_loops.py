@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 from torch.optim.swa_utils import AveragedModel
 
 from kdgan_compress import losses
-from kdgan_compress.gans import Gan, to_network_range
+from kdgan_compress.gans import Gan, evaluating, to_network_range
 from kdgan_compress.objectives.cvgad import outlier_codes
 from kdgan_compress.policies import Stage
 
@@ -73,9 +73,9 @@ class _PlainCvgad(_Plain):
             self.move(GENERATOR, self.reconstruction_loss(images), rate)
             mu, log_var = self.generator.encoder(images)
             logits = self.generator.classifier(self.draw(mu, log_var))
-            latent = losses.latent_loss(mu, log_var, self.generator.means, logits.softmax(1))
+            latent = losses.latent_loss(mu, log_var, self.generator.means, logits.softmax(1), "norm")
             self.move(GENERATOR, 5 * latent + losses.categorical_loss(logits), rate)
-            if latent < 1:
+            if latent < 256:
                 self.negative(len(images), rate)
             features = self.generator.encoder.features(images)
             z = self.draw(self.generator.encoder.mu(features), self.generator.encoder.bounded_log_var(features))
@@ -92,9 +92,12 @@ class _PlainCvgad(_Plain):
         self.move(DISCRIMINATOR, wasserstein + 10 * penalty, rate)
 
     def negative(self, num: int, rate: float) -> None:
-        with torch.no_grad():
-            outliers = self.generator.decoder(outlier_codes(self.generator.means, num, 2.0))
-        self.move(GENERATOR, losses.negative_loss(outliers, self.reconstruct(outliers), 50, 10), rate)
+        codes = outlier_codes(self.generator.means.detach(), num, 2.0)
+        with evaluating(self.generator):
+            with torch.no_grad():
+                outliers = self.generator.decoder(codes)
+            loss = losses.negative_loss(outliers, self.reconstruct(outliers), 50, 10)
+        self.move(GENERATOR, loss, rate)
 
     def reconstruction_loss(self, images: Tensor) -> Tensor:
         x_hat = self.reconstruct(images)

@@ -58,6 +58,18 @@ def runs(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     return made
 
 
+@pytest.fixture(scope="session")
+def families(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders of two small teachers of 16×16 images: a cvgad of three clusters and an ede."""
+    folder = tmp_path_factory.mktemp("families")
+    small = ["--width", "2", "--image-size", "16", "--latent", "8", "--norm", "batch"]
+    tiny = ["--data", f"npz:{npz}", "--normal", "0", *small, "--batch-size", "4", "--epochs", "1"]
+    cvgad = ["--recipe", "cvgad", "--num-clusters", "3"]
+    assert run(["train", *cvgad, *tiny, "--out", str(folder / "cvgad")]) == 0
+    assert run(["train", *tiny, "--out", str(folder / "ede")]) == 0
+    return {"cvgad": folder / "cvgad", "ede": folder / "ede"}
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder in MVTec's layout with grey and colour photos of several sizes."""
@@ -68,6 +80,17 @@ def photos(tmp_path: Path) -> Path:
             pixels = rng.integers(0, 256, (40 + number, 52 - number, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / part / f"{number}.png")
     return tmp_path
+
+
+def assert_refused(result: tuple[int, str, str], *words: str) -> None:
+    """Exit code 1, and nothing but one line on stderr, which has these words."""
+    code, out, err = result
+    assert code == 1
+    assert out == ""
+    (line,) = err.strip().splitlines()
+    assert line.startswith("Error: ")
+    for word in words:
+        assert word in line
 
 
 def only_json(text: str) -> Any:

@@ -2,21 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from conftest import Cli
+from conftest import Cli, assert_refused
 
 from kdgan_compress.cli import main
-
-
-def assert_refused(result: tuple[int, str, str], *words: str) -> None:
-    code, out, err = result
-    assert code == 1
-    assert out == ""
-    (line,) = err.strip().splitlines()
-    assert line.startswith("Error: ")
-    for word in words:
-        assert word in line
+from kdgan_compress.objectives import cvgad
 
 
 @pytest.mark.parametrize(
@@ -34,6 +27,24 @@ def assert_refused(result: tuple[int, str, str], *words: str) -> None:
         (["--recipe", "nope"], ["nope", "default"]),
         (["--recipe", "missing.yaml"], ["missing.yaml"]),
         (["--batch-size", "0"], ["batch_size"]),
+        (["--protocol", "gpnd"], ["gpnd", "gpnd-5fold"]),
+        (["--novel", "1"], ["simo", "--novel", "--protocol miso-8020"]),
+        (["--outliers", "0.5"], ["simo", "--outliers"]),
+        (["--num-categories", "2"], ["simo", "--num-categories"]),
+        (["--protocol", "gpnd-5fold", "--outliers", "1.5"], ["between 0 and 1", "1.5"]),
+        (["--protocol", "gpnd-5fold", "--trial", "-1"], ["trial", "-1"]),
+        (["--protocol", "miso-8020", "--normal", "1"], ["--normal", "--novel"]),
+        (["--protocol", "coil100", "--num-categories", "0"], ["at least one", "0"]),
+        (["--data", "coil100", "--normal", "3"], ["COIL-100", "--protocol coil100"]),
+        (["--data", "coil100", "--protocol", "coil100", "--data-root", "."], ["coil100.npz", "--data-root"]),
+        (["--data", "folder:x", "--protocol", "ocgan-p1"], ["folder", "simo"]),
+        (["--family", "cvgad", "--num-clusters", "0"], ["model.num_clusters", "greater than or equal to 1"]),
+        (["--set", "objective.w_conn=1"], ["objective.w_conn", "w_con"]),
+        (["--set", "objective.w_ssim=1"], ["objective.w_ssim is no key"]),
+        (["--set", "training.epochs=two"], ["training.epochs", "integer"]),
+        (["--set", "data.protocol=simpo"], ["simpo", "simo"]),
+        (["--set", "training=3"], ["training"]),
+        (["--set", "distillation.student.objective.w_con=1"], ["distillation.student.objective", "family"]),
     ],
 )
 def test_train_refuses(
@@ -112,6 +123,15 @@ def test_unfinished_runs_are_named_so(cli: Cli, runs: dict[str, Path], tmp_path:
         ["profile"],
         ["profile", "--family", "ede"],
         ["score"],
+        ["train", "--set", "objective.w_adv"],
+        ["train", "--set", "=1"],
+        ["train", "--set", "objective..w_adv=1"],
+        ["train", "--set", "model.channels=[1, 2"],
+        ["train", "--resume", "run", "--set", "objective.w_adv=0"],
+        ["train", "--resume", "run", "--protocol", "ocgan-p1"],
+        ["evaluate", "--model", "run", "--mode", "papers"],
+        ["trials"],
+        ["pictures"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(cli: Cli, arguments: list[str]) -> None:
@@ -144,3 +164,78 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
     code, out, _ = cli(*command.split(), "--help")
     assert code == 0
     assert f"kdgan-compress {command}" in out.split("Options:")[0].split("Usage:")[1].split("\n", 1)[1]
+
+
+@pytest.mark.parametrize("family", ["ede", "cvgad"])
+def test_training_that_diverges_says_where(cli: Cli, npz: Path, tmp_path: Path, family: str) -> None:
+    small = ["--family", family, "--width", 1, "--image-size", 16, "--latent", 8, "--batch-size", 4]
+    data = ["--data", f"npz:{npz}", "--normal", 0, *small, "--out", tmp_path / "run"]
+    term, step = ("ssim", 1) if family == "cvgad" else ("s_con", 2)
+    words = [f"{term} is nan at step {step} of stage alone (epoch 1)", "learning rate", "before anything was saved"]
+    assert_refused(cli("train", *data, "--epochs", 1, "--learning-rate", "1e30"), *words)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
+
+
+def test_training_that_diverges_later_keeps_a_model(
+    cli: Cli, npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def latent_loss(*arguments: Any) -> Any:
+        calls.append(1)
+        return original(*arguments) * (float("nan") if len(calls) == 8 else 1)  # 4 a cycle of 6 steps, an epoch
+
+    original = cvgad.latent_loss
+    small = ["--family", "cvgad", "--width", 1, "--image-size", 16, "--latent", 8, "--batch-size", 4]
+    with monkeypatch.context() as patched:
+        patched.setattr(cvgad, "latent_loss", latent_loss)
+        code, out, err = cli(
+            "train", "--data", f"npz:{npz}", "--normal", 0, *small, "--epochs", 3, "--out", tmp_path / "run", "--json"
+        )
+    assert (code, out) == (1, "")
+    progress, error = err.strip().splitlines()
+    assert "epoch 1" in progress
+    assert "ssim is nan at step 10 of stage alone (epoch 2)" in error  # the first of the step's terms that is
+    assert f"{tmp_path / 'run' / 'model.safetensors'} holds the last good model, that of epoch 1 of stage 1." in error
+    assert cli("evaluate", "--model", tmp_path / "run")[0] == 0
+    assert cli("train", "--resume", tmp_path / "run")[0] == 0
+
+
+def test_more_clusters_than_images(cli: Cli, npz: Path, tmp_path: Path) -> None:
+    small = ["--width", 1, "--latent", 8, "--epochs", 1, "--family", "cvgad", "--num-clusters", 25]
+    data = ["--data", f"npz:{npz}", "--normal", 0, "--out", tmp_path / "run"]
+    assert_refused(cli("train", *data, *small), "got 25 for 24 images", "num_clusters")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["deployed", "paper"])
+def test_a_test_split_without_outliers_cannot_be_evaluated(
+    cli: Cli, npz: Path, families: dict[str, Path], tmp_path: Path, mode: str
+) -> None:
+    with np.load(npz) as data:
+        arrays = dict(data)
+    normal = arrays["y_test"] == 0
+    np.savez(
+        tmp_path / "normals.npz", **arrays | {"x_test": arrays["x_test"][normal], "y_test": arrays["y_test"][normal]}
+    )
+    moved = ["--data", f"npz:{tmp_path / 'normals.npz'}", "--normal", 0]
+    assert_refused(
+        cli("evaluate", "--model", families["cvgad"], *moved, "--mode", mode),
+        "both normal and novel",
+        "10 normal and 0",
+    )
+
+
+def test_the_papers_mode_has_its_own_limits(
+    cli: Cli, runs: dict[str, Path], families: dict[str, Path], tmp_path: Path
+) -> None:
+    assert_refused(cli("evaluate", "--model", families["ede"], "--mode", "paper"), "cvgad", "Leave the mode out")
+    assert_refused(cli("evaluate", "--model", runs["detector"], "--mode", "paper"), "a detector has the score alone")
+
+
+def test_a_students_other_family_must_exist(cli: Cli, families: dict[str, Path], tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"]
+    other = ["distill", "--teacher", families["cvgad"], "--set"]
+    assert_refused(cli(*other, "distillation.student.family=vae", *out), "'vae'", "cvgad, ed, ed_ehat, ede")
+    assert_refused(cli("distill", "--teacher", families["ede"], "--recipe", "cvgad", *out), "family", "ede", "cvgad")
+    assert not (tmp_path / "run").exists()

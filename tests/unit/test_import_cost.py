@@ -19,8 +19,12 @@ HEAVY = (
     "safetensors",
     "rich",
     "fvcore",
+    "pytorch_msssim",
 )
-COMMANDS = ("demo", "train", "distill", "evaluate", "profile", "export", "score", "recipes")
+COMMANDS = (
+    *("demo", "train", "distill", "evaluate", "profile", "export", "score"),
+    *("pictures", "trials", "bench", "recipes"),
+)
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -98,3 +98,25 @@ def test_a_frozen_generator_counts_the_same():
     architecture = small()
     generator = build(architecture).generator
     assert count(copy.deepcopy(generator).requires_grad_(False), architecture) == count(generator, architecture)
+
+
+def ssim_macs(architecture):
+    """Windows of 11×1, then 1×11, inside 5 maps a channel: both images, their squares and their product."""
+    side, inside = architecture.image_size, architecture.image_size - 10
+    return 5 * architecture.image_channels * 11 * (inside * side + inside * inside)
+
+
+@pytest.mark.parametrize("norm", ["per_image", "batch"])
+@pytest.mark.parametrize(("side", "image_channels"), [(16, 1), (32, 3)])
+def test_cvgad_counts_encoder_decoder_and_ssim_and_no_more(side, image_channels, norm):
+    channels = (3, 5) if side == 16 else (2, 4, 3)
+    architecture = small(
+        family="cvgad", channels=channels, image_size=side, image_channels=image_channels, norm=norm, num_clusters=4
+    )
+    generator = build(architecture).generator
+    counts = count(generator, architecture)
+    params, macs, _ = by_hand(architecture, num_encoders=1)
+    assert counts.num_params == params < sum(parameter.numel() for parameter in generator.parameters())
+    assert counts.conv_macs == macs + ssim_macs(architecture)
+    assert macs_by_torch(generator.eval(), architecture) == macs + ssim_macs(architecture)
+    assert counts == count(generator, small(**vars(architecture) | {"num_clusters": 1}))

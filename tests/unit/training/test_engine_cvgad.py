@@ -145,9 +145,7 @@ def taps_of(gan, images):
 
 
 @pytest.mark.usefixtures("_double")
-@pytest.mark.parametrize(
-    ("student", "teacher"), [("cvgad", "cvgad"), ("ede", "cvgad"), ("cvgad", "ede")], ids=" from ".join
-)
+@pytest.mark.parametrize(("student", "teacher"), PAIRS, ids=["cvgad", "ede from cvgad", "cvgad from ede"])
 def test_a_step_with_re_encoding_is_adams_on_k_l_written_out(student, teacher):
     student, teacher = make_gan(student, (1, 2), 1), make_gan(teacher, (2, 4), 2)
     by_hand = copy.deepcopy(student)
@@ -185,9 +183,7 @@ def test_k_2_is_there_where_both_have_a_z2_or_are_given_one(student, teacher, re
 
 
 @pytest.mark.parametrize("loss_set", [STRUCTURES[1], LossSet(mu=0.01, nu=1, lam=1), STRUCTURES[4]], ids=["1", "2", "4"])
-@pytest.mark.parametrize(
-    ("student", "teacher"), [("ede", "cvgad"), ("cvgad", "ede"), ("cvgad", "cvgad")], ids=" from ".join
-)
+@pytest.mark.parametrize(("student", "teacher"), PAIRS, ids=["cvgad", "ede from cvgad", "cvgad from ede"])
 def test_between_families_k_l_falls_through_connectors(student, teacher, loss_set):
     objectives = [OBJECTIVES[family]() for family in (student, teacher)]
     student, teacher = make_gan(student, (2, 4), 1, latent=5), make_gan(teacher, (2, 4), 2)

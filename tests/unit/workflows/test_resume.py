@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdgan_compress.errors import KdganError
+from kdgan_compress.objectives import ganomaly
 from kdgan_compress.recipe import load_recipe, parse_recipe
 from kdgan_compress.storage import RunFolder, load_checkpoint
 from kdgan_compress.training import engine
@@ -159,7 +160,8 @@ def test_a_run_stopped_within_an_epoch_does_that_epoch_again(kind, base, recipe,
     resume(kind, out)
     assert_models_as_undisturbed(out, base, kind)
     for ours, theirs in zip(metrics_of(out), metrics_of(base / kind), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-6)  # sums over other records round otherwise
+        # sums over other records round otherwise
+        assert ours == {k: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for k, v in theirs.items()}
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
@@ -263,12 +265,104 @@ def test_a_run_stopped_in_its_first_epoch_starts_again(kind, base, recipe, tmp_p
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
-def test_a_diverging_run_stops_and_keeps_what_was_saved(base, recipe, tmp_path):
+def test_a_run_that_diverges_at_once_leaves_no_model(base, recipe, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(KdganError, match=r"Losses must stay finite.*epoch"):
+    match = (
+        r"stay finite; s_con is nan at step 2 of stage alone \(epoch 1\)\. .*; it happened before anything was saved"
+    )
+    with pytest.raises(KdganError, match=match):
         train(recipe.replace({"training": {"learning_rate": 1e30}}), out)
-    assert not (out / "model.safetensors").exists()
+    assert [path.name for path in out.iterdir()] == ["recipe.yaml"]
+
+
+def spoil(monkeypatch, call, how):
+    """Do something to L_d the given time, 3 of which are an epoch."""
+    original, calls = ganomaly.discriminator_cross_entropy, []
+
+    def loss(real, fake):
+        calls.append(1)
+        return how(original(real, fake)) if len(calls) == call else original(real, fake)
+
+    monkeypatch.setattr(ganomaly, "discriminator_cross_entropy", loss)
+
+
+def to_nan(loss):
+    return loss * torch.nan
+
+
+def to_nan_gradient(loss):
+    return loss + (loss * 0).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "how", "step", "good"),
+    [
+        ("train", 5, to_nan, r"s_ce is nan at step 5 of stage alone \(epoch 2\)", 1),
+        ("train", 6, to_nan_gradient, r"s_adv is nan at step 7 of stage alone \(epoch 3\)", 1),
+        ("distill", 8, to_nan, r"s_ce is nan at step 8 of stage 2 \(epoch 3\)", 2),
+        pytest.param(
+            "distill", 10, to_nan, r"teacher_s_ce is nan at step 1 of stage 3 \(epoch 1\)", 3,
+            marks=pytest.mark.xfail(reason="a teacher's later average outlives the state before it", strict=True),
+        ),
+        pytest.param(
+            "distill", 12, to_nan_gradient, r"teacher_s_adv is nan at step 4 of stage 3 \(epoch 2\)", 3,
+            marks=pytest.mark.xfail(reason="a state with a NaN teacher is saved", strict=True),
+        ),
+        ("distill", 14, to_nan, r"teacher_s_ce is nan at step 5 of stage 3 \(epoch 2\)", 4),
+    ],
+)  # fmt: skip
+def test_a_diverging_run_keeps_its_last_good_model(kind, call, how, step, good, base, recipe, tmp_path, monkeypatch):
+    out, good_run = tmp_path / "run", tmp_path / "good"
+    with pytest.raises(KeyboardInterrupt):
+        start(kind, base, recipe, good_run, show_progress=stop_after(good))
+    place = f"epoch {good} of stage 1" if good <= 3 else f"epoch {good - 3} of stage 2"
+    with monkeypatch.context() as patched:
+        spoil(patched, call, how)
+        with pytest.raises(KdganError, match=step) as info:
+            start(kind, base, recipe, out)
+    message = str(info.value)
+    assert "\n" not in message
+    assert message.endswith(f"; {out / 'model.safetensors'} holds the last good model, that of {place}.")
     assert not (out / "result.json").exists()
+
+    states = RunFolder(good_run).load_state()
+    files = {"student": "model.safetensors"} | ({"teacher": "teacher.safetensors"} if kind == "distill" else {})
+    for learner, file in files.items():
+        networks, weights = states[learner]["networks"], load_checkpoint(out / file).weights
+        averaged = networks.get("average", {f"module.{name}": value for name, value in networks["generator"].items()})
+        expected = {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
+        torch.testing.assert_close(weights["generator"], expected, rtol=0, atol=0)
+        torch.testing.assert_close(weights["discriminator"], dict(networks["discriminator"]), rtol=0, atol=0)
+        assert np.isfinite(load_checkpoint(out / file).threshold)
+
+    resume(kind, out)  # what spoiled it is gone
+    assert_as_undisturbed(out, base, kind)
+
+
+@pytest.mark.xfail(reason="nothing looks at what the last step made", strict=True)
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_a_run_that_diverges_in_its_last_step_says_so(kind, base, recipe, tmp_path):
+    last = {"batch_size": 12, "epochs": 1, "learning_rate": 1e30}
+    changed = recipe.replace({"training": last, "distillation": {"schedule": "2", "training": last}})
+    with pytest.raises(KdganError, match="finite"):
+        start(kind, base, changed, tmp_path / "run")
+
+
+def test_more_clusters_than_images_are_refused(base, tmp_path):
+    with np.load(base / "set.npz") as data:
+        arrays = dict(data)
+    fewer = f"npz:{tmp_path / 'fewer.npz'}"
+    arrays["y_train"][0] = 1  # one of 12 normals less
+    np.savez(tmp_path / "fewer.npz", **arrays)
+    recipe = make_recipe(f"npz:{base / 'set.npz'}", family="cvgad", num_clusters=12)
+    train(recipe.replace({"training": {"epochs": 1}}), tmp_path / "teacher")
+    with pytest.raises(
+        KdganError, match=r"at most that of the training images; got 12 for 11 images\. Choose a smaller"
+    ):
+        distill(tmp_path / "teacher", recipe, tmp_path / "run", data=fewer)
+    with pytest.raises(KdganError, match=r"got 12 for 11 images"):
+        train(recipe.replace({"data": {"source": fewer}}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_images_than_it_began_with_are_refused(base, recipe, tmp_path):
