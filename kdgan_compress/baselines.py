@@ -35,15 +35,19 @@ def pca_residual_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]:
     """Length of what 16 principal components of the training images leave over.
 
     Args:
-        train: Normal images, uint8 (N, C, S, S), N ≥ 1; of fewer than 16 each is a component.
+        train: Normal images, uint8 (N, C, S, S), N ≥ 1; of fewer than 17 there are N − 1 components.
         test: uint8 (M, C, S, S).
 
     Returns:
         (M,) ≥ 0, higher is more novel.
     """
     normals, images = _unit_length(train), _unit_length(test)
-    pca = PCA(min(NUM_COMPONENTS, *normals.shape), random_state=0).fit(normals)
-    rest = images - pca.inverse_transform(pca.transform(images))
+    num_components = min(NUM_COMPONENTS, len(normals) - 1, normals.shape[1])
+    if num_components == 0:
+        rest = images - normals
+    else:
+        pca = PCA(num_components, random_state=0).fit(normals)
+        rest = images - pca.inverse_transform(pca.transform(images))
     return np.asarray(np.linalg.norm(rest, axis=1), dtype=np.float64)
 
 

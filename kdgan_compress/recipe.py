@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -248,9 +247,8 @@ class Recipe(_Section):
     def student_objective(self) -> FamilyObjective:
         """How the student trains on its own losses."""
         student = self.distillation.student
-        if student.family in (None, self.model.family):
-            return student.objective or self.objective
-        return student.objective or OBJECTIVES[student.family]()
+        own = OBJECTIVES[student.family or self.model.family]
+        return student.objective or (self.objective if own is type(self.objective) else own())
 
     def alone(self, num_train: int) -> tuple[Stage, ...]:
         """The one stage in which a GAN trains on its own losses."""
@@ -262,23 +260,20 @@ class Recipe(_Section):
         text: str = yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
         return text
 
-    def replace(self, changes: dict[str, Any]) -> "Recipe":
+    def replace(self, *changes: dict[str, Any]) -> "Recipe":
         """A copy with other values, checked like a file; sections are merged key by key.
 
         Another family that trains otherwise sets the objective aside.
 
         Args:
-            changes: Nested as a recipe file is; a value None is passed over.
+            *changes: Nested as a recipe file is, later ones first in rank; a value None is passed over.
         """
         unset = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-        family = changes.get("model", {}).get("family") or self.model.family
-        if OBJECTIVES.get(family) is not type(self.objective):
-            unset.pop("objective", None)
-        return parse_recipe(_merge(unset, changes), "the options")
-
-    def replace_all(self, changes: Iterable[dict[str, Any]]) -> "Recipe":
-        """``replace`` with several changes, one after the other."""
-        return functools.reduce(Recipe.replace, changes, self)
+        changed: dict[str, Any] = functools.reduce(_merge, changes, {})
+        _drop_other_objective(unset, _section(changed, "model"), self.objective)
+        student, changed_student = (_section(_section(r, "distillation"), "student") for r in (unset, changed))
+        _drop_other_objective(student, changed_student, self.distillation.student.objective)
+        return parse_recipe(_merge(unset, changed), "the options")
 
 
 def recipe_names() -> list[str]:
@@ -346,11 +341,23 @@ def _known_keys() -> set[str]:
     return keys
 
 
+def _section(content: dict[str, Any], key: str) -> dict[str, Any]:
+    section = content.get(key)
+    return section if isinstance(section, dict) else {}
+
+
+def _drop_other_objective(kept: dict[str, Any], changes: dict[str, Any], objective: object) -> None:
+    """Take the objective out of a section whose family is to change to one that trains otherwise."""
+    family = changes.get("family")
+    if isinstance(family, str) and OBJECTIVES.get(family) is not type(objective):
+        kept.pop("objective", None)
+
+
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         if isinstance(value, dict):
-            merged[key] = _merge(merged.get(key, {}), value)
+            merged[key] = _merge(_section(merged, key), value)
         elif value is not None:
             merged[key] = value
     for given, dropped in EXCLUSIVE:

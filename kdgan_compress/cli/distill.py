@@ -56,7 +56,7 @@ def distill(
         "training": training,
         "teacher_learning_rate": teacher_learning_rate,
     }
-    changed = load_recipe(recipe or "default").replace_all(settings).replace({"distillation": section})
+    changed = load_recipe(recipe or "default").replace(*settings, {"distillation": section})
     with progress_display() as show:
         result = run_distill(
             teacher, changed, out, data=data, data_root=data_root, track_auc=track_auc, show_progress=show

@@ -1,10 +1,16 @@
 """``kdgan-compress evaluate``."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdgan_compress.cli.options import data_option, data_root_option, json_option, normal_option
+from kdgan_compress.cli.options import (
+    data_option,
+    data_root_option,
+    json_option,
+    normal_option,
+    protocol_options,
+)
 from kdgan_compress.cli.output import percent, print_json
 
 if TYPE_CHECKING:
@@ -16,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--teacher", metavar="RUN|FILE", help="To compare with; a student remembers its own.")
 @data_option
 @normal_option
+@protocol_options
 @data_root_option
 @click.option(
     "--mode",
@@ -33,6 +40,7 @@ def evaluate(
     data_root: str | None,
     mode: "Mode",
     as_json: bool,
+    **protocol: Any,
 ) -> None:
     """Measure how well a model separates novel from normal test images.
 
@@ -42,7 +50,10 @@ def evaluate(
     """
     from kdgan_compress.workflows.evaluate import evaluate as run_evaluate
 
-    result = run_evaluate(model, data=data, normal=normal, data_root=data_root, teacher=teacher, mode=mode)
+    given = {name: value for name, value in protocol.items() if value is not None}
+    result = run_evaluate(
+        model, data=data, normal=normal, data_root=data_root, protocol=given, teacher=teacher, mode=mode
+    )
     if result.mode == "paper":
         click.echo(
             "Warning: --mode paper scales scores by the test set's own range. No deployed detector can, and figures "

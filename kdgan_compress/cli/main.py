@@ -20,8 +20,8 @@ from kdgan_compress.errors import KdganError
 
 TRAIN_EXTRA = "kdgan-compress[train]"
 TRAIN_MODULES = (
-    *("fvcore", "matplotlib", "onnx", "onnxscript", "pydantic", "pytorch_msssim"),
-    *("rich", "safetensors", "scipy", "sklearn", "torch", "torchvision", "yaml"),
+    *("fvcore", "matplotlib", "onnx", "onnxscript", "pydantic", "rich"),
+    *("safetensors", "scipy", "sklearn", "torch", "torchvision", "yaml"),
 )
 
 

@@ -66,6 +66,8 @@ class Setting(click.ParamType):  # type: ignore[type-arg]  # no generic before c
             changes: Any = yaml.safe_load(text)
         except yaml.YAMLError:
             self.fail(f"{text!r} is no YAML value", param, ctx)
+        if changes is None:
+            self.fail(f"{path} can't be set to nothing; leave it out", param, ctx)
         for key in reversed(path.split(".")):
             changes = {key: changes}
         return dict(changes)

@@ -70,7 +70,6 @@ def train(
             print_run(resume_train(resume, track_auc=track_auc, show_progress=show), as_json)
         return
     plan, training = training_changes(**options)
-    base = load_recipe(recipe or "default").replace_all(settings)
     model = {
         "family": family,
         "image_channels": int(image_channels) if image_channels else None,
@@ -79,7 +78,8 @@ def train(
         "norm": norm,
         "num_clusters": num_clusters,
     }
-    source = base.data.override(
+    changed = load_recipe(recipe or "default").replace(*settings, {"model": plan | model, "training": training})
+    source = changed.data.override(
         data,
         normal,
         data_root,
@@ -89,7 +89,6 @@ def train(
         outliers=outliers,
         num_categories=num_categories,
     )
-    changed = base.replace({"model": plan | model, "training": training}).model_copy(update={"data": source})
     with progress_display() as show:
-        result = run_train(changed, out, track_auc=track_auc, show_progress=show)
+        result = run_train(changed.model_copy(update={"data": source}), out, track_auc=track_auc, show_progress=show)
     print_run(result, as_json)

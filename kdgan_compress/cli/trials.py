@@ -41,7 +41,7 @@ def trials(
     from kdgan_compress.recipe import load_recipe
     from kdgan_compress.workflows.trials import trials as run_trials
 
-    loaded = load_recipe(recipe).replace_all(settings)
+    loaded = load_recipe(recipe).replace(*settings)
     loaded = loaded.model_copy(update={"data": loaded.data.override(None, None, data_root)})
     report = run_trials(
         loaded, out, num_trials=num_trials, with_student=with_student, jobs=jobs, announce=lambda t: _announce(t)

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from kdgan_compress.errors import KdganError
+
 THRESHOLD_QUANTILE = 0.99
 
 
@@ -32,7 +34,16 @@ class Detection:
 
 
 def detection_metrics(scores: NDArray[np.float64], is_novel: NDArray[np.bool_]) -> Detection:
-    """Figures of scores (N,), higher is more novel, against labels (N,) of which both kinds must be there."""
+    """Figures of scores (N,), higher is more novel, against labels (N,) of which both kinds must be there.
+
+    Raises:
+        KdganError: A score is NaN or infinite.
+    """
+    num_bad = int((~np.isfinite(scores)).sum())
+    if num_bad:
+        raise KdganError(
+            "Scores must be finite", f"{num_bad} of {len(scores)} are not", "Train the model again at a lower rate"
+        )
     precision, recall, thresholds = precision_recall_curve(is_novel, scores)
     f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], np.finfo(float).tiny)
     best = int(np.argmax(f1))

@@ -62,7 +62,7 @@ def paper_scores(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
         )
     terms = _score_terms(generator, images)
     low, high = terms.amin(0), terms.amax(0)
-    scaled: NDArray[np.float64] = ((terms - low) / (high - low)).sum(1).numpy()
+    scaled: NDArray[np.float64] = ((terms - low) / (high - low).clamp(min=torch.finfo().tiny)).sum(1).numpy()
     return scaled
 
 

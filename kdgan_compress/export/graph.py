@@ -121,12 +121,7 @@ def _renamed(core: onnx.ModelProto) -> Iterable[onnx.NodeProto]:
         initializer.name = f"w{number}"
         initializer.doc_string = ""
         del initializer.metadata_props[:]
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*core.graph.input, *core.graph.value_info)}
     for number, node in enumerate(core.graph.node):
-        if node.op_type == "Squeeze" and ranks.get(node.output[0], -1) == ranks.get(node.input[0]):
-            # torch squeezes an axis that isn't 1 long by doing nothing; the same node is an error in ONNX
-            names[node.output[0]] = names[node.input[0]]
-            continue
         for output in node.output:
             names.setdefault(output, f"v{len(names)}")
         renamed = helper.make_node(

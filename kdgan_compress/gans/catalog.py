@@ -16,18 +16,27 @@ FAMILIES: dict[str, Callable[[Architecture], Gan]] = {
     "ede": ede.build,
 }
 
+CLUSTERED = ("cvgad",)
+"""Families whose latent space has K means."""
+
 
 def build(architecture: Architecture, seed: int = 0) -> Gan:
     """Build a GAN with weights drawn from a seed; the caller's random state is left as it was.
 
     Raises:
-        KdganError: No such family.
+        KdganError: No such family, or clusters in one that has none.
     """
     if architecture.family not in FAMILIES:
         raise KdganError(
             "The family must be one that exists",
             f"got {architecture.family!r}",
             f"Choose one of {', '.join(sorted(FAMILIES))}",
+        )
+    if architecture.num_clusters is not None and architecture.family not in CLUSTERED:
+        raise KdganError(
+            f"The number of clusters must be left out in family {architecture.family}",
+            f"got {architecture.num_clusters}",
+            f"It is for {', '.join(CLUSTERED)}",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -17,7 +17,8 @@ class Counts:
     Attributes:
         num_params: Parameters that the score depends on, norm weights included.
         conv_macs: Multiply-accumulates of convolutions and transposed convolutions.
-        fvcore_flops: fvcore's total, which calls a multiply-accumulate a FLOP and counts norm layers too.
+        fvcore_flops: fvcore's total, which calls a multiply-accumulate a FLOP and counts norm layers and most
+            matrix products (``cvgad``'s SSIM) too.
     """
 
     num_params: int

@@ -194,7 +194,9 @@ class _Step:
         terms: dict[str, Tensor] = {}
         for update in learner.objective.updates(batch):
             loss = update.loss
-            terms.update(update.terms)
+            for name, term in update.terms.items():
+                terms.pop(name, None)  # the order is that of the updates, so that the first bad term is the one blamed
+                terms[name] = term
             if targets is not None and update.outputs is not None:
                 outputs = _with_z2(update.outputs, taps, self._distillation)
                 distance, distances = self._distillation.loss(learner.connect(outputs), targets)

@@ -95,6 +95,8 @@ class Learner:
             "average": self._average,
             "connectors": self.connectors,
         }
+        if "average" not in state["networks"]:
+            self._average = None
         for name, saved in state["networks"].items():
             network = networks[name]
             assert network is not None, f"{name} was saved but this stage has none"

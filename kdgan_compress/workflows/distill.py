@@ -12,7 +12,7 @@ from kdgan_compress.storage import Checkpoint, RunFolder
 from kdgan_compress.training import Learner
 from kdgan_compress.workflows.machine import choose_threads
 from kdgan_compress.workflows.models import load_model, model_name
-from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, execute, read_result
+from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, check_num_clusters, execute, read_result
 
 
 def distill(
@@ -95,6 +95,7 @@ def _prepare(recipe: Recipe, teacher: Checkpoint) -> Job:
     training = section.training
     architecture = _student_architecture(section.student, teacher.architecture)
     split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
+    check_num_clusters(architecture, split)
     schedule = Schedule(
         stages=section.stages(len(split.train)),
         student=Learner(

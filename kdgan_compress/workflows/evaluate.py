@@ -1,9 +1,10 @@
 """How well a model separates novel from normal images, and how close a student is to its teacher."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,7 @@ def evaluate(
     data: str | None = None,
     normal: str | None = None,
     data_root: str | None = None,
+    protocol: Mapping[str, Any] | None = None,
     teacher: str | Path | None = None,
     mode: Mode = "deployed",
 ) -> Evaluation:
@@ -76,6 +78,8 @@ def evaluate(
         data: Source of the images; None for those the model was trained on, which a detector file doesn't remember.
         normal: The normal class.
         data_root: Where named sets are.
+        protocol: ``protocol``, ``novel``, ``trial``, ``outliers`` and ``num_categories`` of ``DataSettings``, as far as
+            they are to differ from the model's; a detector file starts from ``simo``.
         teacher: To compare with; None for the one a student was distilled from, if it is still there.
         mode: ``"paper"`` scores as CVGAD's paper does, for comparison with its figures alone
             (``evaluation.paper_scores``); it does not compare with a teacher.
@@ -84,6 +88,8 @@ def evaluate(
         KdganError: The model or data can't be read, the test split lacks normal or novel images, or the model has no
             score for the mode.
     """
+    if mode == "paper" and teacher is not None:
+        raise KdganError("The paper's mode must have no teacher", f"got {teacher}", "Leave one of the two out")
     if Path(model).suffix == ".onnx":
         if mode == "paper":
             fix = "Give the run or model file it was exported from"
@@ -92,15 +98,17 @@ def evaluate(
             )
         if data is None:
             raise KdganError("Evaluating an .onnx detector must have data", "got none", "Give --data (and --normal)")
-        detector, settings = Detector(model), DataSettings(data, normal, data_root)
-        split = _labelled_split(settings, detector.image_size, detector.image_channels)
+        detector, settings = Detector(model), DataSettings(data, normal, data_root, **(protocol or {}))
+        split = labelled_split(settings, detector.image_size, detector.image_channels)
         batches = [batch.permute(0, 2, 3, 1).contiguous().numpy() for batch in split.test.split(ONNX_BATCH)]
         scores = np.concatenate([detector.score(batch).score for batch in batches]).astype(np.float64)
         evaluation = _figures(model, settings, split, scores, detector.threshold)
     else:
         checkpoint = load_model(model)
-        settings = checkpoint.data.override(data, normal, data_root, novel=checkpoint.data.novel)
-        split = _labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
+        settings = checkpoint.data.override(
+            data, normal, data_root, **{"novel": checkpoint.data.novel, **(protocol or {})}
+        )
+        split = labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
         if mode == "paper":
             return _figures(model, settings, split, paper_scores(checkpoint.build().generator, split.test), None)
         scores = score_images(checkpoint.build().generator, split.test)
@@ -114,7 +122,12 @@ def evaluate(
     return evaluation if teacher is None else _beside_teacher(evaluation, teacher, split, scores)
 
 
-def _labelled_split(data: DataSettings, image_size: int, image_channels: int) -> Split:
+def labelled_split(data: DataSettings, image_size: int, image_channels: int) -> Split:
+    """``load_split`` where figures are wanted.
+
+    Raises:
+        KdganError: As there, or the test split lacks normal or novel images.
+    """
     split = load_split(data, image_size, image_channels)
     if not split.is_labelled:
         novel, total = int(split.test_is_novel.sum()), len(split.test)

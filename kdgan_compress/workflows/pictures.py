@@ -49,14 +49,15 @@ def pictures(model: str | Path, out: str | Path | None = None, data_root: str | 
         data_root: Where named sets are now.
 
     Raises:
-        KdganError: The model or its data can't be read, or there are no test images.
+        KdganError: The model or its data can't be read, or there are fewer than two test images.
     """
     checkpoint = load_model(model)
     folder = Path(out) if out else model_path(model).parent
     settings = checkpoint.data.override(None, None, data_root)
     split = load_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
-    if len(split.test) == 0:
-        raise KdganError("Pictures must have test images", f"found none in {settings.name}", "Add a folder's test/good")
+    if len(split.test) < 2:
+        found = f"found {len(split.test)} in {settings.name}"
+        raise KdganError("Pictures must have at least two test images", found, "Add some to a folder's test/good")
     gan, title = checkpoint.build(), settings.name
     made = Pictures(
         reconstructions=str(folder / "reconstructions.png"),

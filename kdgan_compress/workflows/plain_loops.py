@@ -93,6 +93,8 @@ class _PlainCvgad(_Plain):
 
     def negative(self, num: int, rate: float) -> None:
         codes = outlier_codes(self.generator.means.detach(), num, 2.0)
+        if len(codes) == 0:
+            return
         with evaluating(self.generator):
             with torch.no_grad():
                 outliers = self.generator.decoder(codes)

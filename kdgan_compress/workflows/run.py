@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from kdgan_compress.data import Split
@@ -19,6 +20,9 @@ from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import Checkpoint, RunFolder, save_checkpoint
 from kdgan_compress.training import DivergedError, Learner, Record
 from kdgan_compress.workflows.machine import machine_name, threads, versions
+
+NUM_TRIED = 32
+"""Normal and test images that must have finite scores for a state to be worth saving."""
 
 THRESHOLD_RULE = "99% quantile of {} {}training normals' scores"
 
@@ -83,14 +87,20 @@ class Job:
     provenance: dict[str, Any]
     teacher_architecture: Architecture | None = None
 
-    def __post_init__(self) -> None:
-        num_clusters, num_train = self.architecture.num_clusters or 1, len(self.split.train)
-        if num_clusters > num_train:
-            raise KdganError(
-                "The number of clusters K must be at most that of the training images",
-                f"got {num_clusters} for {num_train} images",
-                "Choose a smaller num_clusters",
-            )
+
+def check_num_clusters(architecture: Architecture, split: Split) -> None:
+    """Check, before anything is built, that there are images for every cluster.
+
+    Raises:
+        KdganError: More clusters than training images.
+    """
+    num_clusters, num_train = architecture.num_clusters or 1, len(split.train)
+    if num_clusters > num_train:
+        raise KdganError(
+            "The number of clusters K must be at most that of the training images",
+            f"got {num_clusters} for {num_train} images",
+            "Choose a smaller num_clusters",
+        )
 
 
 def execute(
@@ -112,7 +122,7 @@ def execute(
     with threads(job.num_threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         done, seconds = _take_up(schedule, folder) if resume else (0, 0.0)
-        save = _Saver(schedule, folder)
+        save = _Saver(job, folder)
         try:
             for record in schedule.run():
                 auc = auc_raw = None
@@ -126,6 +136,10 @@ def execute(
                     show_progress(Progress(record, seen, total, seen / spent, auc))
                 if record.epoch_done:
                     done, seconds = done + record.num_images, seconds + record.seconds
+            if not _is_good(job):
+                raise DivergedError(
+                    "Weights must stay finite", "they are not after the last step", "Lower the learning rate"
+                )
         except DivergedError as error:
             raise KdganError(error.must, error.found, f"{error.do}; {_keep_last_good(job, folder)}") from None
         save.now()
@@ -147,8 +161,8 @@ def read_result(folder: RunFolder) -> RunResult | None:
 class _Saver:
     """Saves the state to resume from, so often that it takes no more than a tenth of the time."""
 
-    def __init__(self, schedule: Schedule, folder: RunFolder) -> None:
-        self._schedule, self._folder = schedule, folder
+    def __init__(self, job: Job, folder: RunFolder) -> None:
+        self._job, self._folder = job, folder
         self._next = 0.0
 
     def if_due(self) -> None:
@@ -156,12 +170,25 @@ class _Saver:
             self.now()
 
     def now(self) -> None:
-        if not self._schedule.student.is_finite():
+        if not _is_good(self._job):
             return  # an older state is better than that
         start = time.perf_counter()
-        self._folder.save_state(self._schedule.state_dict())
+        self._folder.save_state(self._job.schedule.state_dict())
         end = time.perf_counter()
         self._next = end + 9 * (end - start)
+
+
+def _is_good(job: Job) -> bool:
+    """Whether what is trained has finite weights and scores images by finite numbers."""
+    schedule = job.schedule
+    images = torch.cat([job.split.train[:NUM_TRIED], job.split.test[-NUM_TRIED:]])
+    learners = [schedule.student, schedule.teacher] if schedule.moves_teacher else [schedule.student]
+    return all(
+        learner.is_finite() and np.isfinite(score_images(generator, images)).all()
+        for learner in learners
+        if learner is not None
+        for generator in (learner.scored_generator, learner.gan.generator)
+    )
 
 
 def _keep_last_good(job: Job, folder: RunFolder) -> str:

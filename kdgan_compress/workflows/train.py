@@ -10,7 +10,7 @@ from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import RunFolder
 from kdgan_compress.training import Learner
 from kdgan_compress.workflows.machine import choose_threads
-from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, execute, read_result
+from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, check_num_clusters, execute, read_result
 
 
 def train(
@@ -60,6 +60,7 @@ def _prepare(recipe: Recipe) -> Job:
     recipe = recipe.model_copy(update={"data": recipe.data.absolute()})
     architecture = recipe.model.architecture(recipe.model.image_channels or native_channels(recipe.data))
     split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
+    check_num_clusters(architecture, split)
     training = recipe.training
     num_threads = training.threads or choose_threads(max(architecture.channels))
     recipe = recipe.replace(

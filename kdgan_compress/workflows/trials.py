@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdgan_compress.baselines import BASELINES
-from kdgan_compress.data import load_split
+from kdgan_compress.data import native_channels
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import Summary, detection_metrics, summarise
 from kdgan_compress.recipe import Recipe, load_recipe
 from kdgan_compress.storage import RunFolder, atomic_path
 from kdgan_compress.workflows.distill import distill, resume_distill
-from kdgan_compress.workflows.evaluate import evaluate
+from kdgan_compress.workflows.evaluate import evaluate, labelled_split
 from kdgan_compress.workflows.machine import machine_name
-from kdgan_compress.workflows.models import load_model
 from kdgan_compress.workflows.run import RunResult
 from kdgan_compress.workflows.train import resume_train, train
 
@@ -136,6 +135,8 @@ def _run_all(tasks: list[Task], jobs: int) -> Iterator[Trial]:
 
 def _run(task: Task) -> Trial:
     recipe, number, path, with_student = task
+    architecture = recipe.model.architecture(native_channels(recipe.data))
+    split = labelled_split(recipe.data, architecture.image_size, architecture.image_channels)
     model = _finish(RunFolder(Path(path)), lambda: train(recipe, path), lambda: resume_train(path))
     figures, seconds = {"model": _figures(model.run)}, model.seconds
     if with_student:
@@ -143,8 +144,6 @@ def _run(task: Task) -> Trial:
         student = _finish(RunFolder(Path(into)), lambda: distill(path, recipe, into), lambda: resume_distill(into))
         figures["student"] = _figures(student.run)
         seconds += student.seconds
-    architecture = load_model(path).architecture
-    split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
     for name, scores in BASELINES.items():
         metrics = detection_metrics(scores(split.train, split.test), split.test_is_novel)
         figures[name] = Figures(metrics.auc, metrics.best_f1)

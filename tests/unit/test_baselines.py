@@ -73,7 +73,6 @@ def test_images_without_contrast_are_scored_too(score):
     assert scores[0] == scores[1] > 0
 
 
-@pytest.mark.xfail(reason="scikit-learn divides 0 by 0", raises=RuntimeWarning, strict=True)
 def test_pca_of_a_single_training_image():
     assert np.isfinite(pca_residual_scores(images(1, 0), images(4, 1))).all()
 

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import pytorch_msssim
 import torch
 
 from kdgan_compress.errors import KdganError
@@ -96,3 +97,21 @@ def test_gradient_of_the_loss():
 def test_shapes_are_never_broadcast(function, other):
     with pytest.raises(KdganError, match=r"one shape; got \(2, 1, 16, 16\) and"):
         function(torch.zeros(2, 1, 16, 16), torch.zeros(other))
+
+
+def test_ssim_is_that_of_a_well_kept_library():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(4, 3, 20, 24, dtype=torch.float64, generator=generator)[..., :20] * 2 - 1
+    b = (a + 0.3 * torch.randn(a.shape, dtype=torch.float64, generator=generator)).clamp(-1, 1)
+    expected = pytorch_msssim.ssim((a + 1) / 2, (b + 1) / 2, data_range=1, size_average=False)
+    torch.testing.assert_close(ssim_per_image(a, b), expected, rtol=0, atol=1e-7)  # its window is float32
+
+
+@pytest.mark.parametrize("ground", [-1.0, 0.0, 1.0])
+def test_float32_loses_nothing_on_flat_ground(ground):
+    a = torch.full((4, 1, 32, 32), ground, dtype=torch.float64)
+    a[:, :, 10:20, 10:20] = 0.6
+    b = (a + 0.01 * torch.randn(a.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    torch.testing.assert_close(
+        ssim_loss_per_image(a.float(), b.float()), ssim_loss_per_image(a, b).float(), rtol=1e-4, atol=0
+    )

@@ -74,9 +74,9 @@ def draw(mu, log_var):
 
 
 def ssim(a, b):
-    """SSIM of each pair, its windows unfolded; the window itself rounded to float32 as the library has it."""
-    line = torch.exp(-((torch.arange(11, dtype=torch.float32) - 5) ** 2) / (2 * 1.5**2))
-    line = (line / line.sum()).to(a.dtype)
+    """SSIM of each pair, its windows unfolded."""
+    line = torch.exp(-((torch.arange(11, dtype=a.dtype) - 5) ** 2) / (2 * 1.5**2))
+    line = line / line.sum()
     windows = [((x + 1) / 2).unfold(2, 11, 1).unfold(3, 11, 1) for x in (a, b)]
     e, f, ee, ff, ef = (
         torch.einsum("bcijkl,k,l->bcij", x, line, line)
@@ -205,7 +205,7 @@ def test_a_stage_is_algorithm_1_written_by_hand(loss_set, threshold):
     plain = Plain(copy.deepcopy(student), loss_set.mu, loss_set.nu, threshold, betas)
     images = torch.randint(0, 256, (9, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
-    learner = Learner(student, betas, 0.0, CvgadObjective(**WEIGHTS, latent_threshold=threshold))
+    learner = Learner(student, betas, 0.0, CvgadObjective(**WEIGHTS, latent_threshold=threshold, reduction="mean"))
     distilled = (Learner(teacher), Distillation(w1=4, wx=5)) if loss_set.lam > 0 else (None, None)
     stage = Stage("x", loss_set, epochs, rate)
     torch.manual_seed(7)
@@ -318,6 +318,23 @@ def test_negative_training_waits_until_the_latent_loss_is_under_the_threshold():
     under, over = (CvgadObjective(latent_threshold=latent * factor) for factor in (0.999, 1.001))
     assert NEGATIVE not in names(step(tiny(), under))
     assert NEGATIVE in names(step(tiny(), over))
+
+
+def test_the_latent_loss_is_summed_over_components_unless_a_mean_is_asked_for():
+    summed, mean = (
+        step(tiny(), objective)[2].terms["latent"] for objective in (ALWAYS, CvgadObjective(reduction="mean"))
+    )
+    torch.testing.assert_close(summed, 8 * mean)
+
+
+def test_outliers_do_not_move_the_running_statistics_of_batch_norm():
+    moved, still = tiny(norm="batch"), tiny(norm="batch")
+    for gan, objective in ((moved, ALWAYS), (still, dataclasses.replace(ALWAYS, w_negative=0.0))):
+        torch.manual_seed(0)
+        step(gan.__class__(gan.generator.train(), gan.taps, gan.discriminator), objective)
+        assert all(module.training for module in gan.generator.modules())
+    counts = [gan.generator.encoder.features[1].num_batches_tracked.item() for gan in (moved, still)]
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("distance", [0.0, 1.0])

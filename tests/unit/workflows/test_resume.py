@@ -300,14 +300,8 @@ def to_nan_gradient(loss):
         ("train", 5, to_nan, r"s_ce is nan at step 5 of stage alone \(epoch 2\)", 1),
         ("train", 6, to_nan_gradient, r"s_adv is nan at step 7 of stage alone \(epoch 3\)", 1),
         ("distill", 8, to_nan, r"s_ce is nan at step 8 of stage 2 \(epoch 3\)", 2),
-        pytest.param(
-            "distill", 10, to_nan, r"teacher_s_ce is nan at step 1 of stage 3 \(epoch 1\)", 3,
-            marks=pytest.mark.xfail(reason="a teacher's later average outlives the state before it", strict=True),
-        ),
-        pytest.param(
-            "distill", 12, to_nan_gradient, r"teacher_s_adv is nan at step 4 of stage 3 \(epoch 2\)", 3,
-            marks=pytest.mark.xfail(reason="a state with a NaN teacher is saved", strict=True),
-        ),
+        ("distill", 10, to_nan, r"teacher_s_ce is nan at step 1 of stage 3 \(epoch 1\)", 3),
+        ("distill", 12, to_nan_gradient, r"teacher_s_adv is nan at step 4 of stage 3 \(epoch 2\)", 3),
         ("distill", 14, to_nan, r"teacher_s_ce is nan at step 5 of stage 3 \(epoch 2\)", 4),
     ],
 )  # fmt: skip
@@ -339,7 +333,6 @@ def test_a_diverging_run_keeps_its_last_good_model(kind, call, how, step, good, 
     assert_as_undisturbed(out, base, kind)
 
 
-@pytest.mark.xfail(reason="nothing looks at what the last step made", strict=True)
 @pytest.mark.parametrize("kind", ["train", "distill"])
 def test_a_run_that_diverges_in_its_last_step_says_so(kind, base, recipe, tmp_path):
     last = {"batch_size": 12, "epochs": 1, "learning_rate": 1e30}
@@ -383,10 +376,7 @@ def test_saving_takes_at_most_a_tenth_of_the_time(monkeypatch, tmp_path):
     saved = []
 
     class Slow:
-        student = property(lambda self: self)
-
-        def is_finite(self):
-            return True
+        schedule = property(lambda self: self)
 
         def save_state(self, state):
             saved.append(now[0])
@@ -397,6 +387,7 @@ def test_saving_takes_at_most_a_tenth_of_the_time(monkeypatch, tmp_path):
 
     monkeypatch.undo()
     monkeypatch.setattr(run_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(run_module, "_is_good", lambda job: True)
     saver = run_module._Saver(Slow(), Slow())
     for _ in range(100):
         now[0] += 1.0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,7 @@ def test_processes_change_nothing(recipe, tmp_path):
     there = trials(recipe, tmp_path / "there", num_trials=2, jobs=2)
     assert figures_of(there) == figures_of(here)
     assert there.auc == here.auc
+    assert {json.loads((Path(trial.run) / "result.json").read_text())["threads"] for trial in there.trials} == {1}
 
 
 def test_finished_trials_are_kept_and_more_are_added(recipe, tmp_path, monkeypatch):
