@@ -357,6 +357,8 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         if isinstance(value, dict):
+            if not isinstance(merged.get(key, {}), dict):
+                raise KdganError("A recipe's key must be a section or a value", f"{key} is given as both", HINT)
             merged[key] = _merge(_section(merged, key), value)
         elif value is not None:
             merged[key] = value

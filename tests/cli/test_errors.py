@@ -195,7 +195,7 @@ def test_training_that_diverges_later_keeps_a_model(
     assert (code, out) == (1, "")
     progress, error = err.strip().splitlines()
     assert "epoch 1" in progress
-    assert "ssim is nan at step 10 of stage alone (epoch 2)" in error  # the first of the step's terms that is
+    assert "latent is nan at step 10 of stage alone (epoch 2)" in error  # the first of the step's terms that is
     assert f"{tmp_path / 'run' / 'model.safetensors'} holds the last good model, that of epoch 1 of stage 1." in error
     assert cli("evaluate", "--model", tmp_path / "run")[0] == 0
     assert cli("train", "--resume", tmp_path / "run")[0] == 0
