@@ -170,7 +170,7 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
 def test_training_that_diverges_says_where(cli: Cli, npz: Path, tmp_path: Path, family: str) -> None:
     small = ["--family", family, "--width", 1, "--image-size", 16, "--latent", 8, "--batch-size", 4]
     data = ["--data", f"npz:{npz}", "--normal", 0, *small, "--out", tmp_path / "run"]
-    term, step = ("ssim", 1) if family == "cvgad" else ("s_con", 2)
+    term, step = ("latent", 1) if family == "cvgad" else ("s_con", 2)
     words = [f"{term} is nan at step {step} of stage alone (epoch 1)", "learning rate", "before anything was saved"]
     assert_refused(cli("train", *data, "--epochs", 1, "--learning-rate", "1e30"), *words)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
