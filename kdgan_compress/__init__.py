@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from kdgan_compress.workflows.distill import distill as distill
     from kdgan_compress.workflows.evaluate import evaluate as evaluate
     from kdgan_compress.workflows.export import export_detector as export_detector
+    from kdgan_compress.workflows.pictures import pictures as pictures
     from kdgan_compress.workflows.profile import profile as profile
     from kdgan_compress.workflows.train import train as train
+    from kdgan_compress.workflows.trials import trials as trials
 
 _HOMES = {
     "Architecture": "kdgan_compress.gans",
@@ -31,8 +33,10 @@ _HOMES = {
     "evaluate": "kdgan_compress.workflows.evaluate",
     "export_detector": "kdgan_compress.workflows.export",
     "load_recipe": "kdgan_compress.recipe",
+    "pictures": "kdgan_compress.workflows.pictures",
     "profile": "kdgan_compress.workflows.profile",
     "train": "kdgan_compress.workflows.train",
+    "trials": "kdgan_compress.workflows.trials",
 }
 
 
