@@ -13,10 +13,11 @@ from kdgan_compress.storage import atomic_path
 NOT_A_LOSS = frozenset({"stage_index", "stage", "epoch", "num_images", "seconds", "images_per_s", "auc", "auc_raw"})
 TEACHER = "teacher_"
 BINS = 60
+SMALLEST_SHOWN = 0.01
 
 
 def plot_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Losses (log scale) and, where it was tracked, AUC over the epochs of all stages.
+    """Losses (log scale, linear about 0 if one is negative) and, where it was tracked, AUC over all stages' epochs.
 
     Args:
         lines: Of ``metrics.jsonl``.
@@ -32,7 +33,11 @@ def plot_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
         style = "--" if name.startswith(TEACHER) else "-"
         values = [line.get(name, np.nan) for line in lines]
         axes[0].plot(epochs, values, style, marker=".", color=f"C{terms.index(name.removeprefix(TEACHER))}", label=name)
-    axes[0].set(title="losses, unweighted means", xlabel="epoch", yscale="log")
+    axes[0].set(title="losses, unweighted means", xlabel="epoch")
+    if any(line.get(name, 0.0) < 0 for line in lines for name in names):
+        axes[0].set_yscale("symlog", linthresh=SMALLEST_SHOWN)  # a critic's values have either sign
+    else:
+        axes[0].set_yscale("log")
     axes[0].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     if tracked:
         for name, label in (("auc", "averaged weights"), ("auc_raw", "raw weights")):
