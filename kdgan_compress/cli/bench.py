@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @click.command()
 @json_option
 def bench(as_json: bool) -> None:
-    r"""Measure training speed on this machine: the engine against the same steps as a bare loop.
+    """Measure training speed on this machine: the engine against the same steps as a bare loop.
 
     \b
     kdgan-compress bench

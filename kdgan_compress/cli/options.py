@@ -18,6 +18,10 @@ data_option = click.option(
 normal_option = click.option("--normal", metavar="CLASS", help="The normal class, a number or a name.")
 
 
+PROTOCOL_OPTIONS = ("protocol", "novel", "trial", "outliers", "num_categories")
+"""Parameters that ``protocol_options`` gives a command, named as in ``DataSettings``."""
+
+
 def protocol_options(command: Command) -> Command:
     """Which images of a named set train and test."""
     options = [

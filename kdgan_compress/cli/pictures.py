@@ -15,7 +15,7 @@ from kdgan_compress.cli.output import print_json
 @data_root_option
 @json_option
 def pictures(model: str, out: Path | None, data_root: str | None, as_json: bool) -> None:
-    r"""Draw reconstructions, neighbours in latent space and, of cvgad, the clusters' samples.
+    """Draw reconstructions, neighbours in latent space and, of cvgad, the clusters' samples.
 
     \b
     kdgan-compress pictures --model runs/teacher

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from kdgan_compress.cli.options import (
+    PROTOCOL_OPTIONS,
     data_option,
     forbid_beside_resume,
     normal_option,
@@ -33,11 +34,6 @@ def train(
     /,
     data: str | None,
     normal: str | None,
-    protocol: str | None,
-    novel: str | None,
-    trial: int | None,
-    outliers: float | None,
-    num_categories: int | None,
     data_root: str | None,
     family: str | None,
     image_channels: str | None,
@@ -69,6 +65,7 @@ def train(
         with progress_display() as show:
             print_run(resume_train(resume, track_auc=track_auc, show_progress=show), as_json)
         return
+    protocol = {name: options.pop(name) for name in PROTOCOL_OPTIONS}
     plan, training = training_changes(**options)
     model = {
         "family": family,
@@ -79,16 +76,7 @@ def train(
         "num_clusters": num_clusters,
     }
     changed = load_recipe(recipe or "default").replace(*settings, {"model": plan | model, "training": training})
-    source = changed.data.override(
-        data,
-        normal,
-        data_root,
-        protocol=protocol,
-        novel=novel,
-        trial=trial,
-        outliers=outliers,
-        num_categories=num_categories,
-    )
+    source = changed.data.override(data, normal, data_root, **protocol)
     with progress_display() as show:
         result = run_train(changed.model_copy(update={"data": source}), out, track_auc=track_auc, show_progress=show)
     print_run(result, as_json)

@@ -32,20 +32,18 @@ def trials(
     data_root: str | None,
     as_json: bool,
 ) -> None:
-    r"""Run a recipe over several seeds and draws: mean, standard deviation and 95 % interval of AUC and F1.
+    """Run a recipe over several seeds and draws: mean, standard deviation and 95 % interval of AUC and F1.
 
     \b
-    kdgan-compress trials --recipe coil100 --num-trials 10 --jobs 2 --out runs/coil100
-    kdgan-compress trials --recipe coil100 --set data.num_categories=4 --out runs/coil100-4
+    kdgan-compress trials --recipe cvgad-coil100 --num-trials 10 --jobs 2 --out runs/coil100
+    kdgan-compress trials --recipe cvgad-coil100 --set data.num_categories=4 --out runs/coil100-4
     """
     from kdgan_compress.recipe import load_recipe
     from kdgan_compress.workflows.trials import trials as run_trials
 
     loaded = load_recipe(recipe).replace(*settings)
     loaded = loaded.model_copy(update={"data": loaded.data.override(None, None, data_root)})
-    report = run_trials(
-        loaded, out, num_trials=num_trials, with_student=with_student, jobs=jobs, announce=lambda t: _announce(t)
-    )
+    report = run_trials(loaded, out, num_trials=num_trials, with_student=with_student, jobs=jobs, announce=_announce)
     if as_json:
         print_json(report)
         return

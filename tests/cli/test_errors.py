@@ -164,6 +164,7 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
     code, out, _ = cli(*command.split(), "--help")
     assert code == 0
     assert f"kdgan-compress {command}" in out.split("Options:")[0].split("Usage:")[1].split("\n", 1)[1]
+    assert "\\b" not in out
 
 
 @pytest.mark.parametrize("family", ["ede", "cvgad"])

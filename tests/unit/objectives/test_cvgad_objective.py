@@ -39,21 +39,7 @@ CRITIC, ADVERSARIAL, NOTHING = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def _double(monkeypatch):
-    """Float64 throughout: Adam blows up roundings, and the loop by hand rounds in another order."""
-    monkeypatch.setattr(engine, "to_network_range", lambda images: images.double() / 127.5 - 1)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(seed=1, **changes):
@@ -175,7 +161,7 @@ class Plain:
         return self.gan.generator.decoder(torch.stack(codes)) if codes else torch.empty(0)
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
     ("loss_set", "threshold"),
     [

@@ -23,21 +23,7 @@ DISTILLATION = Distillation(w1=4, wx=5, w2=6)
 FIFTH = LossSet(alpha=0.7, mu=0.3, nu=2, lam=0.5)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def _double(monkeypatch):
-    """Float64 throughout: Adam blows up roundings of tiny gradients, and the loop by hand rounds in another order."""
-    monkeypatch.setattr(engine, "to_network_range", lambda images: images.double() / 127.5 - 1)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_images(number):
@@ -173,7 +159,7 @@ def assert_same_training(learner, plain, gan):
         assert_near([parameter.detach() for parameter in learner.scored_generator.parameters()], plain.average)
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("batch_size", "num_images"), [(1, 3), (4, 10)], ids=["batch1", "batch4-4-2"])
 @pytest.mark.parametrize(
     "loss_set", [*STRUCTURES.values(), ALONE, FIFTH], ids=["1", "2", "3", "4", "alone", "fractions"]
@@ -197,7 +183,7 @@ def test_a_stage_is_the_loop_written_by_hand(loss_set, batch_size, num_images):
         assert record.losses == pytest.approx(expected, rel=1e-7)
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 def test_constant_rate_and_no_average():
     student, _ = make_pair()
     plain = Plain(copy.deepcopy(student))
@@ -208,7 +194,7 @@ def test_constant_rate_and_no_average():
     assert learner.scored_generator is student.generator
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 def test_connectors_are_trained_where_latent_sizes_differ():
     student, teacher = make_pair(latent=8)
     images = make_images(10)
@@ -262,7 +248,7 @@ def test_a_frozen_teacher_stays_as_it_was(structure, norm):
     assert not torch.equal(start["encoder.head.weight"], student.generator.encoder.head.weight)
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 def test_a_frozen_teacher_with_batch_norm_uses_its_running_statistics():
     student, teacher = make_gan((1, 2, 4), 1), make_gan((2, 4, 8), 2, norm="batch")
     with torch.no_grad():
@@ -358,7 +344,7 @@ def test_the_order_leaves_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 def test_records_between_epochs_hold_the_means_so_far(monkeypatch):
     monkeypatch.setattr(engine, "RECORD_EVERY_IMAGES", 6)
     student, _ = make_pair()

@@ -9,7 +9,7 @@ from kdgan_compress.gans import Architecture, build
 from kdgan_compress.objectives import OBJECTIVES, CvgadObjective, Distillation
 from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage
 from kdgan_compress.schedule import Schedule
-from kdgan_compress.training import Learner, TrainingSettings, begin_stage, engine, run_stage
+from kdgan_compress.training import Learner, TrainingSettings, begin_stage, run_stage
 
 BETAS = (0.5, 0.999)
 ALWAYS_NEGATIVE = CvgadObjective(latent_threshold=1e9)
@@ -18,20 +18,7 @@ KINDS = {"k1", "kx", "k2"}
 PAIRS = [("cvgad", "cvgad"), ("ede", "cvgad"), ("cvgad", "ede")]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def _double(monkeypatch):
-    monkeypatch.setattr(engine, "to_network_range", lambda images: images.double() / 127.5 - 1)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_gan(family, channels, seed, latent=8, norm="per_image"):
@@ -144,7 +131,7 @@ def taps_of(gan, images):
     return mu, x_hat, gan.generator(x_hat)[0]
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("student", "teacher"), PAIRS, ids=["cvgad", "ede from cvgad", "cvgad from ede"])
 def test_a_step_with_re_encoding_is_adams_on_k_l_written_out(student, teacher):
     student, teacher = make_gan(student, (1, 2), 1), make_gan(teacher, (2, 4), 2)
