@@ -4,6 +4,7 @@ Between two epochs the whole training can be taken out as one state and put into
 for bit where this one would have (on the CPU, with the same number of threads).
 """
 
+import dataclasses
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +15,17 @@ from torch import Tensor
 from kdgan_compress.errors import KdganError
 from kdgan_compress.objectives import Distillation
 from kdgan_compress.policies import Stage
-from kdgan_compress.training import Learner, Record, TrainingSettings, begin_stage, run_stage
+from kdgan_compress.training import (
+    DivergedError,
+    Learner,
+    Record,
+    StageRun,
+    TeacherCache,
+    TrainingSettings,
+    begin_stage,
+    cacheable_stages,
+    run_fleet,
+)
 
 
 class Schedule:
@@ -27,6 +38,7 @@ class Schedule:
         teacher: The learner it is distilled from; stages that train it move it in place.
         distillation: K_l.
         settings: Batch size, averaging, seed.
+        cache: The teacher's outputs for ``images``, used until a stage trains the teacher.
     """
 
     def __init__(
@@ -37,6 +49,7 @@ class Schedule:
         teacher: Learner | None = None,
         distillation: Distillation | None = None,
         settings: TrainingSettings | None = None,
+        cache: TeacherCache | None = None,
     ) -> None:
         if not stages:
             raise KdganError("A schedule must have at least one stage", "got none", "Name one, such as structure 2")
@@ -47,6 +60,8 @@ class Schedule:
         self._images = images
         self._distillation = distillation or Distillation()
         self._settings = settings or TrainingSettings()
+        self._cache = cache
+        self._num_cached_stages = cacheable_stages(self.stages) if cache is not None else 0
         self._stage_index = self._epochs_done = 0
         self._restored = False
 
@@ -66,25 +81,27 @@ class Schedule:
         Yields:
             The engine's records; at one with ``epoch_done``, ``state_dict()`` may be taken.
         """
-        while self._stage_index < len(self.stages):
-            stage = self.stages[self._stage_index]
-            if not self._restored:
-                begin_stage(stage, self.student, self.teacher, self._images, self._distillation)
-            self._restored = False
-            for record in run_stage(
-                stage,
-                self._stage_index,
-                self.student,
-                self.teacher,
-                self._images,
-                self._distillation,
-                self._settings,
-                self._epochs_done,
-            ):
-                self._epochs_done += record.epoch_done
-                yield record
-            self._stage_index += 1
-            self._epochs_done = 0
+        for _, record in run_together([self]):
+            if isinstance(record, DivergedError):
+                raise record
+            yield record
+
+    def begin_stage(self) -> StageRun:
+        """What the engine is to run next; the present stage is begun unless it was taken up in its middle."""
+        run = self._stage_run(self._stage_index)
+        if not self._restored:
+            begin_stage(run)
+        self._restored = False
+        return run
+
+    def follow(self, record: Record) -> None:
+        """Move the position on by an engine's record."""
+        self._epochs_done += record.epoch_done
+
+    def end_stage(self) -> None:
+        """Move the position on to the next stage."""
+        self._stage_index += 1
+        self._epochs_done = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Position, random state and both learners; tensors and plain values only, valid between epochs."""
@@ -110,14 +127,58 @@ class Schedule:
                 "Bring those back, or start a new run",
             )
         self._stage_index, self._epochs_done = state["stage_index"], state["epochs_done"]
-        for stage in self.stages[: self._stage_index + 1]:  # earlier ones left averages and connectors behind
-            begin_stage(stage, self.student, self.teacher, self._images, self._distillation)
+        for stage_index in range(self._stage_index + 1):  # earlier ones left averages and connectors behind
+            begin_stage(self._stage_run(stage_index))
         self.student.load_state_dict(state["student"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
         torch.set_rng_state(state["random_state"])
         self._restored = True
 
+    def _stage_run(self, stage_index: int) -> StageRun:
+        return StageRun(
+            stage=self.stages[stage_index],
+            stage_index=stage_index,
+            student=self.student,
+            teacher=self.teacher,
+            images=self._images,
+            distillation=self._distillation,
+            settings=self._settings,
+            epochs_done=self._epochs_done,
+            cache=self._cache if stage_index < self._num_cached_stages else None,
+        )
+
     def _fingerprint(self) -> str:
         """Shape and checksum of the training images."""
         return f"{tuple(self._images.shape)} {zlib.crc32(self._images.numpy().tobytes()):08x}"
+
+
+def run_together(schedules: Sequence[Schedule]) -> Iterator[tuple[int, Record | DivergedError]]:
+    """Run several schedules as fleets, stage by stage, each as if it were alone.
+
+    Those whose loss sets train the same networks by the same losses, with whatever coefficients, are one fleet.
+
+    Args:
+        schedules: Of one shape where there are several; each goes on from its own position.
+
+    Yields:
+        A schedule's number with the engine's record, as ``Schedule.run`` does, or with the error of one that diverged
+        and is left behind.
+    """
+    left = set(range(len(schedules)))
+    for stage_index in range(max(len(schedule.stages) for schedule in schedules)):
+        fleets: dict[tuple[bool, ...], list[int]] = {}
+        for member in sorted(left):
+            schedule = schedules[member]
+            if schedule.position[0] == stage_index and stage_index < len(schedule.stages):
+                losses = dataclasses.astuple(schedule.stages[stage_index].loss_set)
+                fleets.setdefault(tuple(weight > 0 for weight in losses), []).append(member)
+        for members in fleets.values():
+            for place, record in run_fleet([schedules[member].begin_stage() for member in members]):
+                if isinstance(record, Record):
+                    schedules[members[place]].follow(record)
+                else:
+                    left.discard(members[place])
+                yield members[place], record
+            for member in left.intersection(members):
+                schedules[member].end_stage()

@@ -2,6 +2,7 @@
 
 from kdgan_compress.gans.architecture import Architecture, ImageFormat, Norm, num_blocks, plan_for_width
 from kdgan_compress.gans.catalog import FAMILIES, build
+from kdgan_compress.gans.fleet import split_weights, stack_gans, stack_weights
 from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, evaluating, has_score_terms, to_network_range
 
 __all__ = [
@@ -17,5 +18,8 @@ __all__ = [
     "has_score_terms",
     "num_blocks",
     "plan_for_width",
+    "split_weights",
+    "stack_gans",
+    "stack_weights",
     "to_network_range",
 ]

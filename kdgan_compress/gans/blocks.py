@@ -1,4 +1,8 @@
-"""The convolutional blocks that the families are made of: P-KDGAN's Table II, which has DCGAN's decoder."""
+"""The convolutional blocks that the families are made of: P-KDGAN's Table II, which has DCGAN's decoder.
+
+``groups`` K makes K networks of one shape that run as one and don't touch each other: a fleet. Channels of images,
+features and vectors then stand member after member, K times as many.
+"""
 
 import itertools
 
@@ -7,6 +11,7 @@ from torch import Tensor, nn
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans.architecture import Architecture
+from kdgan_compress.gans.layers import Conv2d, ConvTranspose2d, InstanceNorm2d
 
 LEAKY_SLOPE = 0.2
 INIT_STD = 0.02
@@ -20,17 +25,19 @@ class FeatureExtractor(nn.Sequential):
     Args:
         architecture: Says how many blocks of how many channels, and which norm.
         normalise: False leaves the norm layers out and gives the convolutions a bias instead.
+        groups: K.
     """
 
-    def __init__(self, architecture: Architecture, normalise: bool = True) -> None:
+    def __init__(self, architecture: Architecture, normalise: bool = True, groups: int = 1) -> None:
         blocks: list[nn.Module] = []
-        for before, after in itertools.pairwise((architecture.image_channels, *architecture.channels)):
-            blocks.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not normalise))
+        channels = [groups * number for number in (architecture.image_channels, *architecture.channels)]
+        for before, after in itertools.pairwise(channels):
+            blocks.append(Conv2d(before, after, 4, stride=2, padding=1, bias=not normalise, groups=groups))
             if normalise:
                 blocks.append(norm_layer(architecture, after))
             blocks.append(nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
         super().__init__(*blocks)
-        self._seen = (architecture.image_channels, architecture.image_size, architecture.image_size)
+        self._seen = (channels[0], architecture.image_size, architecture.image_size)
 
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape[1:]) != self._seen:
@@ -50,10 +57,10 @@ class Encoder(nn.Module):
     Shape: (B, image_channels, S, S) → (B, outputs).
     """
 
-    def __init__(self, architecture: Architecture, outputs: int) -> None:
+    def __init__(self, architecture: Architecture, outputs: int, groups: int = 1) -> None:
         super().__init__()
-        self.features = FeatureExtractor(architecture)
-        self.head = vector_head(architecture, outputs)
+        self.features = FeatureExtractor(architecture, groups=groups)
+        self.head = vector_head(architecture, outputs, groups)
 
     def forward(self, images: Tensor) -> Tensor:
         head: Tensor = self.head(self.features(images))
@@ -66,34 +73,35 @@ class Decoder(nn.Module):
     Shape: (B, latent_size) → (B, image_channels, S, S) in [−1, 1].
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, groups: int = 1) -> None:
         super().__init__()
-        channels = (architecture.latent_size, *reversed(architecture.channels))
+        channels = [groups * number for number in (architecture.latent_size, *reversed(architecture.channels))]
         blocks: list[nn.Module] = []
         for block, (before, after) in enumerate(itertools.pairwise(channels)):
             stride, padding = (1, 0) if block == 0 else (2, 1)
             blocks += [
-                nn.ConvTranspose2d(before, after, 4, stride=stride, padding=padding, bias=False),
+                ConvTranspose2d(before, after, 4, stride=stride, padding=padding, bias=False, groups=groups),
                 norm_layer(architecture, after),
                 nn.ReLU(inplace=True),
             ]
         self.features = nn.Sequential(*blocks)
-        self.head = nn.ConvTranspose2d(channels[-1], architecture.image_channels, 4, stride=2, padding=1, bias=False)
+        image_channels = groups * architecture.image_channels
+        self.head = ConvTranspose2d(channels[-1], image_channels, 4, stride=2, padding=1, bias=False, groups=groups)
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(self.head(self.features(z[:, :, None, None])))
 
 
-def vector_head(architecture: Architecture, outputs: int) -> nn.Conv2d:
+def vector_head(architecture: Architecture, outputs: int, groups: int = 1) -> nn.Conv2d:
     """The bare 4×4 convolution from features (B, channels[-1], 4, 4) to (B, outputs, 1, 1)."""
-    return nn.Conv2d(architecture.channels[-1], outputs, 4, bias=False)
+    return Conv2d(groups * architecture.channels[-1], groups * outputs, 4, bias=False, groups=groups)
 
 
 def norm_layer(architecture: Architecture, channels: int) -> nn.Module:
     """The norm that the architecture names."""
     if architecture.norm == "batch":
         return nn.BatchNorm2d(channels)
-    return nn.InstanceNorm2d(channels, affine=True)
+    return InstanceNorm2d(channels, affine=True)
 
 
 def initialise(module: nn.Module) -> None:

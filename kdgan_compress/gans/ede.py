@@ -4,6 +4,8 @@
 serves the training only and the score is ‖x − x̂‖₁, as Fig. 4(b) and its caption say and the body text does not.
 """
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -20,13 +22,13 @@ class Generator(nn.Module):
 
     encoder2: Encoder | None
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, groups: int = 1) -> None:
         super().__init__()
         self.scored_by_latent = architecture.family == SCORED_BY_LATENT
-        self.encoder = Encoder(architecture, architecture.latent_size)
-        self.decoder = Decoder(architecture)
+        self.encoder = Encoder(architecture, architecture.latent_size, groups)
+        self.decoder = Decoder(architecture, groups)
         has_second = architecture.family != WITHOUT_SECOND_ENCODER
-        self.encoder2 = Encoder(architecture, architecture.latent_size) if has_second else None
+        self.encoder2 = Encoder(architecture, architecture.latent_size, groups) if has_second else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images (B, C, S, S) in [−1, 1] → z1 (B, latent), x̂ like the images, z2 (B, latent) or None."""
@@ -47,24 +49,37 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """An encoder with one output.
 
-    Shape: (B, C, S, S) → f(x) (B, channels[-1], 4, 4), everything before the last convolution, and the logit (B,);
-    the paper's sigmoid is part of the loss.
+    Shape: (B, C, S, S) → f(x) (B, channels[-1], 4, 4), everything before the last convolution, and the logit (B,), in
+    a fleet (B, K); the paper's sigmoid is part of the loss.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, groups: int = 1) -> None:
         super().__init__()
-        self.encoder = Encoder(architecture, outputs=1)
+        self.encoder = Encoder(architecture, outputs=1, groups=groups)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features: Tensor = self.encoder.features(images)
-        return features, self.encoder.head(features).flatten()
+        logit: Tensor = self.encoder.head(features)
+        return features, logit.flatten() if logit.shape[1] == 1 else logit.flatten(1)
 
 
-def build(architecture: Architecture) -> Gan:
-    """A freshly initialised member of the family; convolutions N(0, 0.02), norm weights N(1, 0.02), norm biases 0."""
-    generator = Generator(architecture).apply(initialise)
-    discriminator = Discriminator(architecture).apply(initialise)
+def build(architecture: Architecture, num_members: int = 1) -> Gan:
+    """Freshly initialised networks: convolutions N(0, 0.02), norm weights N(1, 0.02), norm biases 0.
+
+    A fleet's members would mix in batch norm wherever their batches are of different sizes, so only per-image norm has
+    fleets.
+    """
+    generator = Generator(architecture, num_members).apply(initialise)
+    discriminator = Discriminator(architecture, num_members).apply(initialise)
     taps = {"z1": "encoder", "x_hat": "decoder"}
     if generator.encoder2 is not None:
         taps["z2"] = "encoder2"
-    return Gan(generator, taps, discriminator)
+    per_image = architecture.norm == "per_image"
+    return Gan(
+        generator,
+        taps,
+        discriminator,
+        separates_images=per_image,
+        num_members=num_members,
+        build_fleet=functools.partial(build, architecture) if per_image else None,
+    )

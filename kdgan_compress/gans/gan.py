@@ -1,6 +1,6 @@
 """What training, distillation and export need to know of a GAN, whoever wrote it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,11 +20,19 @@ class Gan:
             without a second encoder has no ``z2``.
         discriminator: Returns for images what the objective reads: (f(x), logit), or a critic's value. Needed only
             where L_g's adversarial term or L_d is trained.
+        separates_images: Whether no image of a batch touches another on its way through the networks in training, as
+            with per-image norm; D then sees x and x̂ in one call.
+        num_members: K. In a fleet of K the networks run K GANs of one shape as one: channels of images, features and
+            vectors stand member after member, and every parameter has the members along its first axis.
+        build_fleet: Builds this GAN's networks for K members; None where they have no such form.
     """
 
     generator: nn.Module
     taps: Mapping[str, str]
     discriminator: nn.Module | None = None
+    separates_images: bool = False
+    num_members: int = 1
+    build_fleet: "Callable[[int], Gan] | None" = None
 
     def modules(self) -> dict[str, nn.Module]:
         """The networks that exist, by name."""

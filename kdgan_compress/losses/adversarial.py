@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from kdgan_compress.losses.distances import same_shape
+from kdgan_compress.losses.distances import of_members, same_shape
 
 
-def discriminator_cross_entropy(logit_real: Tensor, logit_fake: Tensor) -> Tensor:
+def discriminator_cross_entropy(logit_real: Tensor, logit_fake: Tensor, shares: Tensor | None = None) -> Tensor:
     """Mean of the cross entropies of real images (label 1) and reconstructions (label 0).
 
     Taken on logits, which equals the paper's −[y log ŷ + (1 − y) log(1 − ŷ)] with ŷ = sigmoid(logit) and stays finite
@@ -18,13 +18,15 @@ def discriminator_cross_entropy(logit_real: Tensor, logit_fake: Tensor) -> Tenso
     Args:
         logit_real: D's output before the sigmoid for images, any shape.
         logit_fake: The same for reconstructions, any shape.
+        shares: In a fleet, (B, K), and so are the logits (``losses.distances``).
 
     Returns:
-        A scalar ≥ 0 in nats; log 2 for a discriminator that can't tell.
+        A scalar ≥ 0 in nats; log 2 for a discriminator that can't tell. In a fleet (K,).
     """
-    real = binary_cross_entropy_with_logits(logit_real, torch.ones_like(logit_real))
-    fake = binary_cross_entropy_with_logits(logit_fake, torch.zeros_like(logit_fake))
-    return (real + fake) / 2
+    reduction = "mean" if shares is None else "none"
+    real = binary_cross_entropy_with_logits(logit_real, torch.ones_like(logit_real), reduction=reduction)
+    fake = binary_cross_entropy_with_logits(logit_fake, torch.zeros_like(logit_fake), reduction=reduction)
+    return (real + fake) / 2 if shares is None else of_members((real + fake) / 2, shares)
 
 
 def wasserstein_loss(value_real: Tensor, value_fake: Tensor) -> Tensor:

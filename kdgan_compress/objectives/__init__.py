@@ -4,7 +4,16 @@ from kdgan_compress.objectives.catalog import OBJECTIVES
 from kdgan_compress.objectives.cvgad import CvgadObjective
 from kdgan_compress.objectives.distillation import Distillation
 from kdgan_compress.objectives.ganomaly import GanomalyObjective
-from kdgan_compress.objectives.objective import Batch, Objective, Outputs, Update
+from kdgan_compress.objectives.objective import (
+    Batch,
+    Objective,
+    Outputs,
+    Update,
+    Weight,
+    is_used,
+    merge_settings,
+    together,
+)
 
 __all__ = [
     "OBJECTIVES",
@@ -15,4 +24,8 @@ __all__ = [
     "Objective",
     "Outputs",
     "Update",
+    "Weight",
+    "is_used",
+    "merge_settings",
+    "together",
 ]

@@ -1,5 +1,6 @@
 """The distillation loss K_l of P-KDGAN."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.losses import Reduction, l1, l2
-from kdgan_compress.objectives.objective import Outputs, check_weights
+from kdgan_compress.objectives.objective import Outputs, check_weights, is_used
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class Distillation:
     def __post_init__(self) -> None:
         check_weights(w1=self.w1, wx=self.wx, w2=self.w2)
 
-    def loss(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, student: Outputs, teacher: Outputs, shares: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum and its unweighted terms ``k1``, ``kx``, ``k2``, of the taps that both networks have.
 
         Args:
             student: Tapped outputs, after connectors where shapes differ.
             teacher: The teacher's for the same images; no gradient goes there.
+            shares: In a fleet, how much each image counts for each member (B, K).
 
         Raises:
             KdganError: The two have no tap in common, or shapes differ.
@@ -51,7 +55,7 @@ class Distillation:
             ("z2", "k2", self.w2, l2),
         ):
             if tap in student and tap in teacher:
-                terms[name] = distance(student[tap], teacher[tap].detach(), self.reduction)
+                terms[name] = distance(student[tap], teacher[tap].detach(), self.reduction, shares)
                 weighted.append(weight * terms[name])
         if not terms:
             raise KdganError(
@@ -59,4 +63,15 @@ class Distillation:
                 f"got {sorted(teacher)} and {sorted(student)}",
                 "Name the taps of both by these names",
             )
-        return torch.stack(weighted).sum(), terms
+        return torch.stack(weighted).sum(0), terms
+
+    def with_z2(self, outputs: Outputs, forward: Callable[[Tensor], Outputs]) -> Outputs:
+        """Tapped outputs, with z1 of x̂ for a missing z2 where ``re_encode`` asks for it.
+
+        Args:
+            outputs: Of one pass.
+            forward: Runs the same generator once and gives its tapped outputs.
+        """
+        if not self.re_encode or not is_used(self.w2) or "z2" in outputs:
+            return outputs
+        return {**outputs, "z2": forward(outputs["x_hat"])["z1"]}

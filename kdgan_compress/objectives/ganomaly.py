@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
 from kdgan_compress.errors import KdganError
 from kdgan_compress.losses import Reduction, discriminator_cross_entropy, l1, l2
-from kdgan_compress.objectives.objective import Batch, Update, check_weights
+from kdgan_compress.objectives.objective import Batch, Update, check_weights, is_used
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class GanomalyObjective:
 
     def updates(self, batch: Batch) -> Iterator[Update]:
         """See ``Objective.updates``."""
-        images, discriminator = batch.images, batch.gan.discriminator
+        images, discriminator, shares = batch.images, batch.gan.discriminator, batch.shares
         outputs = batch.forward(images)
         if not batch.has_own_losses:
             yield Update("generator", None, {}, outputs)
@@ -37,23 +40,33 @@ class GanomalyObjective:
                 "found none",
                 "Give the Gan one, or distil by structure 1 (K_l alone)",
             )
-        features, logit = discriminator(images)
+        (features, logit), (features_hat, logit_hat) = _judge(batch, discriminator, outputs["x_hat"])
 
         loss, terms = None, {}
-        if batch.weight_g > 0:
-            features_hat, _ = discriminator(outputs["x_hat"])
+        if is_used(batch.weight_g):
             terms = {
-                "s_con": l1(images, outputs["x_hat"], self.reduction),
-                "s_adv": l2(features.detach(), features_hat, self.reduction),
+                "s_con": l1(images, outputs["x_hat"], self.reduction, shares),
+                "s_adv": l2(features.detach(), features_hat, self.reduction, shares),
             }
             loss = self.w_con * terms["s_con"] + self.w_adv * terms["s_adv"]
             if "z2" in outputs:
-                terms["s_enc"] = l2(outputs["z1"], outputs["z2"], self.reduction)
+                terms["s_enc"] = l2(outputs["z1"], outputs["z2"], self.reduction, shares)
                 loss = loss + self.w_enc * terms["s_enc"]
             loss = batch.weight_g * loss
-        yield Update("generator", loss, terms, outputs)
+        yield Update("generator", loss, terms, outputs, keeps_graph=is_used(batch.weight_d))
 
-        if batch.weight_d > 0:
-            _, logit_hat = discriminator(outputs["x_hat"].detach())
-            cross_entropy = discriminator_cross_entropy(logit, logit_hat)
+        if is_used(batch.weight_d):
+            cross_entropy = discriminator_cross_entropy(logit, logit_hat, shares)
             yield Update("discriminator", batch.weight_d * cross_entropy, {"s_ce": cross_entropy})
+
+
+Verdict = tuple[Tensor, Tensor]
+
+
+def _judge(batch: Batch, discriminator: nn.Module, x_hat: Tensor) -> tuple[Verdict, Verdict]:
+    """D's features and logits of x and of x̂; both updates go back through this one pass, each to its own network."""
+    if not batch.gan.separates_images:
+        return discriminator(batch.images), discriminator(x_hat)
+    features, logits = discriminator(torch.cat([batch.images, x_hat]))
+    (features, features_hat), (logit, logit_hat) = features.chunk(2), logits.chunk(2)
+    return (features, logit), (features_hat, logit_hat)

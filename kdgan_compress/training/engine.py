@@ -1,10 +1,11 @@
 """The engine: one stage of training under one loss set, for any GAN and any objective (Algorithm 1 of P-KDGAN).
 
-It yields records, keeps all state in the learners it is given, writes nothing, prints nothing and knows no family.
+It trains one student, or a fleet of them as one. It yields records, keeps all state in the learners it is given, writes
+nothing, prints nothing and knows no family.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -13,17 +14,13 @@ import torch
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import evaluating, to_network_range
-from kdgan_compress.objectives import Batch, Distillation, Outputs
+from kdgan_compress.gans import evaluating, stack_gans, to_network_range
+from kdgan_compress.objectives import Batch, Distillation, Outputs, is_used, merge_settings, together
 from kdgan_compress.policies import Stage
 from kdgan_compress.taps import Connectors, Taps
+from kdgan_compress.training.cache import TeacherCache, cached_outputs
 from kdgan_compress.training.learner import Learner, frozen
-
-RECORD_EVERY_IMAGES = 512
-
-
-class DivergedError(KdganError):
-    """A loss became NaN or infinite, so that training can't go on."""
+from kdgan_compress.training.meter import DivergedError, Meter, Record, Waiting
 
 
 @dataclass(frozen=True)
@@ -42,64 +39,11 @@ class TrainingSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Record:
-    """Where a stage stands.
+@dataclass(frozen=True, eq=False)
+class StageRun:
+    """One stage for one student: what the engine runs, alone or as a member of a fleet.
 
     Attributes:
-        stage: Its name.
-        epoch: The running epoch, from 1.
-        epoch_done: Whether this record closes the epoch.
-        num_images: Images seen in this epoch so far.
-        losses: Means of every unweighted term over those images that had it; the teacher's start with ``teacher_``.
-        seconds: Time spent on this epoch's steps so far.
-    """
-
-    stage: str
-    epoch: int
-    epoch_done: bool
-    num_images: int
-    losses: dict[str, float]
-    seconds: float
-
-
-def epoch_order(num_images: int, seed: int, stage_index: int, epoch: int) -> Tensor:
-    """The order of images in an epoch, a function of its place alone, so that a resumed run has the same."""
-    generator = torch.Generator().manual_seed(((seed * 1009 + stage_index) << 20) + epoch)
-    return torch.randperm(num_images, generator=generator)
-
-
-def begin_stage(
-    stage: Stage, student: Learner, teacher: Learner | None, images: Tensor, distillation: Distillation
-) -> None:
-    """Give both learners the optimisers, averages and connectors that this stage's loss set calls for."""
-    losses = stage.loss_set
-    if losses.needs_teacher and teacher is None:
-        raise KdganError(
-            f"Stage {stage.name} must have a teacher", "found none", "Give one, or train alone with mu and nu only"
-        )
-    if teacher is not None and losses.lam > 0 and student.connectors is None:
-        student.connectors = _connectors(student, teacher, images, distillation)
-    student.begin_stage(("generator", "discriminator") if losses.nu > 0 else ("generator",))
-    if teacher is not None and losses.trains_teacher:
-        teacher.begin_stage(
-            tuple(n for n, weight in (("generator", losses.alpha), ("discriminator", losses.beta)) if weight > 0)
-        )
-
-
-def run_stage(
-    stage: Stage,
-    stage_index: int,
-    student: Learner,
-    teacher: Learner | None,
-    images: Tensor,
-    distillation: Distillation,
-    settings: TrainingSettings,
-    epochs_done: int = 0,
-) -> Iterator[Record]:
-    """Train until the stage's end; ``begin_stage`` comes first.
-
-    Args:
         stage: Loss set, epochs and learning rates.
         stage_index: Place in the schedule, from 0; decides the order of images.
         student: Moved by μ L_g, ν L_d and λ K_l.
@@ -108,6 +52,46 @@ def run_stage(
         distillation: K_l.
         settings: Batch size and the like.
         epochs_done: Epochs that an earlier process has finished.
+        cache: The frozen teacher's outputs for ``images``; None where they are computed at every step.
+    """
+
+    stage: Stage
+    stage_index: int
+    student: Learner
+    teacher: Learner | None
+    images: Tensor
+    distillation: Distillation
+    settings: TrainingSettings
+    epochs_done: int = 0
+    cache: TeacherCache | None = None
+
+
+def epoch_order(num_images: int, seed: int, stage_index: int, epoch: int) -> Tensor:
+    """The order of images in an epoch, a function of its place alone, so that a resumed run has the same."""
+    generator = torch.Generator().manual_seed(((seed * 1009 + stage_index) << 20) + epoch)
+    return torch.randperm(num_images, generator=generator)
+
+
+def begin_stage(run: StageRun) -> None:
+    """Give both learners the optimisers, averages and connectors that this stage's loss set calls for."""
+    losses, student, teacher = run.stage.loss_set, run.student, run.teacher
+    if losses.needs_teacher and teacher is None:
+        raise KdganError(
+            f"Stage {run.stage.name} must have a teacher",
+            "found none",
+            "Give one, or train alone with mu and nu only",
+        )
+    if teacher is not None and losses.lam > 0 and student.connectors is None:
+        student.connectors = _connectors(student, teacher, run.images, run.distillation)
+    student.begin_stage(("generator", "discriminator") if losses.nu > 0 else ("generator",))
+    if teacher is not None and losses.trains_teacher:
+        teacher.begin_stage(
+            tuple(n for n, weight in (("generator", losses.alpha), ("discriminator", losses.beta)) if weight > 0)
+        )
+
+
+def run_stage(run: StageRun) -> Iterator[Record]:
+    """Train one student until the stage's end; ``begin_stage`` comes first.
 
     Yields:
         A record about every 512 images, and one at each epoch's end.
@@ -115,20 +99,91 @@ def run_stage(
     Raises:
         DivergedError: A loss was NaN or infinite; told at the next record.
     """
-    steps_per_epoch = -(-len(images) // settings.batch_size)
-    total_steps = stage.epochs * steps_per_epoch
-    num_steps = epochs_done * steps_per_epoch
+    for _, record in run_fleet([run]):
+        if isinstance(record, DivergedError):
+            raise record
+        yield record
+
+
+def run_fleet(runs: Sequence[StageRun]) -> Iterator[tuple[int, Record | DivergedError]]:
+    """Train several students at once, each as if it were alone; when one is done the others go on without it.
+
+    Args:
+        runs: The members, of one shape (``Learner.stack``) and after ``begin_stage``. They may differ in data, seed,
+            length, rates and weights.
+
+    Yields:
+        A member's number and its record, as ``run_stage`` does; at one with ``epoch_done`` that member's learners are
+        up to date. A member that diverged yields its error in place of a record, and is out.
+    """
+    courses = [_Course(run) for run in runs]
+    while left := [member for member, course in enumerate(courses) if not course.is_done]:
+        for place, record in _run_together([courses[member] for member in left]):
+            yield left[place], record
+
+
+class _Course:
+    """A member's way through its stage."""
+
+    def __init__(self, run: StageRun) -> None:
+        self.run = run
+        self.steps_per_epoch = -(-len(run.images) // run.settings.batch_size)
+        self.num_steps = run.epochs_done * self.steps_per_epoch
+        self._total_steps = run.stage.epochs * self.steps_per_epoch
+        self._portions: tuple[Tensor, ...] = ()
+        self.is_done = self.at_end
+        self.meter = Meter(run.stage.name, 0)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether all portions have been drawn."""
+        return self.num_steps >= self._total_steps
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether the last portion drawn was its epoch's last."""
+        return self.num_steps % self.steps_per_epoch == 0
+
+    @property
+    def fall(self) -> float:
+        """What the learning rates are multiplied by at the next step."""
+        return 1 - self.num_steps / self._total_steps if self.run.settings.learning_rate_decay == "linear" else 1.0
+
+    def draw(self) -> Tensor:
+        """Indices of the next step's images."""
+        epoch, place = divmod(self.num_steps, self.steps_per_epoch)
+        run = self.run
+        if place == 0:
+            order = epoch_order(len(run.images), run.settings.seed, run.stage_index, epoch + 1)
+            self._portions = order.to(run.images.device).split(run.settings.batch_size)
+            self.meter = Meter(run.stage.name, epoch + 1)
+        self.num_steps += 1
+        return self._portions[place]
+
+
+def _run_together(courses: Sequence[_Course]) -> Iterator[tuple[int, Record | DivergedError]]:
+    """Train these until one of them is done."""
     with ExitStack() as stack:
-        step = _Step(stage, student, teacher, distillation, stack)
-        for epoch in range(epochs_done + 1, stage.epochs + 1):
-            meter = _Meter(stage.name, epoch)
-            for chosen in epoch_order(len(images), settings.seed, stage_index, epoch).split(settings.batch_size):
-                fall = 1 - num_steps / total_steps if settings.learning_rate_decay == "linear" else 1.0
-                meter.add(num_steps, step(to_network_range(images[chosen]), num_steps, fall), len(chosen))
-                num_steps += 1
-                if meter.is_due():
-                    yield meter.record(epoch_done=False)
-            yield meter.record(epoch_done=True)
+        start = time.perf_counter()
+        step, waiting = _Step([course.run for course in courses], stack), Waiting()
+        while not any(course.is_done for course in courses):
+            numbers, falls = [course.num_steps for course in courses], [course.fall for course in courses]
+            portions = [course.draw() for course in courses]
+            waiting.add(numbers, [len(portion) for portion in portions], step(portions, numbers[0], falls))
+            for course, portion in zip(courses, portions, strict=True):
+                course.meter.num_images += len(portion)
+            due = [place for place, course in enumerate(courses) if course.ends_epoch or course.meter.is_due]
+            if not due:
+                continue
+            waiting.flush([course.meter for course in courses])
+            for course in courses:
+                course.is_done = course.at_end or course.meter.error is not None
+            one_is_done = any(course.is_done for course in courses)
+            step.split([one_is_done or course.ends_epoch for course in courses])
+            for course in courses:
+                course.meter.seconds += (time.perf_counter() - start) / len(courses)
+            yield from [(place, courses[place].meter.record(courses[place].ends_epoch)) for place in due]
+            start = time.perf_counter()
 
 
 class _Step:
@@ -137,57 +192,94 @@ class _Step:
     Taps, and the hold on a frozen teacher, last as long as the stack they are entered on.
     """
 
-    def __init__(
-        self,
-        stage: Stage,
-        student: Learner,
-        teacher: Learner | None,
-        distillation: Distillation,
-        stack: ExitStack,
-    ) -> None:
-        self._stage, self._losses = stage, stage.loss_set
-        self._distillation = distillation
-        self._student = student
-        self._teacher = teacher if self._losses.needs_teacher else None
-        self._student_taps = stack.enter_context(Taps(student.gan.generator, student.gan.taps))
-        if self._teacher is not None:
-            self._teacher_taps = stack.enter_context(Taps(self._teacher.gan.generator, self._teacher.gan.taps))
-            if not self._losses.trains_teacher:
-                stack.enter_context(frozen(self._teacher.gan))
+    def __init__(self, runs: Sequence[StageRun], stack: ExitStack) -> None:
+        self._runs, self._stages = runs, [run.stage for run in runs]
+        sets = [stage.loss_set for stage in self._stages]
+        self._alpha, self._beta, self._mu, self._nu, self._lam = (
+            together([getattr(losses, name) for losses in sets]) for name in ("alpha", "beta", "mu", "nu", "lam")
+        )
+        self._distillation = merge_settings([run.distillation for run in runs])
+        self._trains_teacher = any(losses.trains_teacher for losses in sets)
+        self._shares: dict[tuple[int, ...], Tensor] = {}
+        self._student = Learner.stack([run.student for run in runs])
+        self._student_taps = stack.enter_context(Taps(self._student.gan.generator, self._student.gan.taps))
+        self._caches = [run.cache for run in runs if run.cache is not None]
+        needs_teacher = any(losses.needs_teacher for losses in sets)
+        self._teacher: Learner | None = None
+        self._teacher_taps: Taps | None = None
+        if needs_teacher and (self._trains_teacher or len(self._caches) < len(runs)):
+            teachers = [run.teacher for run in runs if run.teacher is not None]
+            if self._trains_teacher:
+                self._teacher = Learner.stack(teachers)
+            gan = self._teacher.gan if self._teacher else stack_gans([teacher.gan for teacher in teachers])
+            if not self._trains_teacher:
+                stack.enter_context(frozen(gan))
+            self._teacher_taps = stack.enter_context(Taps(gan.generator, gan.taps))
 
-    def __call__(self, images: Tensor, number: int, fall: float) -> dict[str, Tensor]:
-        """Make the updates of the stage's batch ``number`` at learning rates times ``fall``; all unweighted terms."""
-        losses, stage = self._losses, self._stage
+    def __call__(self, portions: Sequence[Tensor], number: int, falls: Sequence[float]) -> dict[str, Tensor]:
+        """Make the updates of one step.
+
+        Args:
+            portions: The indices of each member's images.
+            number: Of the step in its stage, from 0.
+            falls: What each member's learning rates are multiplied by.
+
+        Returns:
+            All unweighted terms; of a fleet (K,).
+        """
+        chosen, shares = self._level(portions)
+        images = to_network_range(
+            torch.stack([run.images[own] for run, own in zip(self._runs, chosen, strict=True)], 1).flatten(1, 2)
+        )
         terms: dict[str, Tensor] = {}
-        targets: Outputs | None = None
-        if self._teacher is not None:
-            if losses.trains_teacher:
-                rate = stage.teacher_learning_rate * fall
-                taps = self._teacher_taps
-                batch = Batch(images, self._teacher.gan, taps, losses.alpha, losses.beta, distils=False, step=number)
-                own = self._move(self._teacher, taps, batch, rate)
-                terms = {f"teacher_{name}": term for name, term in own.items()}
-            if losses.lam > 0:
-                targets = self._targets(images)
-        rate, taps = stage.learning_rate * fall, self._student_taps
-        distils = targets is not None
-        batch = Batch(images, self._student.gan, taps, losses.mu, losses.nu, distils, step=number)
-        return terms | self._move(self._student, taps, batch, rate, targets)
+        if self._teacher is not None and self._teacher_taps is not None:
+            taps, rates = self._teacher_taps, self._rates("teacher_learning_rate", falls)
+            batch = Batch(images, self._teacher.gan, taps, self._alpha, self._beta, False, number, shares)
+            own = self._move(self._teacher, taps, batch, rates)
+            terms = {f"teacher_{name}": term for name, term in own.items()}
+        targets = self._targets(images, chosen) if is_used(self._lam) else None
+        taps, rates = self._student_taps, self._rates("learning_rate", falls)
+        batch = Batch(images, self._student.gan, taps, self._mu, self._nu, targets is not None, number, shares)
+        return terms | self._move(self._student, taps, batch, rates, targets)
 
-    def _targets(self, images: Tensor) -> Outputs:
+    def split(self, members: Sequence[bool]) -> None:
+        """Bring the learners of the members that are marked to where their fleet is."""
+        for fleet, name in ((self._student, "student"), (self._teacher, "teacher")):
+            if fleet is not None and len(self._runs) > 1:
+                fleet.split(
+                    [getattr(run, name) if marked else None for run, marked in zip(self._runs, members, strict=True)]
+                )
+
+    def _level(self, portions: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor | None]:
+        """Portions of one size, smaller ones filled up with images that count nothing, and what each image counts."""
+        if len(portions) == 1:
+            return portions, None
+        sizes = tuple(len(portion) for portion in portions)
+        most = max(sizes)
+        if sizes not in self._shares:
+            counts = torch.tensor(sizes, device=portions[0].device)
+            self._shares[sizes] = (torch.arange(most, device=counts.device)[:, None] < counts) / counts
+        chosen = [
+            portion if len(portion) == most else portion[torch.arange(most) % len(portion)] for portion in portions
+        ]
+        return chosen, self._shares[sizes]
+
+    def _rates(self, name: str, falls: Sequence[float]) -> list[float]:
+        return [getattr(stage, name) * fall for stage, fall in zip(self._stages, falls, strict=True)]
+
+    def _targets(self, images: Tensor, chosen: Sequence[Tensor]) -> Outputs:
         """The teacher's outputs as they are now; a moving teacher's batch norm is not moved by this pass."""
-        with torch.no_grad():
-            if not self._losses.trains_teacher:
-                return _with_z2(self._teacher_taps(images), self._teacher_taps, self._distillation)
-            with evaluating(self._teacher_taps.network):
-                return _with_z2(self._teacher_taps(images), self._teacher_taps, self._distillation)
+        if self._teacher_taps is None:
+            return cached_outputs(self._caches, chosen)
+        with torch.no_grad(), evaluating(self._teacher_taps.network):
+            return self._distillation.with_z2(self._teacher_taps(images), self._teacher_taps)
 
     def _move(
         self,
         learner: Learner,
         taps: Taps,
         batch: Batch,
-        learning_rate: float,
+        learning_rates: Sequence[float],
         targets: Outputs | None = None,
     ) -> dict[str, Tensor]:
         """One learner's updates one after the other, λ K_l added to the generator's where there are targets."""
@@ -198,20 +290,13 @@ class _Step:
                 terms.pop(name, None)  # the order is that of the updates, so that the first bad term is the one blamed
                 terms[name] = term
             if targets is not None and update.outputs is not None:
-                outputs = _with_z2(update.outputs, taps, self._distillation)
-                distance, distances = self._distillation.loss(learner.connect(outputs), targets)
-                loss = self._losses.lam * distance if loss is None else loss + self._losses.lam * distance
+                outputs = learner.connect(self._distillation.with_z2(update.outputs, taps))
+                distance, distances = self._distillation.loss(outputs, targets, batch.shares)
+                loss = self._lam * distance if loss is None else loss + self._lam * distance
                 terms.update(distances)
             if loss is not None:
-                learner.step(update.network, loss, learning_rate)
+                learner.step(update.network, loss, learning_rates, update.keeps_graph)
         return terms
-
-
-def _with_z2(outputs: Outputs, taps: Taps, distillation: Distillation) -> Outputs:
-    """Tapped outputs, with z1 of x̂ for a missing z2 where ``re_encode`` asks for it."""
-    if not distillation.re_encode or distillation.w2 == 0 or "z2" in outputs:
-        return outputs
-    return {**outputs, "z2": taps(outputs["x_hat"])["z1"]}
 
 
 def _connectors(student: Learner, teacher: Learner, images: Tensor, distillation: Distillation) -> Connectors:
@@ -219,51 +304,5 @@ def _connectors(student: Learner, teacher: Learner, images: Tensor, distillation
     outputs = []
     for gan in (student.gan, teacher.gan):
         with torch.no_grad(), frozen(gan), Taps(gan.generator, gan.taps) as taps:
-            outputs.append(_with_z2(taps(to_network_range(images[:1])), taps, distillation))
+            outputs.append(distillation.with_z2(taps(to_network_range(images[:1])), taps))
     return Connectors(*outputs)
-
-
-class _Meter:
-    """Running means of an epoch's losses, kept as tensors until a record is due."""
-
-    def __init__(self, stage: str, epoch: int) -> None:
-        self._stage, self._epoch = stage, epoch
-        self._waiting: dict[str, list[tuple[int, int, Tensor]]] = {}
-        self._sums: dict[str, tuple[float, int]] = {}
-        self._num_images = self._num_recorded = 0
-        self._start = time.perf_counter()
-
-    def add(self, step: int, terms: Outputs, num_images: int) -> None:
-        for name, term in terms.items():
-            self._waiting.setdefault(name, []).append((step, num_images, term.detach()))
-        self._num_images += num_images
-
-    def is_due(self) -> bool:
-        return self._num_images - self._num_recorded >= RECORD_EVERY_IMAGES
-
-    def record(self, epoch_done: bool) -> Record:
-        self._num_recorded = self._num_images
-        values = {name: torch.stack([term for _, _, term in waiting]) for name, waiting in self._waiting.items()}
-        self._check_finite(values)
-        for name, waiting in self._waiting.items():
-            numbers = torch.tensor([number for _, number, _ in waiting])
-            total, seen = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + float((values[name] * numbers).sum()), seen + int(numbers.sum())
-        self._waiting = {}
-        means = {name: total / seen for name, (total, seen) in self._sums.items()}
-        seconds = time.perf_counter() - self._start
-        return Record(self._stage, self._epoch, epoch_done, self._num_images, means, seconds)
-
-    def _check_finite(self, values: dict[str, Tensor]) -> None:
-        bad = [
-            (self._waiting[name][place][0], name, float(of_name[place]))
-            for name, of_name in values.items()
-            for place in (~of_name.isfinite()).nonzero()[:1].flatten().tolist()
-        ]
-        if bad:
-            step, name, value = min(bad, key=lambda entry: entry[0])
-            raise DivergedError(
-                "Losses must stay finite",
-                f"{name} is {value} at step {step + 1} of stage {self._stage} (epoch {self._epoch})",
-                "Lower the learning rate, or raise the batch size",
-            )

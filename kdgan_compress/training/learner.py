@@ -1,19 +1,21 @@
 """A GAN together with what its training carries along: objective, optimisers, averaged weights, connectors."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from kdgan_compress.gans import Gan, evaluating
-from kdgan_compress.objectives import GanomalyObjective, Objective, Outputs
+from kdgan_compress.errors import KdganError
+from kdgan_compress.gans import Gan, evaluating, split_weights, stack_gans, stack_weights
+from kdgan_compress.objectives import GanomalyObjective, Objective, Outputs, merge_settings
+from kdgan_compress.training.adam import Adam
 
 
 class Learner:
-    """A GAN that can be trained, saved in the middle and continued.
+    """A GAN that can be trained, saved in the middle and continued; or a fleet of them, made by ``stack``.
 
     Args:
         gan: The networks; they are trained in place.
@@ -35,15 +37,17 @@ class Learner:
         self.connectors: nn.Module | None = None
         self._betas = betas
         self._decay = average_decay
-        self._average: AveragedModel | None = None
-        self._optimizers: dict[str, torch.optim.Adam] = {}
+        self._average: nn.Module | None = None
+        self._averaged: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+        self._num_averaged = [0] * gan.num_members
+        self._optimizers: dict[str, Adam] = {}
 
     @property
     def scored_generator(self) -> nn.Module:
         """The generator that is scored and saved: the averaged one, once there is one."""
-        return self.gan.generator if self._average is None else self._average.module
+        return self.gan.generator if self._average is None else self._average
 
-    def begin_stage(self, networks: tuple[str, ...]) -> None:
+    def begin_stage(self, networks: Sequence[str]) -> None:
         """Start anew what a stage owns: an optimiser for each network it moves, and the average."""
         modules = self.gan.modules()
         self._optimizers = {}
@@ -51,21 +55,30 @@ class Learner:
             parameters = list(modules[name].train().parameters())
             if name == "generator" and self.connectors is not None:
                 parameters += self.connectors.parameters()
-            self._optimizers[name] = torch.optim.Adam(parameters, betas=self._betas, fused=True)
+            self._optimizers[name] = Adam(parameters, self._betas, self.gan.num_members)
         if "generator" in networks and self._decay > 0:
-            self._average = AveragedModel(self.gan.generator, multi_avg_fn=self._average_step)
-            self._average.eval()
+            self._average = copy.deepcopy(self.gan.generator).eval().requires_grad_(False)
+            self._averaged = list(self._average.parameters()), list(self.gan.generator.parameters())
+            self._num_averaged = [0] * self.gan.num_members
 
-    def step(self, network: str, loss: Tensor, learning_rate: float) -> None:
-        """Move one network, and only it, one Adam step down ``loss``."""
+    def step(
+        self, network: str, loss: Tensor, learning_rates: float | Sequence[float], keeps_graph: bool = False
+    ) -> None:
+        """Move one network, and only it, one Adam step down ``loss``.
+
+        Args:
+            network: ``"generator"`` or ``"discriminator"``.
+            loss: A scalar; in a fleet (K,).
+            learning_rates: One, or one for each member.
+            keeps_graph: Whether another step goes back through the same graph.
+        """
         optimizer = self._optimizers[network]
-        (group,) = optimizer.param_groups
-        group["lr"] = learning_rate
-        optimizer.zero_grad()
-        loss.backward(inputs=group["params"])
-        optimizer.step()
+        for parameter in optimizer.parameters:
+            parameter.grad = None
+        loss.sum().backward(inputs=optimizer.parameters, retain_graph=keeps_graph)
+        optimizer.step([learning_rates] if isinstance(learning_rates, float) else learning_rates)
         if network == "generator" and self._average is not None:
-            self._average.update_parameters(self.gan.generator)
+            self._move_average(self._average)
 
     def connect(self, outputs: Outputs) -> Outputs:
         """Tapped outputs in the teacher's shapes."""
@@ -78,35 +91,90 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later process needs to go on from here; tensors and plain numbers only."""
-        networks: dict[str, nn.Module] = dict(self.gan.modules())
-        if self._average is not None:
-            networks["average"] = self._average
-        if self.connectors is not None:
-            networks["connectors"] = self.connectors
         return {
-            "networks": {name: network.state_dict() for name, network in networks.items()},
+            "networks": {name: network.state_dict() for name, network in self._networks().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "num_averaged": list(self._num_averaged),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict()``, after ``begin_stage`` of the same stage."""
-        networks: dict[str, nn.Module | None] = {
-            **self.gan.modules(),
-            "average": self._average,
-            "connectors": self.connectors,
-        }
         if "average" not in state["networks"]:
             self._average = None
+        networks = self._networks()
         for name, saved in state["networks"].items():
-            network = networks[name]
-            assert network is not None, f"{name} was saved but this stage has none"
-            network.load_state_dict(saved)
+            assert name in networks, f"{name} was saved but this stage has none"
+            networks[name].load_state_dict(saved)
         for name, saved in state["optimizers"].items():
             self._optimizers[name].load_state_dict(saved)
+        self._num_averaged = list(state["num_averaged"])
 
-    def _average_step(self, averaged: Any, current: Any, num_averaged: Any) -> None:
-        step = float(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(self._decay, step / (step + 10)))
+    @classmethod
+    def stack(cls, members: Sequence["Learner"]) -> "Learner":
+        """One learner that trains all of these at once, from where they are; a single one is returned as it is.
+
+        Raises:
+            KdganError: They differ in shape, averaging or betas, or have connectors.
+        """
+        first = members[0]
+        if len(members) == 1:
+            return first
+        if any(member.connectors is not None and len(list(member.connectors.parameters())) for member in members):
+            raise KdganError(
+                "Members of a fleet must have their teacher's shapes", "found connectors", "Train them one by one"
+            )
+        for name, values in (
+            ("betas", [member._betas for member in members]),
+            ("average_decay", [member._decay for member in members]),
+            ("kind of objective", [type(member.objective).__name__ for member in members]),
+        ):
+            if len(set(values)) > 1:
+                raise KdganError(
+                    f"Members of a fleet must agree in {name}",
+                    f"got {', '.join(map(str, sorted(set(values))))}",
+                    "Train those that differ in it one after the other",
+                )
+        objective = merge_settings([member.objective for member in members])
+        fleet = cls(stack_gans([member.gan for member in members]), first._betas, first._decay, objective)
+        fleet.begin_stage(list(first._optimizers))
+        for name, optimizer in fleet._optimizers.items():
+            optimizer.stack([member._optimizers[name] for member in members])
+        if fleet._average is not None:
+            averages = [member.scored_generator for member in members]
+            stack_weights(averages, fleet._average)
+        fleet._num_averaged = [member._num_averaged[0] for member in members]
+        return fleet
+
+    def split(self, members: Sequence["Learner | None"]) -> None:
+        """Bring the learners that were stacked to where this one is; None passes one over."""
+        if members == [self]:
+            return
+        for name, network in self._networks().items():
+            split_weights(network, [None if member is None else member._networks()[name] for member in members])
+        for name, optimizer in self._optimizers.items():
+            optimizer.split([None if member is None else member._optimizers[name] for member in members])
+        for member, number in zip(members, self._num_averaged, strict=True):
+            if member is not None:
+                member._num_averaged = [number]
+
+    def _networks(self) -> dict[str, nn.Module]:
+        """Everything with weights that there is at present."""
+        extra = {"average": self._average, "connectors": self.connectors}
+        return self.gan.modules() | {name: network for name, network in extra.items() if network is not None}
+
+    def _move_average(self, average: nn.Module) -> None:
+        shares = [1 - min(self._decay, number / (number + 10)) for number in self._num_averaged]
+        self._num_averaged = [number + 1 for number in self._num_averaged]
+        ours, theirs = self._averaged
+        with torch.no_grad():
+            if len(set(shares)) == 1:
+                torch._foreach_lerp_(ours, theirs, shares[0])
+            else:
+                by_member = torch.tensor(shares, dtype=ours[0].dtype, device=ours[0].device)[:, None]
+                for own, current in zip(ours, theirs, strict=True):
+                    own.view(len(shares), -1).lerp_(current.view(len(shares), -1), by_member)
+            for buffer, current in zip(average.buffers(), self.gan.generator.buffers(), strict=True):
+                buffer.copy_(current)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from kdgan_compress.gans import Architecture, build
 from kdgan_compress.objectives import CvgadObjective, Distillation
 from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage
 from kdgan_compress.schedule import Schedule
-from kdgan_compress.training import Learner, TrainingSettings, begin_stage, run_stage
+from kdgan_compress.training import Learner, StageRun, TrainingSettings, begin_stage, run_stage
 
 BETAS, DECAY = (0.5, 0.99), 0.9
 SETTINGS = TrainingSettings(batch_size=4, seed=3)
@@ -72,8 +72,8 @@ def test_the_second_stage_starts_from_the_last_weights_of_both(second):
     for index, stage in enumerate(schedule.stages):
         # New learners have new optimisers and no average, so all that goes on is the networks' raw weights.
         student, teacher = (Learner(gan, BETAS, DECAY) for gan in by_hand)
-        begin_stage(stage, student, teacher, IMAGES, Distillation())
-        list(run_stage(stage, index, student, teacher, IMAGES, Distillation(), SETTINGS))
+        begin_stage(StageRun(stage, 0, student, teacher, IMAGES, Distillation(), TrainingSettings()))
+        list(run_stage(StageRun(stage, index, student, teacher, IMAGES, Distillation(), SETTINGS)))
     assert_identical(schedule.student.state_dict(), student.state_dict())
     assert_identical(schedule.teacher.state_dict(), teacher.state_dict())
 

@@ -13,7 +13,7 @@ from kdgan_compress.gans import Architecture, build
 from kdgan_compress.objectives import Distillation, GanomalyObjective, Update
 from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage
 from kdgan_compress.taps import Connectors
-from kdgan_compress.training import DivergedError, Learner, TrainingSettings, begin_stage, engine, run_stage
+from kdgan_compress.training import DivergedError, Learner, StageRun, TrainingSettings, begin_stage, engine, run_stage
 
 BETAS = (0.5, 0.99)
 DECAY = 0.3
@@ -61,9 +61,9 @@ def train(loss_set, student, teacher, images, batch_size=4, epochs=2, stage_inde
     spies = Spy(), Spy()
     learners = [gan and Learner(gan, betas, decay, spy) for gan, spy in zip((student, teacher), spies, strict=True)]
     stage = Stage("x", loss_set, epochs, RATE, TEACHER_RATE)
-    begin_stage(stage, *learners, images, DISTILLATION)
+    begin_stage(StageRun(stage, 0, *learners, images, DISTILLATION, TrainingSettings()))
     plan = TrainingSettings(batch_size, **settings)
-    records = list(run_stage(stage, stage_index, *learners, images, DISTILLATION, plan))
+    records = list(run_stage(StageRun(stage, stage_index, *learners, images, DISTILLATION, plan)))
     ours, theirs = (spy.asked for spy in spies)
     assert len(theirs) == (len(ours) if loss_set.trains_teacher else 0)
     for of_student, of_teacher in zip(ours, theirs, strict=False):
@@ -90,7 +90,7 @@ class Plain:
         group = optimizer.param_groups[0]
         group["lr"] = rate
         for parameter, gradient in zip(group["params"], torch.autograd.grad(loss, group["params"]), strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient.contiguous()  # torch's fused Adam reads other layouts wrongly
         optimizer.step()
 
     def step(self, x, weight_g, weight_d, rate, targets=None, lam=0.0):
@@ -205,7 +205,7 @@ def test_connectors_are_trained_where_latent_sizes_differ():
     torch.manual_seed(5)
     fresh = Learner(student, BETAS, DECAY)
     stage = Stage("x", STRUCTURES[2], 2, RATE, TEACHER_RATE)
-    begin_stage(stage, fresh, Learner(teacher, BETAS, DECAY), images, DISTILLATION)
+    begin_stage(StageRun(stage, 0, fresh, Learner(teacher, BETAS, DECAY), images, DISTILLATION, TrainingSettings()))
     start = copy.deepcopy(fresh.connectors.state_dict())
     plain = Plain(student, connectors=fresh.connectors)
     train_plainly(STRUCTURES[2], plain, Plain(teacher), batches)
@@ -265,8 +265,8 @@ def test_teacher_flags_come_back_when_a_stage_is_broken_off():
     student, teacher = make_pair()
     learners = [Learner(gan, BETAS, DECAY) for gan in (student, teacher)]
     stage = Stage("x", STRUCTURES[2], 2, RATE, TEACHER_RATE)
-    begin_stage(stage, *learners, make_images(3), DISTILLATION)
-    running = run_stage(stage, 0, *learners, make_images(3), DISTILLATION, TrainingSettings(1))
+    begin_stage(StageRun(stage, 0, *learners, make_images(3), DISTILLATION, TrainingSettings()))
+    running = run_stage(StageRun(stage, 0, *learners, make_images(3), DISTILLATION, TrainingSettings(1)))
     next(running)
     assert not teacher.generator.training
     assert not any(parameter.requires_grad for parameter in teacher.generator.parameters())
@@ -286,8 +286,8 @@ def test_a_moving_teacher_trains_as_if_alone(structure, norm):
     spy = Spy()
     alone_learner = Learner(alone, BETAS, DECAY, spy)
     stage = Stage("x", ALONE, 2, TEACHER_RATE, 1.0)
-    begin_stage(stage, alone_learner, None, images, DISTILLATION)
-    list(run_stage(stage, 0, alone_learner, None, images, DISTILLATION, TrainingSettings(4)))
+    begin_stage(StageRun(stage, 0, alone_learner, None, images, DISTILLATION, TrainingSettings()))
+    list(run_stage(StageRun(stage, 0, alone_learner, None, images, DISTILLATION, TrainingSettings(4))))
 
     for ours, theirs in zip(spy.batches, batches, strict=True):
         assert torch.equal(ours, theirs)
@@ -363,8 +363,8 @@ def test_epochs_done_are_passed_over():
     spy = Spy()
     student = Learner(make_gan((1, 2, 4), 1), BETAS, DECAY, spy)
     stage = Stage("x", ALONE, 3, RATE, RATE)
-    begin_stage(stage, student, None, images, DISTILLATION)
-    rest = list(run_stage(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4), epochs_done=2))
+    begin_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings()))
+    rest = list(run_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4), epochs_done=2)))
     assert [batch.step for batch in spy.asked] == [4, 5]
     assert [record.epoch for record in rest] == [3]
     assert [record.epoch for record in whole] == [1, 2, 3]
@@ -386,8 +386,8 @@ class Scripted:
 def play(script, epochs=2, epochs_done=0, num_images=10):
     student = Learner(make_gan((1, 2, 4), 1), BETAS, DECAY, Scripted(script))
     stage, images = Stage("x", ALONE, epochs, RATE), make_images(num_images)
-    begin_stage(stage, student, None, images, DISTILLATION)
-    return run_stage(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4), epochs_done)
+    begin_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings()))
+    return run_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4), epochs_done))
 
 
 @pytest.mark.parametrize("every", [4, 8, 512])
@@ -425,9 +425,9 @@ def test_a_rate_that_is_far_too_large_is_told():
     images = make_images(8)
     student = Learner(make_gan((1, 2, 4), 1), BETAS, DECAY)
     stage = Stage("alone", ALONE, 5, 1e30)
-    begin_stage(stage, student, None, images, DISTILLATION)
+    begin_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings()))
     with pytest.raises(DivergedError, match=r"at step \d+ of stage alone \(epoch \d\). Lower the learning rate"):
-        list(run_stage(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4)))
+        list(run_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4))))
 
 
 def test_a_moving_teachers_bad_loss_is_told_by_its_name():
@@ -435,6 +435,6 @@ def test_a_moving_teachers_bad_loss_is_told_by_its_name():
     script = [{"bad": float("nan")}]
     student, teacher = Learner(make_gan((1, 2, 4), 1)), Learner(make_gan((2, 4, 8), 2), objective=Scripted(script))
     stage = Stage("x", STRUCTURES[3], 1, RATE)
-    begin_stage(stage, student, teacher, images, DISTILLATION)
+    begin_stage(StageRun(stage, 0, student, teacher, images, DISTILLATION, TrainingSettings()))
     with pytest.raises(DivergedError, match="teacher_bad is nan at step 1"):
-        list(run_stage(stage, 0, student, teacher, images, DISTILLATION, TrainingSettings(4)))
+        list(run_stage(StageRun(stage, 0, student, teacher, images, DISTILLATION, TrainingSettings(4))))

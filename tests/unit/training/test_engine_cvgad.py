@@ -9,7 +9,7 @@ from kdgan_compress.gans import Architecture, build
 from kdgan_compress.objectives import OBJECTIVES, CvgadObjective, Distillation
 from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage
 from kdgan_compress.schedule import Schedule
-from kdgan_compress.training import Learner, TrainingSettings, begin_stage, run_stage
+from kdgan_compress.training import Learner, StageRun, TrainingSettings, begin_stage, run_stage
 
 BETAS = (0.5, 0.999)
 ALWAYS_NEGATIVE = CvgadObjective(latent_threshold=1e9)
@@ -190,12 +190,12 @@ def test_connectors_bridge_z2_too():
     learners = Learner(student, objective=ALWAYS_NEGATIVE), Learner(teacher)
     stage = Stage("x", STRUCTURES[2], 1, 1e-3)
     before = snapshot(student), snapshot(teacher)
-    begin_stage(stage, *learners, IMAGES, Distillation(re_encode=True))
+    begin_stage(StageRun(stage, 0, *learners, IMAGES, Distillation(re_encode=True), TrainingSettings()))
     torch.testing.assert_close((snapshot(student), snapshot(teacher)), before, rtol=0, atol=0)
     maps = learners[0].connectors.maps
     assert {name: tuple(connector.weight.shape) for name, connector in maps.items()} == {"z1": (8, 5), "z2": (8, 5)}
     start = copy.deepcopy(maps.state_dict())
-    list(run_stage(stage, 0, *learners, IMAGES, Distillation(re_encode=True), TrainingSettings(4)))
+    list(run_stage(StageRun(stage, 0, *learners, IMAGES, Distillation(re_encode=True), TrainingSettings(4))))
     assert not any(torch.equal(weight, start[name]) for name, weight in maps.state_dict().items())
 
 

@@ -8,7 +8,7 @@ import torch
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.objectives import OBJECTIVES, Distillation
 from kdgan_compress.policies import ALONE, STRUCTURES, Stage
-from kdgan_compress.training import Learner, TrainingSettings, begin_stage, run_stage
+from kdgan_compress.training import Learner, StageRun, TrainingSettings, begin_stage, run_stage
 from kdgan_compress.workflows import bench, plain_loops
 
 IMAGES = torch.randint(0, 256, (24, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -50,8 +50,8 @@ def test_engine_and_bare_loop_make_the_same_weights(family, structure):
             plain_loops.plain_loop(family, stage, student, teacher, 4)(IMAGES)
         else:
             learner, master = (Learner(gan, objective=OBJECTIVES[family]()) for gan in (student, teacher))
-            begin_stage(stage, learner, master, IMAGES, Distillation())
-            list(run_stage(stage, 0, learner, master, IMAGES, Distillation(), TrainingSettings(batch_size=4)))
+            begin_stage(StageRun(stage, 0, learner, master, IMAGES, Distillation(), TrainingSettings()))
+            list(run_stage(StageRun(stage, 0, learner, master, IMAGES, Distillation(), TrainingSettings(batch_size=4))))
         gans[path] = student, teacher
         assert (
             weights_of(student)["generator"]["decoder.head.weight"].ne(before["generator"]["decoder.head.weight"]).all()

@@ -1,0 +1,65 @@
+"""Fleets: K networks of one shape as one with ``groups=K``, made of single ones and taken apart again."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.gans.gan import Gan
+
+
+def stack_gans(gans: Sequence[Gan]) -> Gan:
+    """One GAN that does what all of these do, side by side.
+
+    Args:
+        gans: K ≥ 1 single ones of one shape, from ``build``.
+
+    Returns:
+        Its networks take images (B, K · C, S, S) and give z1, x̂ and z2 alike, member after member. One GAN is returned
+        as it is, many are copied.
+
+    Raises:
+        KdganError: They have no fleet form, or differ in shape.
+    """
+    if len(gans) == 1:
+        return gans[0]
+    if gans[0].build_fleet is None:
+        raise KdganError(
+            "A fleet must be of a family that has one, with norm per_image",
+            "got a GAN that can't be stacked",
+            "Train these one after the other (--fleet 1)",
+        )
+    with torch.random.fork_rng(devices=[]):
+        fleet = gans[0].build_fleet(len(gans))
+    for name, network in fleet.modules().items():
+        stack_weights([gan.modules()[name] for gan in gans], network)
+    return fleet
+
+
+def stack_weights(networks: Sequence[nn.Module], fleet: nn.Module) -> None:
+    """Write the members' weights into a fleet's network.
+
+    Raises:
+        KdganError: The members differ in shape.
+    """
+    states = [network.state_dict() for network in networks]
+    shapes = [{name: tuple(weight.shape) for name, weight in state.items()} for state in states]
+    for member, own in enumerate(shapes):
+        if own != shapes[0]:
+            name = next(name for name in [*shapes[0], *own] if own.get(name) != shapes[0].get(name))
+            raise KdganError(
+                "Members of a fleet must be of one shape",
+                f"{name} is {shapes[0].get(name, 'missing')} in member 0 and {own.get(name, 'missing')} in member {member}",
+                "Give them one family, image format, latent size and channel plan",
+            )
+    fleet.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
+
+
+def split_weights(fleet: nn.Module, networks: Sequence[nn.Module | None]) -> None:
+    """Write a fleet's weights back into its members' networks; None passes one over."""
+    theirs = [None if network is None else network.state_dict() for network in networks]
+    for name, weights in fleet.state_dict().items():
+        for state, own in zip(theirs, weights.chunk(len(networks)), strict=True):
+            if state is not None:
+                state[name].copy_(own)

@@ -1,0 +1,97 @@
+"""The layers of every block: torch's own, but faster in training where torch is slow.
+
+A convolution of few channels, or one whose one side is a vector, spends its time on calls and on reordering weights. In
+training mode these layers compute such a one by matrix products over patches, of all groups at once. All others, and
+every one in evaluation mode (what is counted and exported), are torch's operator. docs/performance.md has the times.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import fold, group_norm, unfold
+
+LARGEST_PATCHES = 1 << 14
+"""Numbers a group in the matrix of patches up to which the products beat the convolution, measured on a CPU."""
+
+FEW_CHANNELS = 3
+"""Where the image's side has no more channels than that, products beat the convolution at any size."""
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d``, in training as weight × patches of the input where that is faster.
+
+    Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); kernel, stride and padding as in ``nn.Conv2d``, dilation 1.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        batch, groups = len(images), self.groups
+        height, width = (
+            (side + 2 * padding - kernel) // stride + 1
+            for side, padding, kernel, stride in zip(images.shape[2:], *_geometry(self), strict=True)
+        )
+        if not (self.training and _products_are_faster(self, batch, self.in_channels, height * width)):
+            return super().forward(images)
+        weight = self.weight.view(groups, self.out_channels // groups, -1)
+        if height == width == 1 and self.padding == (0, 0):
+            output = torch.bmm(weight, _vectors(images, groups).transpose(1, 2)).permute(2, 0, 1)
+        else:
+            patches = unfold(images, self.kernel_size, padding=self.padding, stride=self.stride)
+            output = torch.matmul(weight, patches.view(batch, groups, -1, height * width))
+        return _with_bias(self, output.reshape(batch, self.out_channels, height, width))
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d``, in training as patches of the output = weightᵀ × input where that is faster.
+
+    Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); no output padding, dilation 1.
+    """
+
+    def forward(self, images: Tensor, output_size: list[int] | None = None) -> Tensor:
+        batch, groups, places = len(images), self.groups, images.shape[2] * images.shape[3]
+        if not (self.training and _products_are_faster(self, batch, self.out_channels, places)):
+            return super().forward(images, output_size)
+        height, width = (
+            (side - 1) * stride - 2 * padding + kernel
+            for side, padding, kernel, stride in zip(images.shape[2:], *_geometry(self), strict=True)
+        )
+        weight = self.weight.view(groups, self.in_channels // groups, -1)
+        if places == 1 and self.padding == (0, 0):
+            output = torch.bmm(_vectors(images, groups), weight).transpose(0, 1)
+            output = output.reshape(batch, self.out_channels, height, width)
+        else:
+            patches = torch.matmul(weight.transpose(1, 2), images.reshape(batch, groups, -1, places))
+            patches = patches.view(batch, -1, places)
+            output = fold(patches, (height, width), self.kernel_size, padding=self.padding, stride=self.stride)
+        return _with_bias(self, output)
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """``nn.InstanceNorm2d`` with affine weights, in training as group norm with a group a channel: the same sums."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        return group_norm(images, self.num_features, self.weight, self.bias, self.eps)
+
+
+Convolution = Conv2d | ConvTranspose2d
+
+
+def _geometry(layer: Convolution) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Padding, kernel and stride by axis."""
+    assert isinstance(layer.padding, tuple)
+    return layer.padding, layer.kernel_size, layer.stride
+
+
+def _products_are_faster(layer: Convolution, batch: int, image_side_channels: int, places: int) -> bool:
+    channels = image_side_channels // layer.groups
+    patches = batch * channels * layer.kernel_size[0] * layer.kernel_size[1] * places
+    return places == 1 or channels <= FEW_CHANNELS or patches <= LARGEST_PATCHES
+
+
+def _vectors(images: Tensor, groups: int) -> Tensor:
+    """(B, groups · n, h, w) → (groups, B, n · h · w)."""
+    return images.reshape(len(images), groups, -1).transpose(0, 1)
+
+
+def _with_bias(layer: Convolution, output: Tensor) -> Tensor:
+    return output if layer.bias is None else output + layer.bias.view(-1, 1, 1)

@@ -1,0 +1,88 @@
+"""A folder of teacher caches: for each key one ``.npy`` of rows and a ``.json`` that says what they are and their hash.
+
+A cache is whole or not there: rows that don't fit their hash, or whose description is gone, are computed again.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdgan_compress.storage.atomic import atomic_path, unwritable
+from kdgan_compress.training import TeacherCache
+
+CHUNK = 1 << 24
+
+
+class CacheFolder:
+    """Where caches are kept.
+
+    Args:
+        path: Made when the first cache is written.
+        memory_mb: Rows larger than that stay in their file and are mapped; smaller ones are read into memory.
+    """
+
+    def __init__(self, path: Path, memory_mb: int) -> None:
+        self.path, self._memory_mb = path, memory_mb
+
+    def load(self, key: str) -> tuple[TeacherCache | None, str]:
+        """The cache of this key, or None; and in words what was found."""
+        rows_path, about_path = self._paths(key)
+        if not rows_path.exists() and not about_path.exists():
+            return None, "none yet"
+        try:
+            about = json.loads(about_path.read_text(encoding="utf-8"))
+            rows = np.load(rows_path, mmap_mode="r", allow_pickle=False)
+            shapes = {str(name): tuple(map(int, shape)) for name, shape in about["shapes"].items()}
+            whole = about["sha256"] == _sha256(rows_path) and rows.shape[1] == sum(map(math.prod, shapes.values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            whole = False
+        if not whole:
+            return None, f"{rows_path} was damaged"
+        if rows.nbytes <= self._memory_mb * 1_000_000:
+            rows = np.array(rows)
+        return TeacherCache(_as_tensor(rows), shapes), f"read from {rows_path}"
+
+    def save(
+        self, key: str, shapes: Mapping[str, tuple[int, ...]], num_images: int, dtype: str, rows: Iterable[Tensor]
+    ) -> None:
+        """Write rows as they come; no more than one portion of them is in memory.
+
+        Raises:
+            KdganError: The folder can't be written, or is full; nothing is left there then.
+        """
+        rows_path, about_path = self._paths(key)
+        shape = (num_images, sum(map(math.prod, shapes.values())))
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        with atomic_path(rows_path) as temporary, temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for portion in rows:
+                try:
+                    file.write(portion.numpy().tobytes())
+                except OSError as error:
+                    raise unwritable(rows_path, error) from None
+        about: dict[str, Any] = {"key": key, "shapes": shapes, "sha256": _sha256(rows_path)}
+        with atomic_path(about_path) as temporary:
+            temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    def _paths(self, key: str) -> tuple[Path, Path]:
+        return self.path / f"{key}.npy", self.path / f"{key}.json"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _as_tensor(rows: Any) -> Tensor:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
+        return torch.from_numpy(rows)
