@@ -48,9 +48,10 @@ def stack_weights(networks: Sequence[nn.Module], fleet: nn.Module) -> None:
     for member, own in enumerate(shapes):
         if own != shapes[0]:
             name = next(name for name in [*shapes[0], *own] if own.get(name) != shapes[0].get(name))
+            first, other = (shape.get(name, "missing") for shape in (shapes[0], own))
             raise KdganError(
                 "Members of a fleet must be of one shape",
-                f"{name} is {shapes[0].get(name, 'missing')} in member 0 and {own.get(name, 'missing')} in member {member}",
+                f"{name} is {first} in member 0 and {other} in member {member}",
                 "Give them one family, image format, latent size and channel plan",
             )
     fleet.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})

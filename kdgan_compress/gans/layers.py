@@ -5,6 +5,8 @@ training mode these layers compute such a one by matrix products over patches, o
 every one in evaluation mode (what is counted and exported), are torch's operator. docs/performance.md has the times.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import fold, group_norm, unfold
@@ -19,7 +21,7 @@ FEW_CHANNELS = 3
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d``, in training as weight × patches of the input where that is faster.
 
-    Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); kernel, stride and padding as in ``nn.Conv2d``, dilation 1.
+    Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); kernel, stride and padding are ``nn.Conv2d``'s, dilation 1.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -32,7 +34,7 @@ class Conv2d(nn.Conv2d):
             return super().forward(images)
         weight = self.weight.view(groups, self.out_channels // groups, -1)
         if height == width == 1 and self.padding == (0, 0):
-            output = torch.bmm(weight, _vectors(images, groups).transpose(1, 2)).permute(2, 0, 1)
+            output = _times_matrices(images, weight, transposed=True)
         else:
             patches = unfold(images, self.kernel_size, padding=self.padding, stride=self.stride)
             output = torch.matmul(weight, patches.view(batch, groups, -1, height * width))
@@ -55,8 +57,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         )
         weight = self.weight.view(groups, self.in_channels // groups, -1)
         if places == 1 and self.padding == (0, 0):
-            output = torch.bmm(_vectors(images, groups), weight).transpose(0, 1)
-            output = output.reshape(batch, self.out_channels, height, width)
+            output = _times_matrices(images, weight).reshape(batch, self.out_channels, height, width)
         else:
             patches = torch.matmul(weight.transpose(1, 2), images.reshape(batch, groups, -1, places))
             patches = patches.view(batch, -1, places)
@@ -88,9 +89,37 @@ def _products_are_faster(layer: Convolution, batch: int, image_side_channels: in
     return places == 1 or channels <= FEW_CHANNELS or patches <= LARGEST_PATCHES
 
 
-def _vectors(images: Tensor, groups: int) -> Tensor:
-    """(B, groups · n, h, w) → (groups, B, n · h · w)."""
-    return images.reshape(len(images), groups, -1).transpose(0, 1)
+def _times_matrices(images: Tensor, matrices: Tensor, transposed: bool = False) -> Tensor:
+    """Each group's images as vectors (B, groups · n, h, w) times its matrix (groups, n · h · w, m) → (B, groups, m)."""
+    vectors = images.reshape(len(images), len(matrices), -1).transpose(0, 1)
+    product: Tensor = _Product.apply(vectors, matrices, transposed)
+    return product.transpose(0, 1)
+
+
+class _Product(torch.autograd.Function):
+    """(G, B, n) × (G, n, m), the matrices given transposed or not.
+
+    What autograd makes of it takes ten times as long at B = 1: a product of a column and a row, and a gradient that
+    doesn't lie as its matrix does and has to be copied (docs/performance.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, matrices: Tensor, transposed: bool) -> Tensor:
+        ctx.save_for_backward(vectors, matrices)
+        ctx.transposed = transposed
+        return torch.bmm(vectors, matrices.transpose(1, 2) if transposed else matrices)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        vectors, matrices = ctx.saved_tensors
+        of_vectors = of_matrices = None
+        if ctx.needs_input_grad[0]:
+            of_vectors = torch.bmm(gradient, matrices if ctx.transposed else matrices.transpose(1, 2))
+        if ctx.needs_input_grad[1]:
+            rows, columns = (gradient, vectors) if ctx.transposed else (vectors, gradient)
+            rows = rows.transpose(1, 2)
+            of_matrices = rows * columns if rows.shape[2] == 1 else torch.bmm(rows, columns)
+        return of_vectors, of_matrices, None
 
 
 def _with_bias(layer: Convolution, output: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class Adam:
         self._betas = betas
         self._means = [torch.zeros_like(parameter) for parameter in parameters]
         self._squares = [torch.zeros_like(parameter) for parameter in parameters]
-        self._steps = [torch.zeros(num_members, device=parameter.device) for parameter in parameters]
+        self._all_steps = torch.zeros(len(self.parameters), num_members, device=self.parameters[0].device)
+        self._steps = list(self._all_steps)
         self._first_steps = [steps[:1] for steps in self._steps]
         self._moves = [torch.zeros_like(parameter) for parameter in parameters] if num_members > 1 else []
         self._in_step = True
@@ -42,7 +43,10 @@ class Adam:
             for tensors in (self.parameters, self._means, self._squares, self._steps, self._first_steps)
         )
         gradients = [parameter.grad for parameter in parameters]
-        torch._foreach_add_(steps, 1)
+        if len(moved) == len(self.parameters):
+            self._all_steps += 1
+        else:
+            torch._foreach_add_(steps, 1)
         if not self._in_step:
             columns = (self._by_member(tensors) for tensors in (parameters, gradients, means, squares, steps))
             for rate, tensors in zip(rates, zip(*columns, strict=True), strict=True):

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
 from kdgan_compress import losses
-from kdgan_compress.gans import Gan, evaluating, to_network_range
+from kdgan_compress.gans import Gan, evaluating, layers, to_network_range
 from kdgan_compress.objectives.cvgad import outlier_codes
 from kdgan_compress.policies import Stage
 
@@ -21,10 +21,12 @@ class _Plain:
 
     def __init__(self, gan: Gan, own_losses: bool) -> None:
         assert gan.discriminator is not None
+        for network in gan.modules().values():
+            _use_torchs_layers(network)
         self.generator: Any = gan.generator
         self.discriminator, self.own_losses = gan.discriminator, own_losses
         self.optimizers: list[Any] = [
-            torch.optim.Adam(network.parameters(), betas=(0.5, 0.99), fused=True)
+            torch.optim.Adam(network.parameters(), betas=(0.5, 0.99))
             for network in (self.generator, self.discriminator)
         ]
         self.parameters = [list(network.parameters()) for network in (self.generator, self.discriminator)]
@@ -40,22 +42,21 @@ class _Plain:
 
 
 class _PlainGanomaly(_Plain):
-    """Forward, D(x), D(x̂), G's update, D(x̂) again, D's update."""
+    """GANomaly's public order: forward, D(x) and D(x̂) for L_d, D of both again for L_g, G's update, D's update."""
 
     def step(self, images: Tensor, number: int, rate: float, targets: tuple[Tensor, ...] | None) -> None:
         z1, x_hat, z2 = self.generator(images)
         loss = torch.zeros(())
         if self.own_losses:
-            features, logit = self.discriminator(images)
-            features_hat, _ = self.discriminator(x_hat)
-            loss = 10 * (images - x_hat).abs().mean() + (features.detach() - features_hat).square().mean()
+            (_, logit), (_, logit_hat) = self.discriminator(images), self.discriminator(x_hat.detach())
+            (features, _), (features_hat, _) = self.discriminator(images), self.discriminator(x_hat)
+            loss = 10 * (images - x_hat).abs().mean() + (features - features_hat).square().mean()
             loss = loss + (z1 - z2).square().mean()
         if targets is not None:
             distance = 50 * (z1 - targets[0]).square().mean() + 10 * (x_hat - targets[1]).abs().mean()
             loss = loss + distance + 50 * (z2 - targets[2]).square().mean()
         self.move(GENERATOR, loss, rate)
         if self.own_losses:
-            _, logit_hat = self.discriminator(x_hat.detach())
             real, fake = torch.ones_like(logit), torch.zeros_like(logit_hat)
             self.move(DISCRIMINATOR, (cross_entropy(logit, real) + cross_entropy(logit_hat, fake)) / 2, rate)
 
@@ -151,3 +152,10 @@ def plain_loop(family: str, stage: Stage, student: Gan, teacher: Gan, batch: int
 def _lerp(averaged: Any, current: Any, num_averaged: Any) -> None:
     step = float(num_averaged)
     torch._foreach_lerp_(averaged, current, 1 - min(0.99, step / (step + 10)))
+
+
+def _use_torchs_layers(network: nn.Module) -> None:
+    """Undo what ``gans.layers`` does for speed: each layer computes as the torch class that it is made of."""
+    for module in network.modules():
+        if type(module).__module__ == layers.__name__:
+            module.__class__ = type(module).__mro__[1]

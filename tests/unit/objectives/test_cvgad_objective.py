@@ -86,7 +86,7 @@ class Plain:
         group["lr"] = rate
         gradients = torch.autograd.grad(loss, group["params"], allow_unused=True)
         for parameter, gradient in zip(group["params"], gradients, strict=True):
-            parameter.grad = gradient.contiguous()  # torch's fused Adam reads other layouts wrongly
+            parameter.grad = gradient
         self.adam[network].step()
         self.log.append((self.count, name))
 

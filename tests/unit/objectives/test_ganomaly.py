@@ -87,7 +87,7 @@ def test_the_updates_are_ganomalys(family, reduction, norm):
         order.append(update.network)
         terms |= update.terms
         parameters = list(gan.modules()[update.network].parameters())
-        update.loss.backward(inputs=parameters)
+        update.loss.backward(inputs=parameters, retain_graph=update.keeps_graph)
         torch.testing.assert_close(update.loss, expected_losses[update.network])
         for parameter, gradient in zip(parameters, expected[update.network], strict=True):
             torch.testing.assert_close(parameter.grad, gradient)
@@ -111,7 +111,8 @@ def test_through_taps_the_updates_are_the_same():
     assert [update.loss for update in tapped] == [update.loss for update in plain]
 
 
-def test_f_of_the_images_is_a_constant_in_l_g():
+@pytest.mark.parametrize("in_one_call", [True, False])
+def test_f_of_the_images_is_a_constant_in_l_g(in_one_call):
     gan, seen = tiny(), []
 
     def watched(x):
@@ -120,19 +121,33 @@ def test_f_of_the_images_is_a_constant_in_l_g():
         seen.append(features)
         return features, logit
 
-    update = next(updates(Gan(gan.generator, gan.taps, watched)))
+    update = next(updates(Gan(gan.generator, gan.taps, watched, separates_images=in_one_call)))
     update.loss.backward()
-    of_images, of_reconstructions = seen
-    assert of_images.grad is None
-    assert of_reconstructions.grad.abs().sum() > 0
+    assert [len(features) for features in seen] == ([6] if in_one_call else [3, 3])
+    of_images, of_reconstructions = seen[0].grad.chunk(2) if in_one_call else (features.grad for features in seen)
+    assert of_images is None or not of_images.any()
+    assert of_reconstructions.abs().sum() > 0
 
 
-def test_the_discriminators_update_leaves_the_generator_without_a_gradient():
+@pytest.mark.parametrize(("norm", "calls"), [("per_image", [6]), ("batch", [3, 3])])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+def test_one_batch_runs_the_discriminator_once_where_images_are_apart(norm, calls, weights):
+    gan, seen = tiny(norm=norm), []
+    gan.discriminator.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    list(updates(gan, weights))
+    assert seen == calls
+
+
+@pytest.mark.parametrize(
+    ("weights", "kept"), [((1.0, 1.0), [True, False]), ((1.0, 0.0), [False]), ((0.0, 1.0), [True, False])]
+)
+def test_the_graph_is_kept_for_the_discriminator_alone(weights, kept):
     gan = tiny()
-    _, update = updates(gan)
-    update.loss.backward()
-    assert all(parameter.grad is None for parameter in gan.generator.parameters())
-    assert all(parameter.grad.abs().sum() > 0 for parameter in gan.discriminator.parameters())
+    batch = list(updates(gan, weights))
+    assert [update.keeps_graph for update in batch] == kept
+    for update in batch:  # what is not kept is not needed
+        if update.loss is not None:
+            update.loss.backward(retain_graph=update.keeps_graph)
 
 
 def test_one_batch_runs_the_generator_once():

@@ -13,7 +13,16 @@ from kdgan_compress.gans import Architecture, build
 from kdgan_compress.objectives import Distillation, GanomalyObjective, Update
 from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage
 from kdgan_compress.taps import Connectors
-from kdgan_compress.training import DivergedError, Learner, StageRun, TrainingSettings, begin_stage, engine, run_stage
+from kdgan_compress.training import (
+    DivergedError,
+    Learner,
+    StageRun,
+    TrainingSettings,
+    begin_stage,
+    engine,
+    meter,
+    run_stage,
+)
 
 BETAS = (0.5, 0.99)
 DECAY = 0.3
@@ -79,8 +88,8 @@ class Plain:
         self.gan, self.decay, self.connectors = gan, decay, connectors
         connecting = [] if connectors is None else list(connectors.parameters())
         self.adam = {
-            "generator": torch.optim.Adam([*gan.generator.parameters(), *connecting], betas=BETAS, fused=True),
-            "discriminator": torch.optim.Adam(gan.discriminator.parameters(), betas=BETAS, fused=True),
+            "generator": torch.optim.Adam([*gan.generator.parameters(), *connecting], betas=BETAS),
+            "discriminator": torch.optim.Adam(gan.discriminator.parameters(), betas=BETAS),
         }
         self.steps = 0
         self.average = [parameter.detach().clone() for parameter in gan.generator.parameters()]
@@ -90,7 +99,7 @@ class Plain:
         group = optimizer.param_groups[0]
         group["lr"] = rate
         for parameter, gradient in zip(group["params"], torch.autograd.grad(loss, group["params"]), strict=True):
-            parameter.grad = gradient.contiguous()  # torch's fused Adam reads other layouts wrongly
+            parameter.grad = gradient
         optimizer.step()
 
     def step(self, x, weight_g, weight_d, rate, targets=None, lam=0.0):
@@ -154,7 +163,10 @@ def assert_same_training(learner, plain, gan):
     for name, network in gan.modules().items():
         assert_near(network.state_dict(), plain.gan.modules()[name].state_dict())
     for name, saved in learner.state_dict()["optimizers"].items():
-        assert_near(saved["state"], plain.adam[name].state_dict()["state"])
+        states = plain.adam[name].state_dict()["state"].values()
+        for ours, theirs in (("means", "exp_avg"), ("squares", "exp_avg_sq")):
+            assert_near(saved[ours], [state[theirs] for state in states])
+        assert [steps.tolist() for steps in saved["steps"]] == [[state["step"].item()] for state in states]
     if plain.steps:
         assert_near([parameter.detach() for parameter in learner.scored_generator.parameters()], plain.average)
 
@@ -346,7 +358,7 @@ def test_the_order_leaves_the_random_state_alone():
 
 @pytest.mark.usefixtures("double")
 def test_records_between_epochs_hold_the_means_so_far(monkeypatch):
-    monkeypatch.setattr(engine, "RECORD_EVERY_IMAGES", 6)
+    monkeypatch.setattr(meter, "RECORD_EVERY_IMAGES", 6)
     student, _ = make_pair()
     plain = Plain(copy.deepcopy(student))
     _, _, records, batches = train(ALONE, student, None, make_images(10), epochs=1)
@@ -392,7 +404,7 @@ def play(script, epochs=2, epochs_done=0, num_images=10):
 
 @pytest.mark.parametrize("every", [4, 8, 512])
 def test_a_terms_mean_is_over_the_images_that_had_it(monkeypatch, every):
-    monkeypatch.setattr(engine, "RECORD_EVERY_IMAGES", every)
+    monkeypatch.setattr(meter, "RECORD_EVERY_IMAGES", every)
     script = [{"a": 1.0}, {"a": 4.0, "b": 5.0}, {"b": 8.0, "c": 7.0}]  # batches of 4, 4 and 2
     records = list(play([*script, {}, {}, {"b": 1.0}]))
     first, second = (record.losses for record in records if record.epoch_done)
@@ -414,7 +426,7 @@ def test_a_loss_that_is_no_number_ends_the_training(value, epochs_done):
 
 
 def test_a_loss_that_is_no_number_is_told_at_the_next_record(monkeypatch):
-    monkeypatch.setattr(engine, "RECORD_EVERY_IMAGES", 4)
+    monkeypatch.setattr(meter, "RECORD_EVERY_IMAGES", 4)
     running = play([{"a": 1.0}, {"b": float("nan")}, {}])
     assert next(running).losses == {"a": 1.0}
     with pytest.raises(DivergedError, match="b is nan at step 2 "):
