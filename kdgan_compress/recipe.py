@@ -24,7 +24,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import FAMILIES, Architecture, Norm, plan_for_width
 from kdgan_compress.objectives import OBJECTIVES, CvgadObjective, Distillation, GanomalyObjective
 from kdgan_compress.policies import ALONE, STRUCTURES, LossSet, Stage, parse_schedule
-from kdgan_compress.training import TrainingSettings
+from kdgan_compress.training import CacheDtype, Precision, TrainingSettings
 
 PACKAGE = Path(__file__).parent
 INSTALLED = PACKAGE / "recipes"
@@ -120,10 +120,12 @@ class TrainingSection(_Section):
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Precision = "float32"
 
     def settings(self) -> TrainingSettings:
         """The engine's part of this section."""
-        return TrainingSettings(self.batch_size, self.learning_rate_decay, self.seed)
+        return TrainingSettings(self.batch_size, self.learning_rate_decay, self.seed, self.precision)
 
     def num_epochs(self, num_train: int) -> int:
         """``epochs``, or as many as come nearest to ``num_images``."""
@@ -160,6 +162,15 @@ class StudentTrainingSection(TrainingSection):
     learning_rate: Rate = 4e-3
 
 
+class CacheSection(_Section):
+    """Whether and where a frozen teacher's outputs are kept; without a folder, in memory and only if they fit."""
+
+    enabled: bool = True
+    folder: str | None = None
+    dtype: CacheDtype = "float32"
+    memory_mb: Annotated[int, Field(ge=0)] = 1024
+
+
 class StageSection(_Section):
     """One stage of a schedule; what is left out is taken from ``distillation.training``."""
 
@@ -188,6 +199,7 @@ class DistillationSection(_Section):
     schedule: str | tuple[StageSection, ...] = "2->3"
     loss: Distillation = Distillation()
     training: StudentTrainingSection = StudentTrainingSection()
+    cache: CacheSection = CacheSection()
     teacher_learning_rate: Rate = 1e-4
 
     @field_validator("schedule", mode="before")
@@ -334,7 +346,15 @@ def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
 
 def _known_keys() -> set[str]:
     keys: set[str] = set()
-    for section in (Recipe, ModelSection, StudentSection, TrainingSection, DistillationSection, StageSection):
+    for section in (
+        Recipe,
+        ModelSection,
+        StudentSection,
+        TrainingSection,
+        DistillationSection,
+        CacheSection,
+        StageSection,
+    ):
         keys |= section.model_fields.keys()
     for settings in (DataSettings, *OBJECTIVES.values(), Distillation, LossSet):
         keys |= settings.__dataclass_fields__.keys()

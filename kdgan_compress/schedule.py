@@ -38,7 +38,8 @@ class Schedule:
         teacher: The learner it is distilled from; stages that train it move it in place.
         distillation: K_l.
         settings: Batch size, averaging, seed.
-        cache: The teacher's outputs for ``images``, used until a stage trains the teacher.
+        cache: The teacher's outputs for ``images``, used until a stage trains the teacher; where none does, the teacher
+            itself need not be given.
     """
 
     def __init__(
@@ -71,6 +72,12 @@ class Schedule:
         return self._stage_index, self._epochs_done
 
     @property
+    def is_finished(self) -> bool:
+        """Whether every epoch of every stage is done."""
+        last = len(self.stages) - 1
+        return self._stage_index > last or (self._stage_index == last and self._epochs_done >= self.stages[last].epochs)
+
+    @property
     def moves_teacher(self) -> bool:
         """Whether any stage trains the teacher on."""
         return any(stage.loss_set.trains_teacher for stage in self.stages)
@@ -88,7 +95,7 @@ class Schedule:
 
     def begin_stage(self) -> StageRun:
         """What the engine is to run next; the present stage is begun unless it was taken up in its middle."""
-        run = self._stage_run(self._stage_index)
+        run = self.stage_run(self._stage_index)
         if not self._restored:
             begin_stage(run)
         self._restored = False
@@ -102,6 +109,20 @@ class Schedule:
         """Move the position on to the next stage."""
         self._stage_index += 1
         self._epochs_done = 0
+
+    def stage_run(self, stage_index: int) -> StageRun:
+        """One of the stages as the engine takes it, from the present number of epochs on."""
+        return StageRun(
+            stage=self.stages[stage_index],
+            stage_index=stage_index,
+            student=self.student,
+            teacher=self.teacher,
+            images=self._images,
+            distillation=self._distillation,
+            settings=self._settings,
+            epochs_done=self._epochs_done,
+            cache=self._cache if stage_index < self._num_cached_stages else None,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Position, random state and both learners; tensors and plain values only, valid between epochs."""
@@ -128,29 +149,16 @@ class Schedule:
             )
         self._stage_index, self._epochs_done = state["stage_index"], state["epochs_done"]
         for stage_index in range(self._stage_index + 1):  # earlier ones left averages and connectors behind
-            begin_stage(self._stage_run(stage_index))
+            begin_stage(self.stage_run(stage_index))
         self.student.load_state_dict(state["student"])
-        if self.teacher is not None:
+        if self.teacher is not None and state["teacher"] is not None:
             self.teacher.load_state_dict(state["teacher"])
         torch.set_rng_state(state["random_state"])
         self._restored = True
 
-    def _stage_run(self, stage_index: int) -> StageRun:
-        return StageRun(
-            stage=self.stages[stage_index],
-            stage_index=stage_index,
-            student=self.student,
-            teacher=self.teacher,
-            images=self._images,
-            distillation=self._distillation,
-            settings=self._settings,
-            epochs_done=self._epochs_done,
-            cache=self._cache if stage_index < self._num_cached_stages else None,
-        )
-
     def _fingerprint(self) -> str:
         """Shape and checksum of the training images."""
-        return f"{tuple(self._images.shape)} {zlib.crc32(self._images.numpy().tobytes()):08x}"
+        return f"{tuple(self._images.shape)} {zlib.crc32(self._images.cpu().numpy().tobytes()):08x}"
 
 
 def run_together(schedules: Sequence[Schedule]) -> Iterator[tuple[int, Record | DivergedError]]:

@@ -3,12 +3,37 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+if TYPE_CHECKING:
+    from kdgan_compress.recipe import Recipe
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Several(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
+    """Values with commas between them, or a range of whole numbers such as 0..9."""
+
+    name = "N|A..B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """``"0..2"`` → ``["0", "1", "2"]``, ``"5"`` → ``["5"]``, ``"bag,sneaker"`` → ``["bag", "sneaker"]``."""
+        if isinstance(value, list):
+            return value
+        first, dots, last = str(value).partition("..")
+        if not dots:
+            values = [part.strip() for part in str(value).split(",")]
+        elif first.isdecimal() and last.isdecimal() and int(first) <= int(last):
+            values = [str(number) for number in range(int(first), int(last) + 1)]
+        else:
+            self.fail(f"{value!r} is no range of whole numbers such as 0..9", param, ctx)
+        if not all(values) or len(set(values)) < len(values):
+            self.fail(f"{value!r} must name each value once", param, ctx)
+        return values
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; progress on stderr.")
 data_root_option = click.option("--data-root", metavar="DIR", help="Where named sets are, or are downloaded to.")
@@ -16,6 +41,12 @@ data_option = click.option(
     "--data", metavar="SOURCE", help="sample, mnist, fashion-mnist, cifar10, coil100, folder:PATH or npz:PATH."
 )
 normal_option = click.option("--normal", metavar="CLASS", help="The normal class, a number or a name.")
+normals_option = click.option(
+    "--normal",
+    type=Several(),
+    metavar="CLASS",
+    help="The normal class, a number or a name; 0..9 or a,b for a model each.",
+)
 
 
 PROTOCOL_OPTIONS = ("protocol", "novel", "trial", "outliers", "num_categories")
@@ -93,14 +124,25 @@ def training_options(command: Command) -> Command:
         click.option("--num-images", type=int, help="The same by images; rounded to whole epochs."),
         click.option("--batch-size", type=int, help="Images a step, from 1 up."),
         click.option("--learning-rate", type=float, help="Adam's rate at the start of a stage."),
-        click.option("--seed", type=int, help="Of weights and order of images."),
+        click.option("--seed", type=Several(), help="Of weights and order of images; 0..4 for five models."),
         click.option("--threads", type=int, help="CPU threads; chosen by the model's width if not given."),
-        click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/<name>]"),
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute.  [default: cpu]"),
+        click.option(
+            "--precision",
+            type=click.Choice(["float32", "tf32", "bfloat16"]),
+            help="Of a GPU's matrix products.  [default: float32]",
+        ),
+        click.option("--fleet", type=int, metavar="K", help="Models trained as one; measured and chosen if not given."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            help="The run folder; of several models the folder of their run folders.  [default: runs/<name>]",
+        ),
         click.option(
             "--resume",
             type=click.Path(path_type=Path),
             metavar="RUN",
-            help="Continue an interrupted run by its own recipe; goes with no other setting.",
+            help="Continue an interrupted run, or all in a folder, by their own recipes; goes with no other setting.",
         ),
         click.option("--track-auc", is_flag=True, help="Measure AUC after every epoch; it chooses nothing."),
         data_root_option,
@@ -123,13 +165,34 @@ def training_changes(width: int | None, channels: list[int] | None, **training: 
     return {k: v for k, v in plan.items() if v is not None}, {k: v for k, v in training.items() if v is not None}
 
 
+def with_seeds(recipe: "Recipe", seeds: list[str] | None, *section: str) -> "list[Recipe]":
+    """The recipe once for each seed in one of its sections; as it is where there is none.
+
+    Raises:
+        click.UsageError: A seed is no whole number.
+    """
+    if seeds is None:
+        return [recipe]
+    if not all(seed.isdecimal() for seed in seeds):
+        raise click.UsageError(f"--seed must be whole numbers, such as 0 or 0..4; got {','.join(seeds)}.")
+    changes: list[Any] = [{"seed": int(seed)} for seed in seeds]
+    for key in reversed(section):
+        changes = [{key: change} for change in changes]
+    return [recipe.replace(change) for change in changes]
+
+
+def holds_runs(folder: Path) -> bool:
+    """Whether a folder is no run itself but has runs in it."""
+    return not (folder / "recipe.yaml").exists() and any(folder.glob("*/recipe.yaml"))
+
+
 def forbid_beside_resume(context: click.Context) -> None:
     """Refuse settings beside ``--resume``, since the run's own recipe decides.
 
     Raises:
         click.UsageError: Naming the first of them.
     """
-    allowed = {"resume", "as_json", "track_auc"}
+    allowed = {"resume", "as_json", "track_auc", "fleet"}
     for name in context.params:
         if name not in allowed and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--resume continues a run by its own recipe; leave out --{name.replace('_', '-')}.")

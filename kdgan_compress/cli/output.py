@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from kdgan_compress.workflows.fleet import FleetResult
     from kdgan_compress.workflows.run import Progress, RunResult, ShowProgress
 
 
@@ -32,7 +33,33 @@ def print_run(result: "RunResult", as_json: bool) -> None:
         f"training     {result.num_images} images in {result.seconds:.1f} s ({result.images_per_s:.0f} images/s), "
         f"{result.epochs} epochs, seed {result.seed}"
     )
-    click.echo(f"machine      {result.machine}, {result.threads} thread{'s' if result.threads > 1 else ''}")
+    if result.teacher_cache is not None:
+        click.echo(f"cache        {result.teacher_cache}")
+    click.echo(f"machine      {_machine(result)}")
+
+
+def _machine(result: "RunResult") -> str:
+    return f"{result.machine}, {result.threads} thread{'s' if result.threads > 1 else ''}"
+
+
+def print_fleet(result: "FleetResult", as_json: bool) -> None:
+    """What many trainings came to; ends with exit code 1 where some of them failed."""
+    if as_json:
+        print_json(result)
+    else:
+        for member in result.members:
+            auc = f"AUC {percent(member.auc)} averaged weights, {percent(member.auc_raw)} raw weights"
+            click.echo(f"{member.run}  {auc}  seed {member.seed}")
+        click.echo(
+            f"{len(result.members)} models, {result.num_images} images in {result.seconds:.1f} s "
+            f"({result.images_per_s:.0f} images/s), {result.fleet} at once"
+        )
+        if result.members:
+            click.echo(f"machine      {_machine(result.members[0])}")
+    for run, error in result.failed.items():
+        click.echo(f"{run}: {error}", err=True)
+    if result.failed:
+        raise SystemExit(1)
 
 
 def percent(share: float | None) -> str:
@@ -94,7 +121,8 @@ def _epoch_line(progress: "Progress") -> str:
 
 
 def _place(progress: "Progress") -> str:
-    return f"stage {progress.record.stage}, epoch {progress.record.epoch}"
+    place = f"stage {progress.record.stage}, epoch {progress.record.epoch}"
+    return place if progress.run is None else f"{progress.run}, {place}"
 
 
 def _rate(progress: "Progress") -> str:

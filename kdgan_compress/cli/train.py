@@ -9,17 +9,19 @@ from kdgan_compress.cli.options import (
     PROTOCOL_OPTIONS,
     data_option,
     forbid_beside_resume,
-    normal_option,
+    holds_runs,
+    normals_option,
     protocol_options,
     training_changes,
     training_options,
+    with_seeds,
 )
-from kdgan_compress.cli.output import print_run, progress_display
+from kdgan_compress.cli.output import print_fleet, print_run, progress_display
 
 
 @click.command()
 @data_option
-@normal_option
+@normals_option
 @protocol_options
 @click.option("--family", help="ede, ed, ed_ehat or cvgad.  [default: the recipe's]")
 @click.option("--image-channels", type=click.Choice(["1", "3"]), help="Grey or RGB; the data's own if not given.")
@@ -33,7 +35,7 @@ def train(
     context: click.Context,
     /,
     data: str | None,
-    normal: str | None,
+    normal: list[str] | None,
     data_root: str | None,
     family: str | None,
     image_channels: str | None,
@@ -47,25 +49,31 @@ def train(
     resume: Path | None,
     track_auc: bool,
     as_json: bool,
+    fleet: int | None,
     **options: Any,
 ) -> None:
-    """Train a GAN on normal images: a teacher, or a student alone.
+    """Train a GAN on normal images: a teacher, or a student alone. Of several classes or seeds, all at once.
 
     \b
     kdgan-compress train --data mnist --normal 5 --out runs/teacher
     kdgan-compress train --data folder:photos --out runs/teacher
+    kdgan-compress train --data mnist --normal 0..9 --out runs/teachers
     kdgan-compress train --recipe cvgad --data fashion-mnist --normal sneaker --protocol gpnd-5fold --trial 2
     """
     from kdgan_compress.recipe import load_recipe
-    from kdgan_compress.workflows.train import resume_train
+    from kdgan_compress.workflows.train import resume_train, resume_train_fleet, train_fleet
     from kdgan_compress.workflows.train import train as run_train
 
     if resume is not None:
         forbid_beside_resume(context)
         with progress_display() as show:
-            print_run(resume_train(resume, track_auc=track_auc, show_progress=show), as_json)
+            if holds_runs(resume):
+                print_fleet(resume_train_fleet(resume, fleet=fleet, track_auc=track_auc, show_progress=show), as_json)
+            else:
+                print_run(resume_train(resume, track_auc=track_auc, show_progress=show), as_json)
         return
     protocol = {name: options.pop(name) for name in PROTOCOL_OPTIONS}
+    seeds = options.pop("seed")
     plan, training = training_changes(**options)
     model = {
         "family": family,
@@ -76,7 +84,15 @@ def train(
         "num_clusters": num_clusters,
     }
     changed = load_recipe(recipe or "default").replace(*settings, {"model": plan | model, "training": training})
-    source = changed.data.override(data, normal, data_root, **protocol)
+    normals: list[str | None] = [*normal] if normal else [None]
+    chosen = [
+        seeded.model_copy(update={"data": seeded.data.override(data, one, data_root, **protocol)})
+        for one in normals
+        for seeded in with_seeds(changed, seeds, "training")
+    ]
     with progress_display() as show:
-        result = run_train(changed.model_copy(update={"data": source}), out, track_auc=track_auc, show_progress=show)
-    print_run(result, as_json)
+        if len(chosen) > 1:
+            several = train_fleet(chosen, out or "runs", fleet=fleet, track_auc=track_auc, show_progress=show)
+            print_fleet(several, as_json)
+        else:
+            print_run(run_train(chosen[0], out, track_auc=track_auc, show_progress=show), as_json)

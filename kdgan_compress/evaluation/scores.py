@@ -86,6 +86,7 @@ def _score_terms(generator: nn.Module, images: Tensor) -> Tensor:
 
 
 def _over_batches(generator: nn.Module, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """What ``compute`` makes of all images, float64."""
+    """What ``compute`` makes of all images, float64 on the CPU."""
+    device = next((parameter.device for parameter in generator.parameters()), images.device)
     with torch.no_grad(), evaluating(generator):
-        return torch.cat([compute(to_network_range(batch)).double() for batch in images.split(BATCH)])
+        return torch.cat([compute(to_network_range(batch.to(device))).double().cpu() for batch in images.split(BATCH)])

@@ -3,7 +3,15 @@
 from kdgan_compress.gans.architecture import Architecture, ImageFormat, Norm, num_blocks, plan_for_width
 from kdgan_compress.gans.catalog import FAMILIES, build
 from kdgan_compress.gans.fleet import split_weights, stack_gans, stack_weights
-from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, evaluating, has_score_terms, to_network_range
+from kdgan_compress.gans.gan import (
+    Gan,
+    Scorer,
+    anomaly_score,
+    evaluating,
+    has_score_terms,
+    to_device,
+    to_network_range,
+)
 
 __all__ = [
     "FAMILIES",
@@ -21,5 +29,6 @@ __all__ = [
     "split_weights",
     "stack_gans",
     "stack_weights",
+    "to_device",
     "to_network_range",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans.gan import Gan
+from kdgan_compress.gans.gan import Gan, to_device
 
 
 def stack_gans(gans: Sequence[Gan]) -> Gan:
@@ -31,7 +31,7 @@ def stack_gans(gans: Sequence[Gan]) -> Gan:
             "Train these one after the other (--fleet 1)",
         )
     with torch.random.fork_rng(devices=[]):
-        fleet = gans[0].build_fleet(len(gans))
+        fleet = to_device(gans[0].build_fleet(len(gans)), str(gans[0].device))
     for name, network in fleet.modules().items():
         stack_weights([gan.modules()[name] for gan in gans], network)
     return fleet

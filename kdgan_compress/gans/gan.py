@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -34,10 +35,22 @@ class Gan:
     num_members: int = 1
     build_fleet: "Callable[[int], Gan] | None" = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.generator.parameters()).device
+
     def modules(self) -> dict[str, nn.Module]:
         """The networks that exist, by name."""
         networks = {"generator": self.generator}
         return networks if self.discriminator is None else networks | {"discriminator": self.discriminator}
+
+
+def to_device(gan: Gan, device: str) -> Gan:
+    """Move a GAN's networks in place; the same GAN."""
+    for network in gan.modules().values():
+        network.to(device)
+    return gan
 
 
 @contextmanager

@@ -21,14 +21,16 @@ FEW_CHANNELS = 3
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d``, in training as weight × patches of the input where that is faster.
 
-    Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); kernel, stride and padding are ``nn.Conv2d``'s, dilation 1.
+    Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); kernel, stride and padding as there, dilation 1.
     """
 
     def forward(self, images: Tensor) -> Tensor:
         batch, groups = len(images), self.groups
         height, width = (
             (side + 2 * padding - kernel) // stride + 1
-            for side, padding, kernel, stride in zip(images.shape[2:], *_geometry(self), strict=True)
+            for side, padding, kernel, stride in zip(
+                images.shape[2:], _padding(self), self.kernel_size, self.stride, strict=True
+            )
         )
         if not (self.training and _products_are_faster(self, batch, self.in_channels, height * width)):
             return super().forward(images)
@@ -36,7 +38,7 @@ class Conv2d(nn.Conv2d):
         if height == width == 1 and self.padding == (0, 0):
             output = _times_matrices(images, weight, transposed=True)
         else:
-            patches = unfold(images, self.kernel_size, padding=self.padding, stride=self.stride)
+            patches = unfold(images, self.kernel_size, padding=_padding(self), stride=self.stride)
             output = torch.matmul(weight, patches.view(batch, groups, -1, height * width))
         return _with_bias(self, output.reshape(batch, self.out_channels, height, width))
 
@@ -53,7 +55,9 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             return super().forward(images, output_size)
         height, width = (
             (side - 1) * stride - 2 * padding + kernel
-            for side, padding, kernel, stride in zip(images.shape[2:], *_geometry(self), strict=True)
+            for side, padding, kernel, stride in zip(
+                images.shape[2:], _padding(self), self.kernel_size, self.stride, strict=True
+            )
         )
         weight = self.weight.view(groups, self.in_channels // groups, -1)
         if places == 1 and self.padding == (0, 0):
@@ -61,7 +65,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         else:
             patches = torch.matmul(weight.transpose(1, 2), images.reshape(batch, groups, -1, places))
             patches = patches.view(batch, -1, places)
-            output = fold(patches, (height, width), self.kernel_size, padding=self.padding, stride=self.stride)
+            output = fold(patches, (height, width), self.kernel_size, padding=_padding(self), stride=self.stride)
         return _with_bias(self, output)
 
 
@@ -77,10 +81,9 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 Convolution = Conv2d | ConvTranspose2d
 
 
-def _geometry(layer: Convolution) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Padding, kernel and stride by axis."""
-    assert isinstance(layer.padding, tuple)
-    return layer.padding, layer.kernel_size, layer.stride
+def _padding(layer: Convolution) -> tuple[int, ...]:
+    assert isinstance(layer.padding, tuple), "padding is given by numbers"
+    return layer.padding
 
 
 def _products_are_faster(layer: Convolution, batch: int, image_side_channels: int, places: int) -> bool:

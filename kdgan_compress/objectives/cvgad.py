@@ -106,7 +106,7 @@ class CvgadObjective:
     def _critic(self, critic: nn.Module, x_hat: Tensor, batch: Batch) -> Update:
         images = batch.images
         wasserstein = wasserstein_loss(critic(images), critic(x_hat))
-        penalty = gradient_penalty(critic, images, x_hat, torch.rand(len(images)))
+        penalty = gradient_penalty(critic, images, x_hat, torch.rand(len(images), device=images.device))
         terms = {"wasserstein": wasserstein, "penalty": penalty}
         return Update("discriminator", batch.weight_d * (wasserstein + self.w_penalty * penalty), terms)
 
@@ -164,10 +164,10 @@ def outlier_codes(means: Tensor, num: int, distance: float) -> Tensor:
     Returns:
         (≤ num, d): those that are far from the other means too.
     """
-    centres = means[torch.randint(len(means), (num,))]
-    directions = torch.randn(num, means.shape[1])
+    centres = means[torch.randint(len(means), (num,), device=means.device)]
+    directions = torch.randn(num, means.shape[1], device=means.device)
     directions = directions / directions.square().mean(1, keepdim=True).sqrt()
-    codes = centres + directions * distance * torch.empty(num, 1).uniform_(1, FARTHEST)
+    codes = centres + directions * distance * torch.empty(num, 1, device=means.device).uniform_(1, FARTHEST)
     return codes[is_far(codes, means, distance)]
 
 

@@ -87,16 +87,17 @@ def is_used(weight: Weight) -> bool:
     return isinstance(weight, Tensor) or weight > 0  # weights that differ can't all be 0
 
 
-def together(weights: Sequence[float]) -> Weight:
-    """The members' weights as one: the number that all have, or (K,)."""
-    return weights[0] if len(set(weights)) == 1 else torch.tensor(weights)
+def together(weights: Sequence[float], device: torch.device | str = "cpu") -> Weight:
+    """The members' weights as one: the number that all have, or (K,) on the device."""
+    return weights[0] if len(set(weights)) == 1 else torch.tensor(weights, device=device)
 
 
-def merge_settings(settings: Sequence[Settings]) -> Settings:
+def merge_settings(settings: Sequence[Settings], device: torch.device | str = "cpu") -> Settings:
     """The members' settings as those of their fleet: an objective's weights, say, ``together``.
 
     Args:
         settings: K dataclasses of one class.
+        device: Of numbers that differ.
 
     Raises:
         KdganError: They differ in something that is no number.
@@ -115,7 +116,7 @@ def merge_settings(settings: Sequence[Settings]) -> Settings:
                 f"got {', '.join(sorted(map(str, set(values))))}",
                 "Train those that differ in it one after the other",
             )
-        object.__setattr__(merged, field.name, together(values))
+        object.__setattr__(merged, field.name, together(values, device))
     return merged  # type: ignore[no-any-return]
 
 

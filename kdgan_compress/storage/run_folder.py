@@ -35,13 +35,21 @@ class RunFolder:
         Raises:
             KdganError: It has a run in it already, or can't be written.
         """
+        self.require_new()
+        self.write_text(self.recipe, recipe)
+
+    def require_new(self) -> None:
+        """Check that there is no run here yet.
+
+        Raises:
+            KdganError: There is one.
+        """
         if self.recipe.exists():
             raise KdganError(
                 "A new run must have a folder of its own",
                 f"found a run in {self.path}",
                 "Give another --out, or continue that one with --resume",
             )
-        self.write_text(self.recipe, recipe)
 
     def require_run(self) -> None:
         """Check that there is a run to be continued.
@@ -94,7 +102,7 @@ class RunFolder:
         if not self.state.exists():
             raise KdganError("A run to be resumed must have finished an epoch", f"found no {self.state}", fix)
         try:
-            state: dict[str, Any] = torch.load(self.state, weights_only=True)
+            state: dict[str, Any] = torch.load(self.state, weights_only=True, map_location="cpu")
         except Exception as error:  # torch names no narrower class for a damaged archive
             raise KdganError("state.pt must be whole", f"{self.state}: {first_line(error)}", fix) from None
         return state

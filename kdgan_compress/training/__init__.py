@@ -9,7 +9,7 @@ from kdgan_compress.training.cache import (
     cacheable_stages,
     teacher_rows,
 )
-from kdgan_compress.training.engine import StageRun, TrainingSettings, begin_stage, run_fleet, run_stage
+from kdgan_compress.training.engine import Precision, StageRun, TrainingSettings, begin_stage, run_fleet, run_stage
 from kdgan_compress.training.learner import Learner
 from kdgan_compress.training.meter import DivergedError, Record
 
@@ -17,6 +17,7 @@ __all__ = [
     "CacheDtype",
     "DivergedError",
     "Learner",
+    "Precision",
     "Record",
     "StageRun",
     "TeacherCache",

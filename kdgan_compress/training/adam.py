@@ -48,16 +48,17 @@ class Adam:
         else:
             torch._foreach_add_(steps, 1)
         if not self._in_step:
-            columns = (self._by_member(tensors) for tensors in (parameters, gradients, means, squares, steps))
-            for rate, tensors in zip(rates, zip(*columns, strict=True), strict=True):
-                self._fused(*tensors, rate)
+            lists = [self._by_member(tensors) for tensors in (parameters, gradients, means, squares, steps)]
+            for member, rate in enumerate(rates):
+                own = [tensors[member] for tensors in lists]
+                self._fused(own[0], own[1], own[2], own[3], own[4], rate)
         elif len(set(rates)) > 1:
             moves = [self._moves[place] for place in moved]
             torch._foreach_zero_(moves)
             self._fused(moves, gradients, means, squares, first_steps, 1.0)
             factors = torch.tensor(rates, dtype=moves[0].dtype).to(moves[0].device)[:, None]
-            by_member = ([tensor.view(self.num_members, -1) for tensor in tensors] for tensors in (parameters, moves))
-            torch._foreach_addcmul_(*by_member, [factors] * len(moves))
+            targets, moves = ([tensor.view(self.num_members, -1) for tensor in own] for own in (parameters, moves))
+            torch._foreach_addcmul_(targets, moves, [factors] * len(moves))
         else:
             self._fused(parameters, gradients, means, squares, first_steps, rates[0])
 
@@ -86,19 +87,19 @@ class Adam:
             if member is not None:
                 member.load_state_dict({name: columns[place] for name, columns in parts.items()})
 
-    def _by_member(self, tensors: Sequence[Any]) -> list[tuple[Tensor, ...]]:
-        return list(zip(*(tensor.chunk(self.num_members) for tensor in tensors), strict=True))
+    def _by_member(self, tensors: Sequence[Any]) -> list[list[Tensor]]:
+        return [list(own) for own in zip(*(tensor.chunk(self.num_members) for tensor in tensors), strict=True)]
 
     def _fused(
         self,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        means: Sequence[Tensor],
-        squares: Sequence[Tensor],
-        steps: Sequence[Tensor],
+        parameters: list[Any],
+        gradients: list[Any],
+        means: list[Any],
+        squares: list[Any],
+        steps: list[Any],
         rate: float,
     ) -> None:
-        """torch's kernel; its wrapper sorts tensors by device and type at each step, which takes longer than a step."""
+        """Torch's kernel; its wrapper sorts tensors by device and type at each step, which takes longer than a step."""
         torch._fused_adam_(
             parameters,
             gradients,

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import evaluating, stack_gans, to_network_range
+from kdgan_compress.gans import Gan, evaluating, stack_gans, to_network_range
 from kdgan_compress.objectives import Batch, Distillation, Outputs, is_used, merge_settings, together
 from kdgan_compress.policies import Stage
 from kdgan_compress.taps import Connectors, Taps
 from kdgan_compress.training.cache import TeacherCache, cached_outputs
 from kdgan_compress.training.learner import Learner, frozen
 from kdgan_compress.training.meter import DivergedError, Meter, Record, Waiting
+
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,14 @@ class TrainingSettings:
         learning_rate_decay: ``"linear"``: falls from the stage's rate at its first step to 0 after its last.
             ``"constant"``: stays.
         seed: Of the order of images.
+        precision: Of matrix products on a GPU: ``"float32"``, ``"tf32"`` or, by autocast, ``"bfloat16"``; the last two
+            are faster and give other results. A CPU computes in float32 whatever is asked.
     """
 
     batch_size: int = 16
     learning_rate_decay: Literal["linear", "constant"] = "linear"
     seed: int = 0
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +52,7 @@ class StageRun:
         stage: Loss set, epochs and learning rates.
         stage_index: Place in the schedule, from 0; decides the order of images.
         student: Moved by μ L_g, ν L_d and λ K_l.
-        teacher: Frozen, or moved by α L_g and β L_d before the student at each step.
+        teacher: Frozen, or moved by α L_g and β L_d before the student at each step; None where a cache is enough.
         images: All training images, uint8 (N, C, S, S).
         distillation: K_l.
         settings: Batch size and the like.
@@ -75,14 +80,14 @@ def epoch_order(num_images: int, seed: int, stage_index: int, epoch: int) -> Ten
 def begin_stage(run: StageRun) -> None:
     """Give both learners the optimisers, averages and connectors that this stage's loss set calls for."""
     losses, student, teacher = run.stage.loss_set, run.student, run.teacher
-    if losses.needs_teacher and teacher is None:
+    if teacher is None and (losses.trains_teacher or (losses.lam > 0 and run.cache is None)):
         raise KdganError(
             f"Stage {run.stage.name} must have a teacher",
             "found none",
             "Give one, or train alone with mu and nu only",
         )
-    if teacher is not None and losses.lam > 0 and student.connectors is None:
-        student.connectors = _connectors(student, teacher, run.images, run.distillation)
+    if losses.lam > 0 and student.connectors is None:
+        student.connectors = _connectors(run)
     student.begin_stage(("generator", "discriminator") if losses.nu > 0 else ("generator",))
     if teacher is not None and losses.trains_teacher:
         teacher.begin_stage(
@@ -195,10 +200,12 @@ class _Step:
     def __init__(self, runs: Sequence[StageRun], stack: ExitStack) -> None:
         self._runs, self._stages = runs, [run.stage for run in runs]
         sets = [stage.loss_set for stage in self._stages]
+        device = runs[0].images.device
         self._alpha, self._beta, self._mu, self._nu, self._lam = (
-            together([getattr(losses, name) for losses in sets]) for name in ("alpha", "beta", "mu", "nu", "lam")
+            together([getattr(losses, name) for losses in sets], device)
+            for name in ("alpha", "beta", "mu", "nu", "lam")
         )
-        self._distillation = merge_settings([run.distillation for run in runs])
+        self._distillation = merge_settings([run.distillation for run in runs], device)
         self._trains_teacher = any(losses.trains_teacher for losses in sets)
         self._shares: dict[tuple[int, ...], Tensor] = {}
         self._student = Learner.stack([run.student for run in runs])
@@ -299,10 +306,15 @@ class _Step:
         return terms
 
 
-def _connectors(student: Learner, teacher: Learner, images: Tensor, distillation: Distillation) -> Connectors:
+def _connectors(run: StageRun) -> Connectors:
     """What brings the student's taps to the teacher's shapes, found by running both on one image."""
-    outputs = []
-    for gan in (student.gan, teacher.gan):
-        with torch.no_grad(), frozen(gan), Taps(gan.generator, gan.taps) as taps:
-            outputs.append(distillation.with_z2(taps(to_network_range(images[:1])), taps))
-    return Connectors(*outputs)
+    ours = _outputs(run.student.gan, run)
+    if run.teacher is not None:
+        return Connectors(ours, _outputs(run.teacher.gan, run))
+    assert run.cache is not None, "a stage with K_l has a teacher or its cache"
+    return Connectors(ours, {name: torch.zeros(1, *shape) for name, shape in run.cache.shapes.items()})
+
+
+def _outputs(gan: Gan, run: StageRun) -> Outputs:
+    with torch.no_grad(), frozen(gan), Taps(gan.generator, gan.taps) as taps:
+        return run.distillation.with_z2(taps(to_network_range(run.images[:1])), taps)

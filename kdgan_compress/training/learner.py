@@ -38,7 +38,7 @@ class Learner:
         self._betas = betas
         self._decay = average_decay
         self._average: nn.Module | None = None
-        self._averaged: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+        self._averaged: tuple[list[Tensor], list[Tensor]] = [], []
         self._num_averaged = [0] * gan.num_members
         self._optimizers: dict[str, Adam] = {}
 
@@ -131,10 +131,10 @@ class Learner:
             if len(set(values)) > 1:
                 raise KdganError(
                     f"Members of a fleet must agree in {name}",
-                    f"got {', '.join(map(str, sorted(set(values))))}",
+                    f"got {', '.join(sorted(map(str, set(values))))}",
                     "Train those that differ in it one after the other",
                 )
-        objective = merge_settings([member.objective for member in members])
+        objective = merge_settings([member.objective for member in members], first.gan.device)
         fleet = cls(stack_gans([member.gan for member in members]), first._betas, first._decay, objective)
         fleet.begin_stage(list(first._optimizers))
         for name, optimizer in fleet._optimizers.items():

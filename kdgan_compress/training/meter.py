@@ -1,4 +1,4 @@
-"""What the engine tells of a training: running means of an epoch's losses, read from the device only when they are due."""
+"""What the engine tells of a training: means of an epoch's losses, read from the device only when they are due."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,18 +1,21 @@
 """Distil a trained teacher into a narrow student by a schedule of loss sets (P-KDGAN)."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import Architecture, build
+from kdgan_compress.gans import Architecture, build, to_device
 from kdgan_compress.recipe import Recipe, StudentSection, load_recipe
 from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import Checkpoint, RunFolder
 from kdgan_compress.training import Learner
-from kdgan_compress.workflows.machine import choose_threads
+from kdgan_compress.workflows.fleet import FleetResult, run_jobs, runs_below
+from kdgan_compress.workflows.machine import choose_threads, require_device, threads
 from kdgan_compress.workflows.models import load_model, model_name
 from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, check_num_clusters, execute, read_result
+from kdgan_compress.workflows.teacher_cache import CacheSource
 
 
 def distill(
@@ -39,14 +42,44 @@ def distill(
     Raises:
         KdganError: Whatever is wrong with teacher, recipe, data or folder; nothing is written then.
     """
-    recipe = recipe or load_recipe()
-    checkpoint = load_model(teacher)
-    settings = checkpoint.data.override(data, checkpoint.data.normal, data_root, novel=checkpoint.data.novel)
-    fitted = _fit_recipe(recipe, checkpoint, teacher).model_copy(update={"data": settings.absolute()})
-    job = _prepare(fitted, checkpoint)
-    name = f"{model_name(teacher)}-student-{job.architecture.plan}-seed{job.seed}"
-    folder = RunFolder(Path(out) if out else Path("runs") / name)
-    return execute(job, folder, resume=False, track_auc=track_auc, show_progress=show_progress)
+    job = _fresh(teacher, recipe or load_recipe(), Path(out) if out else None, data=data, data_root=data_root)
+    return execute(job, track_auc=track_auc, show_progress=show_progress)
+
+
+def distill_fleet(
+    teachers: Sequence[str | Path],
+    recipes: Sequence[Recipe] | None = None,
+    out: str | Path = "runs",
+    *,
+    data: str | None = None,
+    data_root: str | None = None,
+    fleet: int | None = None,
+    track_auc: bool = False,
+    show_progress: ShowProgress | None = None,
+) -> FleetResult:
+    """Distil each teacher by each recipe, many students at once: each is what ``distill`` makes, to float rounding.
+
+    Args:
+        teachers: Run folders or model files of one shape.
+        recipes: They may differ in seed, rates and weights, not in the student's shape; None for the shipped one.
+        out: A folder, for run folders of the names that ``distill`` gives them.
+        data: As in ``distill``.
+        data_root: As in ``distill``.
+        fleet: Students trained as one; None takes the number that is fastest here.
+        track_auc: Measure AUC after every epoch.
+        show_progress: Called about every 512 images of a student.
+
+    Raises:
+        KdganError: Whatever is wrong with a teacher, recipe, data or folder, or a fleet that is too large; nothing is
+            written then.
+    """
+    caches = CacheSource()
+    jobs = [
+        _fresh(teacher, recipe, None, Path(out), caches, data=data, data_root=data_root)
+        for teacher in teachers
+        for recipe in recipes or [load_recipe()]
+    ]
+    return run_jobs(jobs, width=fleet, track_auc=track_auc, show_progress=show_progress)
 
 
 def resume_distill(run: str | Path, *, track_auc: bool = False, show_progress: ShowProgress | None = None) -> RunResult:
@@ -56,16 +89,58 @@ def resume_distill(run: str | Path, *, track_auc: bool = False, show_progress: S
         KdganError: No run there, no distillation, or its teacher or training images are gone.
     """
     folder = RunFolder(Path(run))
+    return read_result(folder) or execute(
+        _take_up(folder, CacheSource()), track_auc=track_auc, show_progress=show_progress
+    )
+
+
+def resume_distill_fleet(
+    folder: str | Path,
+    *,
+    fleet: int | None = None,
+    track_auc: bool = False,
+    show_progress: ShowProgress | None = None,
+) -> FleetResult:
+    """Finish all interrupted distillations right below a folder; finished ones are left as they are.
+
+    Raises:
+        KdganError: No run there, or one that can't be finished.
+    """
+    caches = CacheSource()
+    jobs = [_take_up(run, caches) for run in runs_below(Path(folder))]
+    return run_jobs(jobs, width=fleet, track_auc=track_auc, show_progress=show_progress)
+
+
+def _fresh(
+    teacher: str | Path,
+    recipe: Recipe,
+    out: Path | None,
+    parent: Path = Path("runs"),
+    caches: CacheSource | None = None,
+    *,
+    data: str | None,
+    data_root: str | None,
+) -> Job:
+    """A new distillation, in ``out`` or a folder named after it below ``parent``."""
+    checkpoint = load_model(teacher)
+    settings = checkpoint.data.override(data, checkpoint.data.normal, data_root, novel=checkpoint.data.novel)
+    fitted = _fit_recipe(recipe, checkpoint, teacher).model_copy(update={"data": settings.absolute()})
+    section = fitted.distillation
+    plan = _student_architecture(section.student, checkpoint.architecture).plan
+    folder = RunFolder(out or parent / f"{model_name(teacher)}-student-{plan}-seed{section.training.seed}")
+    return _prepare(fitted, checkpoint, folder, False, caches or CacheSource())
+
+
+def _take_up(folder: RunFolder, caches: CacheSource) -> Job:
     folder.require_run()
     recipe = load_recipe(str(folder.recipe))
     if recipe.distillation.teacher is None:
         raise KdganError(
-            "distill --resume must be given a distillation", f"{run} is a training", "Use train --resume instead"
+            "distill --resume must be given a distillation",
+            f"{folder.path} is a training",
+            "Use train --resume instead",
         )
-    if (result := read_result(folder)) is not None:
-        return result
-    job = _prepare(recipe, load_model(recipe.distillation.teacher))
-    return execute(job, folder, resume=True, track_auc=track_auc, show_progress=show_progress)
+    return _prepare(recipe, load_model(recipe.distillation.teacher), folder, True, caches)
 
 
 def _fit_recipe(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Recipe:
@@ -90,28 +165,51 @@ def _student_architecture(student: StudentSection, teacher: Architecture) -> Arc
     return dataclasses.replace(teacher, channels=channels, family=student.family, num_clusters=None)
 
 
-def _prepare(recipe: Recipe, teacher: Checkpoint) -> Job:
+def _prepare(recipe: Recipe, teacher: Checkpoint, folder: RunFolder, resume: bool, caches: CacheSource) -> Job:
     section = recipe.distillation
     training = section.training
+    require_device(training.device)
     architecture = _student_architecture(section.student, teacher.architecture)
     split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
     check_num_clusters(architecture, split)
+    stages = section.stages(len(split.train))
+    moves_teacher = any(stage.loss_set.trains_teacher for stage in stages)
+    trained = architecture.channels + (teacher.architecture.channels if moves_teacher else ())
+    num_threads = training.threads or choose_threads(max(trained))
+    images = split.train.to(training.device)
+    master, pupil = (to_device(gan, training.device) for gan in (teacher.build(), build(architecture, training.seed)))
+    with threads(training.threads or choose_threads(max(teacher.architecture.channels))):
+        cache, cache_note = caches.get(section.cache, stages, master, images, section.loss)
     schedule = Schedule(
-        stages=section.stages(len(split.train)),
-        student=Learner(
-            build(architecture, training.seed), training.betas, training.average_decay, recipe.student_objective()
-        ),
-        images=split.train,
-        teacher=Learner(teacher.build(), training.betas, training.average_decay, recipe.objective),
+        stages=stages,
+        student=Learner(pupil, training.betas, training.average_decay, recipe.student_objective()),
+        images=images,
+        teacher=None
+        if cache is not None and not moves_teacher
+        else Learner(master, training.betas, training.average_decay, recipe.objective),
         distillation=section.loss,
         settings=training.settings(),
+        cache=cache,
     )
-    trained = architecture.channels + (teacher.architecture.channels if schedule.moves_teacher else ())
-    num_threads = training.threads or choose_threads(max(trained))
-    recipe = recipe.replace({"distillation": {"training": {"threads": num_threads}}})
+    folder_of_cache = str(Path(section.cache.folder).expanduser().resolve()) if section.cache.folder else None
+    recipe = recipe.replace(
+        {"distillation": {"training": {"threads": num_threads}, "cache": {"folder": folder_of_cache}}}
+    )
     provenance = {
         "command": "distill",
         "teacher": section.teacher,
         "schedule": "->".join(stage.name for stage in schedule.stages),
     }
-    return Job(recipe, split, schedule, architecture, training.seed, num_threads, provenance, teacher.architecture)
+    return Job(
+        recipe,
+        folder,
+        resume,
+        split,
+        schedule,
+        architecture,
+        training.seed,
+        num_threads,
+        provenance,
+        teacher.architecture,
+        cache_note,
+    )

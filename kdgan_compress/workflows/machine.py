@@ -10,12 +10,16 @@ from pathlib import Path
 
 import torch
 
+from kdgan_compress.errors import KdganError
+
 WIDE = 64
 MAX_THREADS = 4
 
 
-def machine_name() -> str:
-    """Processor and number of cores, such as ``AMD EPYC (x86_64), 2 cores``."""
+def machine_name(device: str = "cpu") -> str:
+    """Processor and number of cores, such as ``AMD EPYC (x86_64), 2 cores``; or the GPU's name."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
     cpu_info = Path("/proc/cpuinfo")
     lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
@@ -30,6 +34,18 @@ def versions() -> dict[str, str]:
 def choose_threads(widest_trained: int) -> int:
     """Threads for training: 1 where the widest layer that is trained has fewer than 64 channels."""
     return 1 if widest_trained < WIDE else min(MAX_THREADS, torch.get_num_threads())
+
+
+def require_device(device: str) -> None:
+    """Check that torch can compute there.
+
+    Raises:
+        KdganError: It can't.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise KdganError(
+            "The device must be there", "torch finds no CUDA GPU", "Leave --device out, or install torch for your GPU"
+        )
 
 
 def peak_rss_mb() -> float | None:

@@ -1,9 +1,9 @@
-"""Running a schedule into a run folder, for train and distill: metrics, state to resume from, model, result."""
+"""Running schedules into run folders, for train and distill: metrics, state to resume from, model, result."""
 
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from kdgan_compress.evaluation import detection_metrics, fit_score, quantile_thr
 from kdgan_compress.gans import Architecture
 from kdgan_compress.recipe import Recipe
 from kdgan_compress.reports import plot_curves, plot_scores
-from kdgan_compress.schedule import Schedule
+from kdgan_compress.schedule import Schedule, run_together
 from kdgan_compress.storage import Checkpoint, RunFolder, save_checkpoint
 from kdgan_compress.training import DivergedError, Learner, Record
 from kdgan_compress.workflows.machine import machine_name, threads, versions
@@ -29,13 +29,23 @@ THRESHOLD_RULE = "99% quantile of {} {}training normals' scores"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: images of all stages done and to do, and the engine's latest record."""
+    """How far a run or a fleet of them is.
+
+    Attributes:
+        record: The engine's latest.
+        images_done: Of all stages and members.
+        images_total: The same to the end.
+        images_per_s: So far.
+        auc: Of the record's model, where it was measured.
+        run: Name of the run folder that the record is about; None where there is only one.
+    """
 
     record: Record
     images_done: int
     images_total: int
     images_per_s: float
     auc: float | None = None
+    run: str | None = None
 
 
 ShowProgress = Callable[[Progress], None]
@@ -52,11 +62,13 @@ class RunResult:
         auc_raw: The same of the raw weights.
         epochs: Of all stages together.
         num_images: Images trained on, with repetition.
-        seconds: Training alone, without evaluation.
+        seconds: Training alone, without evaluation; a fleet's member has an even share of its fleet's.
         images_per_s: ``num_images / seconds``.
         seed: Of weights and order.
         threads: Torch's.
         machine: Where it ran.
+        fleet: Models trained as one with it; 1 for a run of its own.
+        teacher_cache: How the teacher's outputs were kept, in words; None without a teacher.
         best_epoch_auc_oracle: Highest AUC of any epoch, where AUC was tracked: an oracle, chosen by test labels.
     """
 
@@ -71,14 +83,18 @@ class RunResult:
     seed: int
     threads: int
     machine: str
+    fleet: int = 1
+    teacher_cache: str | None = None
     best_epoch_auc_oracle: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training that is ready to start: everything ``execute`` needs."""
+    """A training that is ready to start, or to go on in its folder: everything ``execute`` needs."""
 
     recipe: Recipe
+    folder: RunFolder
+    resume: bool
     split: Split
     schedule: Schedule
     architecture: Architecture
@@ -86,6 +102,12 @@ class Job:
     num_threads: int
     provenance: dict[str, Any]
     teacher_architecture: Architecture | None = None
+    teacher_cache: str | None = None
+
+    @property
+    def num_images(self) -> int:
+        """How many all stages train on, with repetition."""
+        return sum(stage.epochs for stage in self.schedule.stages) * len(self.split.train)
 
 
 def check_num_clusters(architecture: Architecture, split: Split) -> None:
@@ -103,51 +125,106 @@ def check_num_clusters(architecture: Architecture, split: Split) -> None:
         )
 
 
-def execute(
-    job: Job, folder: RunFolder, *, resume: bool, track_auc: bool, show_progress: ShowProgress | None
-) -> RunResult:
+def execute(job: Job, *, track_auc: bool, show_progress: ShowProgress | None) -> RunResult:
     """Train to the end, or from where an interrupted run of the same job left off.
 
     Args:
         job: What to run.
-        folder: Made here unless it is resumed.
-        resume: Take up the folder's state.
         track_auc: Measure AUC after every epoch, for the log; it chooses nothing.
         show_progress: Called about every 512 images.
     """
-    if not resume:
-        folder.create(job.recipe.to_yaml())
-    schedule, split = job.schedule, job.split
-    total = sum(stage.epochs for stage in schedule.stages) * len(split.train)
-    with threads(job.num_threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        done, seconds = _take_up(schedule, folder) if resume else (0, 0.0)
-        save = _Saver(job, folder)
-        try:
-            for record in schedule.run():
-                auc = auc_raw = None
-                if record.epoch_done:
-                    if track_auc:
-                        auc, auc_raw = _aucs(schedule.student, split)
-                    folder.append_metrics(_metrics_line(schedule, record, auc, auc_raw))
-                    save.if_due()
-                if show_progress:
-                    seen, spent = done + record.num_images, seconds + record.seconds
-                    show_progress(Progress(record, seen, total, seen / spent, auc))
-                if record.epoch_done:
-                    done, seconds = done + record.num_images, seconds + record.seconds
-            if not _is_good(job):
-                raise DivergedError(
-                    "Weights must stay finite", "they are not after the last step", "Lower the learning rate"
-                )
-        except DivergedError as error:
-            raise KdganError(error.must, error.found, f"{error.do}; {_keep_last_good(job, folder)}") from None
-        save.now()
-        _save_models(job, folder)
-        result = _result(job, folder, seconds)
-    plot_curves(folder.read_metrics(), folder.path / "curves.png")
-    folder.write_text(folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    (result,) = execute_fleet([job], track_auc=track_auc, show_progress=show_progress)
+    if isinstance(result, KdganError):
+        raise result
     return result
+
+
+def execute_fleet(
+    jobs: Sequence[Job], *, track_auc: bool, show_progress: ShowProgress | None
+) -> list[RunResult | KdganError]:
+    """Train several jobs of one shape as one fleet; a member that fails leaves the others to go on.
+
+    Args:
+        jobs: One or more; threads and seed of the process are the first one's.
+        track_auc: As in ``execute``.
+        show_progress: Called about every 512 images of a member.
+
+    Returns:
+        A result, or what went wrong, for each job.
+    """
+    results: dict[int, RunResult | KdganError] = {}
+    with threads(jobs[0].num_threads), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(jobs[0].seed)
+        runs = [_Run(job, track_auc) for job in jobs]
+        total = sum(job.num_images for job in jobs)
+        for member, record in run_together([job.schedule for job in jobs]):
+            run = runs[member]
+            if isinstance(record, DivergedError):
+                results[member] = run.fail(record)
+                continue
+            auc = run.follow(record)
+            if run.job.schedule.is_finished:
+                results[member] = run.finish(fleet=len(jobs))
+            if show_progress:
+                seen, spent = (sum(values) for values in zip(*(own.so_far for own in runs), strict=True))
+                name = run.job.folder.path.name if len(jobs) > 1 else None
+                show_progress(Progress(record, seen, total, seen / spent, auc, name))
+        for member, run in enumerate(runs):
+            if member not in results:  # it was at its end when it was taken up
+                results[member] = run.finish(fleet=len(jobs))
+    return [results[member] for member in range(len(jobs))]
+
+
+class _Run:
+    """One job on its way: its folder is kept up to date."""
+
+    def __init__(self, job: Job, track_auc: bool) -> None:
+        self.job = job
+        self._track_auc = track_auc
+        self._done, self._seconds = 0, 0.0
+        self._record: Record | None = None
+        if job.resume:
+            self._done, self._seconds = _take_up(job.schedule, job.folder)
+        else:
+            job.folder.create(job.recipe.to_yaml())
+        self._save = _Saver(job)
+
+    @property
+    def so_far(self) -> tuple[int, float]:
+        """Images and seconds."""
+        record = self._record
+        return self._done + (record.num_images if record else 0), self._seconds + (record.seconds if record else 0.0)
+
+    def follow(self, record: Record) -> float | None:
+        """Write down what a record says; the AUC, where it was measured."""
+        auc = auc_raw = None
+        self._record = record
+        if record.epoch_done:
+            if self._track_auc:
+                auc, auc_raw = _aucs(self.job.schedule.student, self.job.split)
+            self.job.folder.append_metrics(_metrics_line(self.job.schedule, record, auc, auc_raw))
+            self._save.if_due()
+            self._done, self._seconds = self.so_far
+            self._record = None
+        return auc
+
+    def finish(self, fleet: int) -> RunResult | KdganError:
+        """Write the model and all that belongs to it."""
+        job = self.job
+        if not _is_good(job):
+            return self.fail(
+                DivergedError("Weights must stay finite", "they are not after the last step", "Lower the learning rate")
+            )
+        self._save.now()
+        _save_models(job)
+        result = _result(job, self._seconds, fleet)
+        plot_curves(job.folder.read_metrics(), job.folder.path / "curves.png")
+        job.folder.write_text(job.folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+        return result
+
+    def fail(self, error: DivergedError) -> KdganError:
+        """Write the last good model; what there is to say."""
+        return KdganError(error.must, error.found, f"{error.do}; {_keep_last_good(self.job)}")
 
 
 def read_result(folder: RunFolder) -> RunResult | None:
@@ -161,8 +238,8 @@ def read_result(folder: RunFolder) -> RunResult | None:
 class _Saver:
     """Saves the state to resume from, so often that it takes no more than a tenth of the time."""
 
-    def __init__(self, job: Job, folder: RunFolder) -> None:
-        self._job, self._folder = job, folder
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._next = 0.0
 
     def if_due(self) -> None:
@@ -173,7 +250,7 @@ class _Saver:
         if not _is_good(self._job):
             return  # an older state is better than that
         start = time.perf_counter()
-        self._folder.save_state(self._job.schedule.state_dict())
+        self._job.folder.save_state(self._job.schedule.state_dict())
         end = time.perf_counter()
         self._next = end + 9 * (end - start)
 
@@ -191,17 +268,19 @@ def _is_good(job: Job) -> bool:
     )
 
 
-def _keep_last_good(job: Job, folder: RunFolder) -> str:
+def _keep_last_good(job: Job) -> str:
     """Write the model of the last saved state; in words, what there is now."""
+    folder = job.folder
     if not folder.state.exists():
         return "it happened before anything was saved"
     job.schedule.load_state_dict(folder.load_state())
-    _save_models(job, folder)
+    _save_models(job)
     stage_index, epochs_done = job.schedule.position
     return f"{folder.model} holds the last good model, that of epoch {epochs_done} of stage {stage_index + 1}"
 
 
-def _result(job: Job, folder: RunFolder, seconds: float) -> RunResult:
+def _result(job: Job, seconds: float, fleet: int) -> RunResult:
+    folder = job.folder
     auc, auc_raw = _aucs(job.schedule.student, job.split)
     lines = folder.read_metrics()
     num_images = sum(line["num_images"] for line in lines)
@@ -216,7 +295,9 @@ def _result(job: Job, folder: RunFolder, seconds: float) -> RunResult:
         images_per_s=round(num_images / seconds, 1),
         seed=job.seed,
         threads=job.num_threads,
-        machine=machine_name(),
+        machine=machine_name(job.schedule.student.gan.device.type),
+        fleet=fleet,
+        teacher_cache=job.teacher_cache,
         best_epoch_auc_oracle=max((line["auc"] for line in lines if line["auc"] is not None), default=None),
     )
 
@@ -263,7 +344,8 @@ def _fit_scores(learner: Learner, split: Split) -> None:
         fit_score(generator, split.train)
 
 
-def _save_models(job: Job, folder: RunFolder) -> None:
+def _save_models(job: Job) -> None:
+    folder = job.folder
     student, teacher = job.schedule.student, job.schedule.teacher
     _fit_scores(student, job.split)
     normals = score_images(student.scored_generator, job.split.calibration)

@@ -177,8 +177,8 @@ def test_the_norm_of_a_flat_image_is_torchs():
 def test_in_evaluation_the_norm_is_torchs_operator():
     ours, theirs = make_norms(2)
     images = noise(3, 2, 4, 4)
-    seen = operators(ours.train(), images)
-    assert "native_group_norm" in seen
-    assert operators(ours.eval(), images) == operators(theirs.eval(), images)
-    assert "native_group_norm" not in operators(ours, images)
+    assert "native_group_norm" in operators(ours, images)
+    seen = operators(ours.eval(), images)
+    assert "native_batch_norm" in seen
+    assert "native_group_norm" not in seen
     assert torch.equal(ours(images), theirs(images))

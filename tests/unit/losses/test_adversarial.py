@@ -52,6 +52,33 @@ def test_logits_may_have_any_shape():
     )
 
 
+# Fleets
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (1, 4, 2), (1, 1), (5,)], ids=str)
+def test_a_fleets_cross_entropies_are_its_members_own(sizes):
+    real, fake = (noise(max(sizes), len(sizes), seed=seed) * 3 for seed in (1, 2))
+    shares = [[1 / size if image < size else 0.0 for size in sizes] for image in range(max(sizes))]
+    ours = discriminator_cross_entropy(
+        real.requires_grad_(), fake.requires_grad_(), torch.tensor(shares, dtype=torch.float64)
+    )
+    expected = []
+    for member, size in enumerate(sizes):
+        total = 0.0
+        for image in range(size):
+            total -= math.log(expit(real[image, member].item())) + math.log(1 - expit(fake[image, member].item()))
+        expected.append(total / 2 / size)
+    assert ours.shape == (len(sizes),)
+    assert ours.tolist() == pytest.approx(expected, rel=1e-12)
+
+    ours.sum().backward()
+    for member, size in enumerate(sizes):
+        own = expit(real.detach().numpy()[:size, member])
+        np.testing.assert_allclose(real.grad[:size, member], (own - 1) / 2 / size, rtol=1e-12)
+        assert not real.grad[size:, member].any()
+        assert not fake.grad[size:, member].any()
+
+
 # WGAN-GP
 
 

@@ -127,3 +127,55 @@ def test_both_sides_get_opposite_gradients(distance):
     distance(a, b, "norm").backward()
     assert a.grad.abs().sum() > 0
     torch.testing.assert_close(a.grad, -b.grad)
+
+
+# Fleets
+
+
+def shares_of(sizes):
+    """What each image counts for each member, where member k has sizes[k] images."""
+    return torch.tensor(
+        [[1 / size if image < size else 0.0 for size in sizes] for image in range(max(sizes))], dtype=torch.float64
+    )
+
+
+def by_member(tensor, sizes, member):
+    """The images that count of one member, whose channels stand together."""
+    per_member = tensor.shape[1] // len(sizes)
+    return tensor[: sizes[member], member * per_member : (member + 1) * per_member].detach().numpy()
+
+
+FLEETS = [(3, 3), (1, 4, 2), (2, 2, 2, 1), (1, 1), (5,)]
+
+
+@pytest.mark.parametrize("sizes", FLEETS, ids=str)
+@pytest.mark.parametrize("shape", [(3,), (1, 4, 4), (2, 3, 2)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "norm"])
+@pytest.mark.parametrize(("distance", "by_loop"), [(l1, l1_by_loop), (l2, l2_by_loop)])
+def test_a_fleets_distances_are_its_members_own(distance, by_loop, reduction, shape, sizes):
+    batch, members = max(sizes), len(sizes)
+    a, b = torch.randn(
+        2, batch, members * shape[0], *shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    ours = distance(a, b, reduction, shares_of(sizes))
+    assert ours.shape == (members,)
+    expected = [by_loop(*(by_member(side, sizes, member) for side in (a, b)), reduction) for member in range(members)]
+    assert ours.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "norm"])
+@pytest.mark.parametrize("distance", [l1, l2])
+def test_a_fleets_gradients_are_its_members_own(distance, reduction):
+    sizes = (2, 4, 3)
+    a, b = torch.randn(2, 4, 3 * 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    distance(a.requires_grad_(), b, reduction, shares_of(sizes)).sum().backward()
+    for member, (size, gradient) in enumerate(zip(sizes, a.grad.chunk(3, 1), strict=True)):
+        own, other = (side.detach().chunk(3, 1)[member][:size].clone() for side in (a, b))
+        distance(own.requires_grad_(), other, reduction).backward()
+        torch.testing.assert_close(gradient[:size], own.grad, rtol=1e-12, atol=1e-14)
+        assert not gradient[size:].any()
+
+
+def test_shapes_are_not_broadcast_in_a_fleet_either():
+    with pytest.raises(KdganError, match=r"got \(2, 4\) and \(2, 2\)"):
+        l1(torch.zeros(2, 4), torch.zeros(2, 2), shares=shares_of((2, 2)))

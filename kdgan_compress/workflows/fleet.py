@@ -1,0 +1,219 @@
+"""Many runs of one shape: cut into fleets of a width that memory allows and a short measurement chose."""
+
+import copy
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.storage import RunFolder
+from kdgan_compress.training import StageRun, TrainingSettings, begin_stage, run_fleet
+from kdgan_compress.workflows.machine import threads
+from kdgan_compress.workflows.run import Job, Progress, RunResult, ShowProgress, execute_fleet, read_result
+
+WIDTHS = (1, 2, 5, 10, 20, 30, 50, 100)
+STEPS_MEASURED = 6
+GAIN = 0.95
+"""A wider fleet must take less than this share of a narrower one's time a model."""
+
+USABLE = 0.5
+"""Of the memory that is free now."""
+
+NUMBERS_A_WEIGHT = 12
+"""Kept for each weight of a member: its own value, average and moments, the fleet's, gradient, last move, room."""
+
+NUMBERS_A_PIXEL = 60
+"""Kept for each pixel and outermost channel of a batch: activations, patches and their gradients."""
+
+
+@dataclass(frozen=True)
+class FleetResult:
+    """What many runs came to.
+
+    Attributes:
+        members: Of every run that ended well, in their order.
+        failed: What went wrong, by run folder.
+        fleet: How many were trained as one, at most.
+        num_images: Of all of them together.
+        seconds: The same; fleets run one after the other.
+        images_per_s: ``num_images / seconds``.
+    """
+
+    members: list[RunResult]
+    failed: dict[str, str]
+    fleet: int
+    num_images: int
+    seconds: float
+    images_per_s: float
+
+
+def run_jobs(
+    jobs: Sequence[Job], *, width: int | None, track_auc: bool, show_progress: ShowProgress | None
+) -> FleetResult:
+    """Run all jobs; what is finished is left as it is.
+
+    Args:
+        jobs: One or more.
+        width: Models trained as one; None to choose it.
+        track_auc: As in ``train``.
+        show_progress: Called about every 512 images of a model, with the progress of all of them.
+
+    Raises:
+        KdganError: They differ in shape, a new one's folder has a run in it, or so many don't fit into memory; nothing
+            is written then.
+    """
+    _check_one_shape(jobs)
+    finished = {place: read_result(job.folder) for place, job in enumerate(jobs) if job.resume}
+    done = {place: result for place, result in finished.items() if result is not None}
+    left = [place for place in range(len(jobs)) if place not in done]
+    for place in left:
+        if not jobs[place].resume:
+            jobs[place].folder.require_new()
+    width = _width([jobs[place] for place in left], width) if left else 1
+    failed: dict[str, str] = {}
+    total = sum(jobs[place].num_images for place in left)
+    for start in range(0, len(left), width):
+        places = left[start : start + width]
+        before = sum(jobs[place].num_images for place in left[:start])
+        show = _shifted(show_progress, before, total) if show_progress else None
+        results = execute_fleet([jobs[place] for place in places], track_auc=track_auc, show_progress=show)
+        for place, result in zip(places, results, strict=True):
+            if isinstance(result, KdganError):
+                failed[str(jobs[place].folder.path)] = str(result)
+            else:
+                done[place] = result
+    members = [done[place] for place in sorted(done)]
+    num_images, seconds = sum(m.num_images for m in members), sum(m.seconds for m in members)
+    return FleetResult(members, failed, width, num_images, seconds, num_images / seconds if seconds else 0.0)
+
+
+def runs_below(folder: Path) -> list[RunFolder]:
+    """The runs right below a folder, by name.
+
+    Raises:
+        KdganError: There is none.
+    """
+    runs = [RunFolder(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
+    if not runs:
+        raise KdganError(
+            "--resume must be given a run folder, or a folder of runs", f"found no run in {folder}", "Check the path"
+        )
+    return runs
+
+
+def num_that_fit(job: Job) -> int:
+    """How many models like this job's can be trained as one in half of the memory that is free now, at least 1."""
+    schedule = job.schedule
+    trained = [schedule.student, schedule.teacher] if schedule.moves_teacher else [schedule.student]
+    weights = sum(
+        parameter.numel()
+        for learner in trained
+        if learner is not None
+        for network in learner.gan.modules().values()
+        for parameter in network.parameters()
+    )
+    pixels = job.split.train[0].numel() * max(job.architecture.channels[0], 4) * _batch_size(job)
+    bytes_a_member = 4 * (NUMBERS_A_WEIGHT * weights + NUMBERS_A_PIXEL * pixels)
+    return max(1, int(USABLE * _free_bytes(schedule.student.gan.device) / bytes_a_member))
+
+
+def _check_one_shape(jobs: Sequence[Job]) -> None:
+    first = jobs[0]
+    for job in jobs[1:]:
+        for name in ("architecture", "teacher_architecture"):
+            ours, theirs = getattr(first, name), getattr(job, name)
+            if ours != theirs:
+                fields = [] if None in (ours, theirs) else [f.name for f in dataclasses.fields(ours)]
+                differing = [field for field in fields if getattr(ours, field) != getattr(theirs, field)]
+                raise KdganError(
+                    "Models trained as one must be of one shape, and their teachers too",
+                    f"{first.folder.path} and {job.folder.path} differ in "
+                    f"{', '.join(differing) or 'having a teacher'} ({name.replace('_', ' ')})",
+                    "Train those of one shape together",
+                )
+
+
+def _width(jobs: Sequence[Job], wanted: int | None) -> int:
+    most = num_that_fit(jobs[0])
+    if wanted is None:
+        return _fastest_width(jobs, most)
+    if wanted < 1:
+        raise KdganError("A fleet must have at least 1 model", f"got {wanted}", "Give --fleet 1 or more")
+    if min(wanted, len(jobs)) > most:
+        raise KdganError(
+            "A fleet must fit into half of the free memory", f"got {wanted}, {most} fit", f"Give --fleet {most} or less"
+        )
+    return wanted
+
+
+def _fastest_width(jobs: Sequence[Job], most: int) -> int:
+    """The width that takes the least time a model over some steps of the first stage, taken on copies."""
+    if jobs[0].schedule.student.gan.build_fleet is None:
+        return 1
+    chosen, best = 1, float("inf")
+    with threads(jobs[0].num_threads), torch.random.fork_rng(devices=[]):
+        for width in (*(w for w in WIDTHS if w < min(most, len(jobs))), min(most, len(jobs))):
+            seconds = _seconds_a_model(jobs[:width])
+            if seconds > GAIN * best:
+                break
+            chosen, best = width, seconds
+    return chosen
+
+
+def _seconds_a_model(jobs: Sequence[Job]) -> float:
+    """Time of some steps, the better of two tries."""
+    times = []
+    for _ in range(2):
+        runs = [_sample(job) for job in jobs]
+        for run in runs:
+            begin_stage(run)
+        start = time.perf_counter()
+        for _ in run_fleet(runs):
+            pass
+        times.append((time.perf_counter() - start) / len(runs))
+    return min(times)
+
+
+def _sample(job: Job) -> StageRun:
+    """A few steps of a job's first stage, on copies of its learners."""
+    schedule = job.schedule
+    run = schedule.stage_run(0)
+    images = run.images[: STEPS_MEASURED * _batch_size(job)]
+    return dataclasses.replace(
+        run,
+        stage=dataclasses.replace(run.stage, epochs=1),
+        student=copy.deepcopy(run.student),
+        teacher=copy.deepcopy(run.teacher),
+        images=images,
+        settings=TrainingSettings(_batch_size(job)),
+        epochs_done=0,
+    )
+
+
+def _batch_size(job: Job) -> int:
+    section = job.recipe.training if job.teacher_architecture is None else job.recipe.distillation.training
+    return section.batch_size
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _shifted(show_progress: ShowProgress, before: int, total: int) -> ShowProgress:
+    """Progress of one fleet told as that of all of them."""
+
+    def show(progress: Progress) -> None:
+        show_progress(dataclasses.replace(progress, images_done=before + progress.images_done, images_total=total))
+
+    return show
