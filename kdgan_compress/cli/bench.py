@@ -1,5 +1,6 @@
 """``kdgan-compress bench``."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,25 +13,60 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option("--work", type=click.Choice(["train", "infer"]), help="Only this kind of work.")
+@click.option("--channels", metavar="A-B-C", help="Only models of this plan, such as 2-4-8.")
+@click.option("--batch", type=int, help="Only this batch size.")
+@click.option("--rounds", type=int, default=7, show_default=True, help="Turns of each path, about a second each.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+)
+@click.option("--plot", type=click.Path(path_type=Path), metavar="PNG", help="Write a picture of all times.")
 @json_option
-def bench(as_json: bool) -> None:
-    """Measure training speed on this machine: the engine against the same steps as a bare loop.
+def bench(
+    work: str | None,
+    channels: str | None,
+    batch: int | None,
+    rounds: int,
+    device: str,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure training and scoring speed on this machine: plain loops, the engine, its teacher cache, fleets.
+
+    All of it takes about ten minutes.
 
     \b
-    kdgan-compress bench
+    kdgan-compress bench --plot speed.png
+    kdgan-compress bench --work train --channels 2-4-8 --batch 1
     """
+    from kdgan_compress.workflows.bench import CASES
     from kdgan_compress.workflows.bench import bench as run_bench
 
-    report = run_bench(announce=lambda row: click.echo(_line(row), err=as_json))
+    wanted = {"work": work, "plan": channels, "batch": batch}
+    chosen = [
+        case for case in CASES if all(value is None or getattr(case, name) == value for name, value in wanted.items())
+    ]
+    if not chosen:
+        plans = ", ".join(dict.fromkeys(case.plan for case in CASES))
+        raise click.UsageError(f"There is no such case; plans are {plans}, batches 1, 8, 16 and 64.")
+    if rounds < 1:
+        raise click.UsageError(f"--rounds must be at least 1; got {rounds}.")
+    report = run_bench(
+        chosen, rounds=rounds, device=device, plot=plot, announce=lambda row: click.echo(_line(row), err=as_json)
+    )
     if as_json:
         print_json(report)
     else:
-        click.echo(f"one thread, in turns, on {report.machine}")
+        click.echo(f"one thread, in turns, on {report.machine}; {report.matrix_gmacs:.1f} GMAC/s in matrix products")
 
 
 def _line(row: "BenchRow") -> str:
-    us = row.us_per_image
+    ns = 1000 * row.us_per_image.median
+    low, high = (1000 * us for us in (row.us_per_image.min, row.us_per_image.max))
+    path = f"{row.path} {row.fleet}" if row.path == "fleet" else row.path
+    limit = "" if row.limit_share is None else f"  {100 * row.limit_share:4.1f} % of the matrix rate"
+    memory = "" if row.peak_rss_mb is None else f"  {row.peak_rss_mb:5.0f} MB"
     return (
-        f"{row.work} {row.path:6}  {row.family:5}  structure {row.structure:5}  {row.channels:10}  "
-        f"batch {row.batch:2}  {us.median:8.0f} µs/image ({us.min:.0f} to {us.max:.0f})  {row.speedup:.3f}× plain"
+        f"{row.work:5} {row.family:5} {row.structure:5} {row.channels:10} batch {row.batch:2}  {path:8}  "
+        f"{ns:12,.0f} ns ({low:,.0f} to {high:,.0f})  {row.speedup:6.2f}× plain{limit}{memory}"
     )

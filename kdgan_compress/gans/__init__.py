@@ -2,7 +2,7 @@
 
 from kdgan_compress.gans.architecture import Architecture, ImageFormat, Norm, num_blocks, plan_for_width
 from kdgan_compress.gans.catalog import FAMILIES, build
-from kdgan_compress.gans.fleet import split_weights, stack_gans, stack_weights
+from kdgan_compress.gans.fleet import split_weights, stack_gans, stacked_weights
 from kdgan_compress.gans.gan import (
     Gan,
     Scorer,
@@ -28,7 +28,7 @@ __all__ = [
     "plan_for_width",
     "split_weights",
     "stack_gans",
-    "stack_weights",
+    "stacked_weights",
     "to_device",
     "to_network_range",
 ]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans.gan import Gan, to_device
+from kdgan_compress.gans.gan import Gan
 
 
 def stack_gans(gans: Sequence[Gan]) -> Gan:
@@ -30,15 +30,15 @@ def stack_gans(gans: Sequence[Gan]) -> Gan:
             "got a GAN that can't be stacked",
             "Train these one after the other (--fleet 1)",
         )
-    with torch.random.fork_rng(devices=[]):
-        fleet = to_device(gans[0].build_fleet(len(gans)), str(gans[0].device))
+    with torch.device("meta"):  # nothing is drawn or filled: the members' weights take the place of these
+        fleet = gans[0].build_fleet(len(gans))
     for name, network in fleet.modules().items():
-        stack_weights([gan.modules()[name] for gan in gans], network)
+        network.load_state_dict(stacked_weights([gan.modules()[name] for gan in gans]), assign=True)
     return fleet
 
 
-def stack_weights(networks: Sequence[nn.Module], fleet: nn.Module) -> None:
-    """Write the members' weights into a fleet's network.
+def stacked_weights(networks: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """The state of a fleet's network, out of its members'.
 
     Raises:
         KdganError: The members differ in shape.
@@ -54,7 +54,7 @@ def stack_weights(networks: Sequence[nn.Module], fleet: nn.Module) -> None:
                 f"{name} is {first} in member 0 and {other} in member {member}",
                 "Give them one family, image format, latent size and channel plan",
             )
-    fleet.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 
 def split_weights(fleet: nn.Module, networks: Sequence[nn.Module | None]) -> None:

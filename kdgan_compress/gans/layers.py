@@ -115,6 +115,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         vectors, matrices = ctx.saved_tensors
+        vectors, gradient = vectors.to(matrices.dtype), gradient.to(matrices.dtype)  # autocast may have lowered them
         of_vectors = of_matrices = None
         if ctx.needs_input_grad[0]:
             of_vectors = torch.bmm(gradient, matrices if ctx.transposed else matrices.transpose(1, 2))

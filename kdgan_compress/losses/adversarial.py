@@ -26,7 +26,7 @@ def discriminator_cross_entropy(logit_real: Tensor, logit_fake: Tensor, shares: 
     reduction = "mean" if shares is None else "none"
     real = binary_cross_entropy_with_logits(logit_real, torch.ones_like(logit_real), reduction=reduction)
     fake = binary_cross_entropy_with_logits(logit_fake, torch.zeros_like(logit_fake), reduction=reduction)
-    return (real + fake) / 2 if shares is None else of_members((real + fake) / 2, shares)
+    return (real + fake) / 2 if shares is None else of_members((real + fake).reshape(shares.shape) / 2, shares)
 
 
 def wasserstein_loss(value_real: Tensor, value_fake: Tensor) -> Tensor:

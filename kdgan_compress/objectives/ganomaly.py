@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ class GanomalyObjective:
     L_g = w_con S_con + w_enc S_enc + w_adv S_adv. A family without z2 has no S_enc. D's gradient is no part of the
     generator's update, and f(x) is a constant in it.
     """
+
+    is_capturable: ClassVar[bool] = True
+    """Nothing is read on the host, so a step on a GPU can be recorded as a whole."""
 
     w_con: float = 10.0
     w_enc: float = 1.0

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from kdgan_compress.storage import atomic_path
@@ -82,6 +83,35 @@ def plot_scores(
     axis.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3g}")
     axis.set(title="anomaly scores", xlabel="score", ylabel="density")
     axis.legend(fontsize="small")
+    _save(figure, path)
+
+
+def plot_speed(times: Sequence[tuple[str, str, float]], path: Path) -> None:
+    """Bars of the time an image and model takes (log scale), grouped by the work.
+
+    Args:
+        times: What was done, by which path, and microseconds; what belongs together stands together.
+        path: The PNG to write.
+    """
+    groups, paths = (list(dict.fromkeys(names)) for names in zip(*[entry[:2] for entry in times], strict=True))
+    figure = Figure(figsize=(9, 1.5 + 0.22 * len(times) + 0.2 * len(groups)), layout="constrained")
+    axis = figure.subplots()
+    ticks: list[float] = []
+    place = 0.0
+    for group in groups:
+        own = [entry for entry in times if entry[0] == group]
+        for number, (_, name, us) in enumerate(own):
+            axis.barh(place + number, us, color=f"C{paths.index(name)}", height=0.9)
+            axis.text(us, place + number, f" {us:,.0f}", va="center", fontsize="x-small")
+        ticks.append(place + (len(own) - 1) / 2)
+        place += len(own) + 1
+    axis.set_yticks(ticks, labels=groups)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xmargin(0.12)
+    axis.set(title="time of an image and model", xlabel="µs")
+    handles = [Patch(color=f"C{number}", label=name) for number, name in enumerate(paths)]
+    axis.legend(handles=handles, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=len(paths))
     _save(figure, path)
 
 

@@ -9,9 +9,10 @@ from kdgan_compress.training.cache import (
     cacheable_stages,
     teacher_rows,
 )
-from kdgan_compress.training.engine import Precision, StageRun, TrainingSettings, begin_stage, run_fleet, run_stage
+from kdgan_compress.training.engine import StageRun, TrainingSettings, begin_stage, run_fleet, run_stage
 from kdgan_compress.training.learner import Learner
 from kdgan_compress.training.meter import DivergedError, Record
+from kdgan_compress.training.precision import Precision
 
 __all__ = [
     "CacheDtype",

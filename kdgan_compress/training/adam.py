@@ -20,6 +20,9 @@ class Adam:
         parameters: Of one network; in a fleet each has the members along its first axis.
         betas: β1, β2.
         num_members: K.
+
+    Attributes:
+        in_step: Whether all members have made the same number of steps.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], betas: tuple[float, float], num_members: int = 1) -> None:
@@ -31,12 +34,15 @@ class Adam:
         self._all_steps = torch.zeros(len(self.parameters), num_members, device=self.parameters[0].device)
         self._steps = list(self._all_steps)
         self._first_steps = [steps[:1] for steps in self._steps]
-        self._moves = [torch.zeros_like(parameter) for parameter in parameters] if num_members > 1 else []
-        self._in_step = True
+        self._moves: list[Tensor] = []
+        self.in_step = True
 
     @torch.no_grad()
-    def step(self, rates: Sequence[float]) -> None:
-        """Move every parameter that has a ``grad``, each member at its own rate."""
+    def step(self, rates: Sequence[float] | Tensor) -> None:
+        """Move every parameter that has a ``grad``, each member at its own rate.
+
+        Rates as a tensor (K,) on the parameters' device are not read on the host: such a step can be captured.
+        """
         moved = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
         parameters, means, squares, steps, first_steps = (
             [tensors[place] for place in moved]
@@ -47,18 +53,19 @@ class Adam:
             self._all_steps += 1
         else:
             torch._foreach_add_(steps, 1)
-        if not self._in_step:
+        if isinstance(rates, Tensor) or (self.in_step and len(set(rates)) > 1):
+            self._moves = self._moves or [torch.zeros_like(parameter) for parameter in self.parameters]
+            moves = [self._moves[place] for place in moved]
+            torch._foreach_zero_(moves)
+            self._fused(moves, gradients, means, squares, first_steps, 1.0)
+            factors = torch.as_tensor(rates, dtype=moves[0].dtype, device=moves[0].device)[:, None]
+            targets, moves = ([tensor.view(self.num_members, -1) for tensor in own] for own in (parameters, moves))
+            torch._foreach_addcmul_(targets, moves, [factors] * len(moves))
+        elif not self.in_step:
             lists = [self._by_member(tensors) for tensors in (parameters, gradients, means, squares, steps)]
             for member, rate in enumerate(rates):
                 own = [tensors[member] for tensors in lists]
                 self._fused(own[0], own[1], own[2], own[3], own[4], rate)
-        elif len(set(rates)) > 1:
-            moves = [self._moves[place] for place in moved]
-            torch._foreach_zero_(moves)
-            self._fused(moves, gradients, means, squares, first_steps, 1.0)
-            factors = torch.tensor(rates, dtype=moves[0].dtype).to(moves[0].device)[:, None]
-            targets, moves = ([tensor.view(self.num_members, -1) for tensor in own] for own in (parameters, moves))
-            torch._foreach_addcmul_(targets, moves, [factors] * len(moves))
         else:
             self._fused(parameters, gradients, means, squares, first_steps, rates[0])
 
@@ -71,7 +78,7 @@ class Adam:
         for name, own in self.state_dict().items():
             for tensor, saved in zip(own, state[name], strict=True):
                 tensor.copy_(saved)
-        self._in_step = all(bool((steps == steps[0]).all()) for steps in self._steps)
+        self.in_step = all(bool((steps == steps[0]).all()) for steps in self._steps)
 
     def stack(self, members: Sequence["Adam"]) -> None:
         """Go on from where the members' own optimisers are."""

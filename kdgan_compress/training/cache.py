@@ -20,6 +20,9 @@ from kdgan_compress.policies import Stage
 from kdgan_compress.taps import Taps
 from kdgan_compress.training.learner import frozen
 
+Chosen = Sequence[Tensor] | Tensor
+"""Indices of each member's images: K tensors (B,), or one (K, B)."""
+
 CacheDtype = Literal["float32", "float16"]
 DTYPES: dict[CacheDtype, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 BATCH = 64
@@ -111,7 +114,7 @@ def teacher_rows(teacher: Gan, images: Tensor, distillation: Distillation, dtype
             yield rows
 
 
-def cached_outputs(caches: Sequence[TeacherCache], chosen: Sequence[Tensor]) -> Outputs:
+def cached_outputs(caches: Sequence[TeacherCache], chosen: Chosen) -> Outputs:
     """The teachers' outputs for a step.
 
     Args:

@@ -18,11 +18,13 @@ from kdgan_compress.gans import Gan, evaluating, stack_gans, to_network_range
 from kdgan_compress.objectives import Batch, Distillation, Outputs, is_used, merge_settings, together
 from kdgan_compress.policies import Stage
 from kdgan_compress.taps import Connectors, Taps
-from kdgan_compress.training.cache import TeacherCache, cached_outputs
+from kdgan_compress.training.cache import Chosen, TeacherCache, cached_outputs
+from kdgan_compress.training.capture import CapturedStep, Terms
 from kdgan_compress.training.learner import Learner, frozen
 from kdgan_compress.training.meter import DivergedError, Meter, Record, Waiting
+from kdgan_compress.training.precision import Precision, computing
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+Rates = Sequence[float] | Tensor
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,11 @@ def _run_together(courses: Sequence[_Course]) -> Iterator[tuple[int, Record | Di
             start = time.perf_counter()
 
 
+def can_be_captured(device: torch.device, learners: Sequence[Learner]) -> bool:
+    """Whether a whole step of these can be recorded as a CUDA graph."""
+    return device.type == "cuda" and all(learner.is_capturable for learner in learners)
+
+
 class _Step:
     """What happens to one batch: the teacher's own updates where it trains, then the student's.
 
@@ -222,8 +229,11 @@ class _Step:
             if not self._trains_teacher:
                 stack.enter_context(frozen(gan))
             self._teacher_taps = stack.enter_context(Taps(gan.generator, gan.taps))
+        learners = [learner for learner in (self._student, self._teacher) if learner is not None]
+        self._captured = CapturedStep(self._update) if can_be_captured(device, learners) else None
+        self._precision, self._device_type = runs[0].settings.precision, device.type
 
-    def __call__(self, portions: Sequence[Tensor], number: int, falls: Sequence[float]) -> dict[str, Tensor]:
+    def __call__(self, portions: Sequence[Tensor], number: int, falls: Sequence[float]) -> Terms:
         """Make the updates of one step.
 
         Args:
@@ -234,18 +244,37 @@ class _Step:
         Returns:
             All unweighted terms; of a fleet (K,).
         """
-        chosen, shares = self._level(portions)
+        rates, teacher_rates = (
+            [getattr(stage, name) * fall for stage, fall in zip(self._stages, falls, strict=True)]
+            for name in ("learning_rate", "teacher_learning_rate")
+        )
+        with computing(self._precision, self._device_type):
+            if self._captured is None:
+                chosen, shares = self._level(portions, max(len(portion) for portion in portions))
+                return self._update(chosen, shares if len(portions) > 1 else None, rates, teacher_rates, number)
+            chosen, shares = self._level(portions, max(run.settings.batch_size for run in self._runs))
+            by_member = (torch.tensor(own, device=shares.device) for own in (rates, teacher_rates))
+            return self._captured(torch.stack(chosen), shares, *by_member)
+
+    def _update(
+        self,
+        chosen: Chosen,
+        shares: Tensor | None,
+        rates: Rates,
+        teacher_rates: Rates,
+        number: int = 0,
+    ) -> Terms:
         images = to_network_range(
             torch.stack([run.images[own] for run, own in zip(self._runs, chosen, strict=True)], 1).flatten(1, 2)
         )
         terms: dict[str, Tensor] = {}
         if self._teacher is not None and self._teacher_taps is not None:
-            taps, rates = self._teacher_taps, self._rates("teacher_learning_rate", falls)
+            taps = self._teacher_taps
             batch = Batch(images, self._teacher.gan, taps, self._alpha, self._beta, False, number, shares)
-            own = self._move(self._teacher, taps, batch, rates)
+            own = self._move(self._teacher, taps, batch, teacher_rates)
             terms = {f"teacher_{name}": term for name, term in own.items()}
         targets = self._targets(images, chosen) if is_used(self._lam) else None
-        taps, rates = self._student_taps, self._rates("learning_rate", falls)
+        taps = self._student_taps
         batch = Batch(images, self._student.gan, taps, self._mu, self._nu, targets is not None, number, shares)
         return terms | self._move(self._student, taps, batch, rates, targets)
 
@@ -257,24 +286,19 @@ class _Step:
                     [getattr(run, name) if marked else None for run, marked in zip(self._runs, members, strict=True)]
                 )
 
-    def _level(self, portions: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor | None]:
-        """Portions of one size, smaller ones filled up with images that count nothing, and what each image counts."""
-        if len(portions) == 1:
-            return portions, None
+    def _level(self, portions: Sequence[Tensor], size: int) -> tuple[list[Tensor], Tensor]:
+        """All portions of one size, smaller ones filled up with images that count nothing; what each image counts."""
         sizes = tuple(len(portion) for portion in portions)
-        most = max(sizes)
         if sizes not in self._shares:
             counts = torch.tensor(sizes, device=portions[0].device)
-            self._shares[sizes] = (torch.arange(most, device=counts.device)[:, None] < counts) / counts
+            self._shares[sizes] = (torch.arange(size, device=counts.device)[:, None] < counts) / counts
         chosen = [
-            portion if len(portion) == most else portion[torch.arange(most) % len(portion)] for portion in portions
+            portion if len(portion) == size else portion[torch.arange(size, device=portion.device) % len(portion)]
+            for portion in portions
         ]
         return chosen, self._shares[sizes]
 
-    def _rates(self, name: str, falls: Sequence[float]) -> list[float]:
-        return [getattr(stage, name) * fall for stage, fall in zip(self._stages, falls, strict=True)]
-
-    def _targets(self, images: Tensor, chosen: Sequence[Tensor]) -> Outputs:
+    def _targets(self, images: Tensor, chosen: Chosen) -> Outputs:
         """The teacher's outputs as they are now; a moving teacher's batch norm is not moved by this pass."""
         if self._teacher_taps is None:
             return cached_outputs(self._caches, chosen)
@@ -286,7 +310,7 @@ class _Step:
         learner: Learner,
         taps: Taps,
         batch: Batch,
-        learning_rates: Sequence[float],
+        learning_rates: Rates,
         targets: Outputs | None = None,
     ) -> dict[str, Tensor]:
         """One learner's updates one after the other, λ K_l added to the generator's where there are targets."""

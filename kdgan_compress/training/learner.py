@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import Gan, evaluating, split_weights, stack_gans, stack_weights
+from kdgan_compress.gans import Gan, evaluating, split_weights, stack_gans, stacked_weights
 from kdgan_compress.objectives import GanomalyObjective, Objective, Outputs, merge_settings
 from kdgan_compress.training.adam import Adam
 
@@ -39,7 +39,7 @@ class Learner:
         self._decay = average_decay
         self._average: nn.Module | None = None
         self._averaged: tuple[list[Tensor], list[Tensor]] = [], []
-        self._num_averaged = [0] * gan.num_members
+        self._num_averaged = torch.zeros(gan.num_members, dtype=torch.float64)
         self._optimizers: dict[str, Adam] = {}
 
     @property
@@ -59,17 +59,17 @@ class Learner:
         if "generator" in networks and self._decay > 0:
             self._average = copy.deepcopy(self.gan.generator).eval().requires_grad_(False)
             self._averaged = list(self._average.parameters()), list(self.gan.generator.parameters())
-            self._num_averaged = [0] * self.gan.num_members
+            self._num_averaged = torch.zeros(self.gan.num_members, dtype=torch.float64, device=self.gan.device)
 
     def step(
-        self, network: str, loss: Tensor, learning_rates: float | Sequence[float], keeps_graph: bool = False
+        self, network: str, loss: Tensor, learning_rates: float | Sequence[float] | Tensor, keeps_graph: bool = False
     ) -> None:
         """Move one network, and only it, one Adam step down ``loss``.
 
         Args:
             network: ``"generator"`` or ``"discriminator"``.
             loss: A scalar; in a fleet (K,).
-            learning_rates: One, or one for each member.
+            learning_rates: One, or one for each member; in a captured step a tensor (K,).
             keeps_graph: Whether another step goes back through the same graph.
         """
         optimizer = self._optimizers[network]
@@ -85,6 +85,12 @@ class Learner:
         connected: Outputs = outputs if self.connectors is None else self.connectors(outputs)
         return connected
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a step reads nothing on the host that changes from step to step."""
+        in_step = all(optimizer.in_step for optimizer in self._optimizers.values())
+        return in_step and bool(getattr(self.objective, "is_capturable", False))
+
     def is_finite(self) -> bool:
         """Whether no weight is NaN or infinite."""
         return all(bool(p.isfinite().all()) for network in self.gan.modules().values() for p in network.parameters())
@@ -94,7 +100,7 @@ class Learner:
         return {
             "networks": {name: network.state_dict() for name, network in self._networks().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
-            "num_averaged": list(self._num_averaged),
+            "num_averaged": self._num_averaged,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -107,7 +113,7 @@ class Learner:
             networks[name].load_state_dict(saved)
         for name, saved in state["optimizers"].items():
             self._optimizers[name].load_state_dict(saved)
-        self._num_averaged = list(state["num_averaged"])
+        self._num_averaged.copy_(state["num_averaged"])
 
     @classmethod
     def stack(cls, members: Sequence["Learner"]) -> "Learner":
@@ -140,9 +146,8 @@ class Learner:
         for name, optimizer in fleet._optimizers.items():
             optimizer.stack([member._optimizers[name] for member in members])
         if fleet._average is not None:
-            averages = [member.scored_generator for member in members]
-            stack_weights(averages, fleet._average)
-        fleet._num_averaged = [member._num_averaged[0] for member in members]
+            fleet._average.load_state_dict(stacked_weights([member.scored_generator for member in members]))
+        fleet._num_averaged = torch.cat([member._num_averaged for member in members])
         return fleet
 
     def split(self, members: Sequence["Learner | None"]) -> None:
@@ -153,9 +158,9 @@ class Learner:
             split_weights(network, [None if member is None else member._networks()[name] for member in members])
         for name, optimizer in self._optimizers.items():
             optimizer.split([None if member is None else member._optimizers[name] for member in members])
-        for member, number in zip(members, self._num_averaged, strict=True):
+        for member, number in zip(members, self._num_averaged.chunk(len(members)), strict=True):
             if member is not None:
-                member._num_averaged = [number]
+                member._num_averaged.copy_(number)
 
     def _networks(self) -> dict[str, nn.Module]:
         """Everything with weights that there is at present."""
@@ -163,14 +168,14 @@ class Learner:
         return self.gan.modules() | {name: network for name, network in extra.items() if network is not None}
 
     def _move_average(self, average: nn.Module) -> None:
-        shares = [1 - min(self._decay, number / (number + 10)) for number in self._num_averaged]
-        self._num_averaged = [number + 1 for number in self._num_averaged]
+        shares = 1 - (self._num_averaged / (self._num_averaged + 10)).clamp(max=self._decay)
+        self._num_averaged += 1
         ours, theirs = self._averaged
         with torch.no_grad():
-            if len(set(shares)) == 1:
-                torch._foreach_lerp_(ours, theirs, shares[0])
+            if not shares.is_cuda and (shares == shares[0]).all():
+                torch._foreach_lerp_(ours, theirs, float(shares[0]))
             else:
-                by_member = torch.tensor(shares, dtype=ours[0].dtype, device=ours[0].device)[:, None]
+                by_member = shares.to(ours[0].dtype)[:, None]
                 for own, current in zip(ours, theirs, strict=True):
                     own.view(len(shares), -1).lerp_(current.view(len(shares), -1), by_member)
             for buffer, current in zip(average.buffers(), self.gan.generator.buffers(), strict=True):

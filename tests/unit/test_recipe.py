@@ -501,8 +501,9 @@ def test_shipped_recipes_run_for_two_steps(name, tmp_path):
         assert shipped.training.batch_size < run.num_images / epochs <= 2 * shipped.training.batch_size
         assert 0 <= run.auc <= 1
         folder = RunFolder(tmp_path / run.run)
-        states = folder.load_state()["student"]["optimizers"][network]["state"].values()
-        assert {int(state["step"]) for state in states} == {2}
+        steps = folder.load_state()["student"]["optimizers"][network]["steps"]
+        unmoved = {0} if name in CVGAD else set()  # what no loss of the family reaches
+        assert {int(step) for step in steps} - unmoved == {2}
         lines = folder.read_metrics()
         assert [line["stage"] for line in lines] == (["alone"] if run is teacher else list(map(str, structures)))
         for line in lines:
