@@ -82,7 +82,7 @@ def test_the_discriminators_step_leaves_the_average():
     learner.step("discriminator", discriminator_loss(learner.gan), 0.01)
     for name, weight in numpy_weights(learner.scored_generator).items():
         np.testing.assert_array_equal(weight, before[name])
-    assert learner.state_dict()["num_averaged"] == [1]
+    assert learner.state_dict()["num_averaged"].tolist() == [1]
 
 
 def test_the_average_carries_batch_norms_buffers_and_evaluates():
@@ -188,7 +188,7 @@ def test_a_stage_starts_with_new_optimisers_and_a_new_average():
     state = learner.state_dict()
     assert set(state["optimizers"]) == {"generator"}
     assert not any(part.any() for parts in state["optimizers"]["generator"].values() for part in parts)
-    assert state["num_averaged"] == [0]
+    assert state["num_averaged"].tolist() == [0]
     learner.step("generator", generator_loss(learner.gan), 0.01)
     torch.testing.assert_close(
         learner.scored_generator.state_dict(), learner.gan.generator.state_dict(), rtol=0, atol=0
