@@ -27,6 +27,8 @@ from kdgan_compress.training import (
     run_fleet,
 )
 
+STATE_FORMAT = 2
+
 
 class Schedule:
     """Stages of training for one student and, where a loss set wants one, its teacher.
@@ -127,6 +129,7 @@ class Schedule:
     def state_dict(self) -> dict[str, Any]:
         """Position, random state and both learners; tensors and plain values only, valid between epochs."""
         return {
+            "format": STATE_FORMAT,
             "stage_index": self._stage_index,
             "epochs_done": self._epochs_done,
             "random_state": torch.get_rng_state(),
@@ -139,8 +142,14 @@ class Schedule:
         """Take up what ``state_dict()`` of a schedule of the same stages and images left.
 
         Raises:
-            KdganError: The images are others.
+            KdganError: The images are others, or the state is of another version.
         """
+        if state.get("format") != STATE_FORMAT:
+            raise KdganError(
+                f"A state to resume from must be of format {STATE_FORMAT}",
+                f"found {state.get('format', 'an older one')}",
+                "Finish this run with the version that began it, or start a new one",
+            )
         if state["images"] != self._fingerprint():
             raise KdganError(
                 "A resumed run must find the training images it began with",
@@ -164,7 +173,8 @@ class Schedule:
 def run_together(schedules: Sequence[Schedule]) -> Iterator[tuple[int, Record | DivergedError]]:
     """Run several schedules as fleets, stage by stage, each as if it were alone.
 
-    Those whose loss sets train the same networks by the same losses, with whatever coefficients, are one fleet.
+    Those whose loss sets train the same networks by the same losses, with whatever coefficients, are one fleet, with a
+    teacher cache or without.
 
     Args:
         schedules: Of one shape where there are several; each goes on from its own position.
@@ -179,8 +189,9 @@ def run_together(schedules: Sequence[Schedule]) -> Iterator[tuple[int, Record | 
         for member in sorted(left):
             schedule = schedules[member]
             if schedule.position[0] == stage_index and stage_index < len(schedule.stages):
-                losses = dataclasses.astuple(schedule.stages[stage_index].loss_set)
-                fleets.setdefault(tuple(weight > 0 for weight in losses), []).append(member)
+                run = schedule.stage_run(stage_index)
+                used = (weight > 0 for weight in dataclasses.astuple(run.stage.loss_set))
+                fleets.setdefault((*used, run.cache is not None), []).append(member)
         for members in fleets.values():
             for place, record in run_fleet([schedules[member].begin_stage() for member in members]):
                 if isinstance(record, Record):

@@ -30,6 +30,12 @@ def stack_gans(gans: Sequence[Gan]) -> Gan:
             "got a GAN that can't be stacked",
             "Train these one after the other (--fleet 1)",
         )
+    if any(gan.modules().keys() != {"generator", "discriminator"} for gan in gans):
+        raise KdganError(
+            "Members of a fleet must have a generator and a discriminator",
+            "found one without a discriminator",
+            "Train it alone (--fleet 1)",
+        )
     with torch.device("meta"):  # nothing is drawn or filled: the members' weights take the place of these
         fleet = gans[0].build_fleet(len(gans))
     for name, network in fleet.modules().items():

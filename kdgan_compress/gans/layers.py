@@ -21,51 +21,52 @@ FEW_CHANNELS = 3
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d``, in training as weight × patches of the input where that is faster.
 
-    Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); kernel, stride and padding as there, dilation 1.
+    Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); padding by numbers, dilation 1.
     """
 
+    padding: tuple[int, int]
+
     def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
         batch, groups = len(images), self.groups
-        height, width = (
-            (side + 2 * padding - kernel) // stride + 1
-            for side, padding, kernel, stride in zip(
-                images.shape[2:], _padding(self), self.kernel_size, self.stride, strict=True
-            )
-        )
-        if not (self.training and _products_are_faster(self, batch, self.in_channels, height * width)):
+        height, width = (_out_side(self, axis, images.shape[2 + axis]) for axis in (0, 1))
+        if not _products_are_faster(self, batch, self.in_channels, height * width):
             return super().forward(images)
         weight = self.weight.view(groups, self.out_channels // groups, -1)
-        if height == width == 1 and self.padding == (0, 0):
+        if images.shape[2:] == self.kernel_size and self.padding == (0, 0):
             output = _times_matrices(images, weight, transposed=True)
         else:
-            patches = unfold(images, self.kernel_size, padding=_padding(self), stride=self.stride)
-            output = torch.matmul(weight, patches.view(batch, groups, -1, height * width))
+            patches = unfold(images, self.kernel_size, padding=self.padding, stride=self.stride)
+            output = _each_image(weight, patches.view(batch, groups, -1, height * width))
         return _with_bias(self, output.reshape(batch, self.out_channels, height, width))
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
     """``nn.ConvTranspose2d``, in training as patches of the output = weightᵀ × input where that is faster.
 
-    Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); no output padding, dilation 1.
+    Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); padding by numbers, no output padding, dilation 1.
     """
 
+    padding: tuple[int, int]
+
     def forward(self, images: Tensor, output_size: list[int] | None = None) -> Tensor:
-        batch, groups, places = len(images), self.groups, images.shape[2] * images.shape[3]
-        if not (self.training and _products_are_faster(self, batch, self.out_channels, places)):
+        if not self.training:
             return super().forward(images, output_size)
-        height, width = (
-            (side - 1) * stride - 2 * padding + kernel
-            for side, padding, kernel, stride in zip(
-                images.shape[2:], _padding(self), self.kernel_size, self.stride, strict=True
-            )
-        )
+        batch, groups, places = len(images), self.groups, images.shape[2] * images.shape[3]
+        if not _products_are_faster(self, batch, self.out_channels, places):
+            return super().forward(images, output_size)
         weight = self.weight.view(groups, self.in_channels // groups, -1)
         if places == 1 and self.padding == (0, 0):
-            output = _times_matrices(images, weight).reshape(batch, self.out_channels, height, width)
+            output = _times_matrices(images, weight).reshape(batch, self.out_channels, *self.kernel_size)
         else:
-            patches = torch.matmul(weight.transpose(1, 2), images.reshape(batch, groups, -1, places))
+            patches = _each_image(weight.transpose(1, 2), images.reshape(batch, groups, -1, places))
             patches = patches.view(batch, -1, places)
-            output = fold(patches, (height, width), self.kernel_size, padding=_padding(self), stride=self.stride)
+            height, width = (
+                (images.shape[2 + axis] - 1) * self.stride[axis] - 2 * self.padding[axis] + self.kernel_size[axis]
+                for axis in (0, 1)
+            )
+            output = fold(patches, (height, width), self.kernel_size, padding=self.padding, stride=self.stride)
         return _with_bias(self, output)
 
 
@@ -81,15 +82,19 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 Convolution = Conv2d | ConvTranspose2d
 
 
-def _padding(layer: Convolution) -> tuple[int, ...]:
-    assert isinstance(layer.padding, tuple), "padding is given by numbers"
-    return layer.padding
+def _out_side(layer: Conv2d, axis: int, side: int) -> int:
+    return (side + 2 * layer.padding[axis] - layer.kernel_size[axis]) // layer.stride[axis] + 1
 
 
 def _products_are_faster(layer: Convolution, batch: int, image_side_channels: int, places: int) -> bool:
     channels = image_side_channels // layer.groups
     patches = batch * channels * layer.kernel_size[0] * layer.kernel_size[1] * places
     return places == 1 or channels <= FEW_CHANNELS or patches <= LARGEST_PATCHES
+
+
+def _each_image(matrices: Tensor, columns: Tensor) -> Tensor:
+    """Each group's matrix (groups, m, n) times the columns (B, groups, n, L) of each image."""
+    return torch.bmm(matrices, columns[0]) if len(columns) == 1 else torch.matmul(matrices, columns)
 
 
 def _times_matrices(images: Tensor, matrices: Tensor, transposed: bool = False) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import logsigmoid
 
 from kdgan_compress.losses.distances import of_members, same_shape
 
@@ -23,10 +23,10 @@ def discriminator_cross_entropy(logit_real: Tensor, logit_fake: Tensor, shares: 
     Returns:
         A scalar ≥ 0 in nats; log 2 for a discriminator that can't tell. In a fleet (K,).
     """
-    reduction = "mean" if shares is None else "none"
-    real = binary_cross_entropy_with_logits(logit_real, torch.ones_like(logit_real), reduction=reduction)
-    fake = binary_cross_entropy_with_logits(logit_fake, torch.zeros_like(logit_fake), reduction=reduction)
-    return (real + fake) / 2 if shares is None else of_members((real + fake).reshape(shares.shape) / 2, shares)
+    real, fake = -logsigmoid(logit_real), -logsigmoid(-logit_fake)
+    if shares is None:
+        return (real.mean() + fake.mean()) / 2
+    return of_members((real + fake).reshape(shares.shape) / 2, shares)
 
 
 def wasserstein_loss(value_real: Tensor, value_fake: Tensor) -> Tensor:

@@ -65,6 +65,11 @@ class Distillation:
             )
         return torch.stack(weighted).sum(0), terms
 
+    @property
+    def encodes_again(self) -> bool:
+        """Whether a missing z2 is made from x̂."""
+        return self.re_encode and is_used(self.w2)
+
     def with_z2(self, outputs: Outputs, forward: Callable[[Tensor], Outputs]) -> Outputs:
         """Tapped outputs, with z1 of x̂ for a missing z2 where ``re_encode`` asks for it.
 
@@ -72,6 +77,6 @@ class Distillation:
             outputs: Of one pass.
             forward: Runs the same generator once and gives its tapped outputs.
         """
-        if not self.re_encode or not is_used(self.w2) or "z2" in outputs:
+        if not self.encodes_again or "z2" in outputs:
             return outputs
         return {**outputs, "z2": forward(outputs["x_hat"])["z1"]}

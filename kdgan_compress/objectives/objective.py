@@ -105,6 +105,10 @@ def merge_settings(settings: Sequence[Settings], device: torch.device | str = "c
     first: Any = settings[0]
     if all(own == first for own in settings):
         return settings[0]
+    if not dataclasses.is_dataclass(first):
+        raise KdganError(
+            "Settings that differ in a fleet must be dataclasses", f"got {type(first).__name__}", "Train these alone"
+        )
     merged: Any = copy.copy(first)
     for field in dataclasses.fields(first):
         values = [getattr(own, field.name) for own in settings]

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdgan_compress.errors import KdganError
 from kdgan_compress.storage.atomic import atomic_path, unwritable
 from kdgan_compress.training import TeacherCache
-
-CHUNK = 1 << 24
 
 
 class CacheFolder:
@@ -36,15 +35,15 @@ class CacheFolder:
         rows_path, about_path = self._paths(key)
         if not rows_path.exists() and not about_path.exists():
             return None, "none yet"
+        damaged = None, f"{rows_path} was damaged"
         try:
             about = json.loads(about_path.read_text(encoding="utf-8"))
+            shapes = {name: tuple(shape) for name, shape in about["shapes"].items()}
+            if about["sha256"] != _sha256(rows_path, shapes):
+                return damaged
             rows = np.load(rows_path, mmap_mode="r", allow_pickle=False)
-            shapes = {str(name): tuple(map(int, shape)) for name, shape in about["shapes"].items()}
-            whole = about["sha256"] == _sha256(rows_path) and rows.shape[1] == sum(map(math.prod, shapes.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-            whole = False
-        if not whole:
-            return None, f"{rows_path} was damaged"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return damaged
         if rows.nbytes <= self._memory_mb * 1_000_000:
             rows = np.array(rows)
         return TeacherCache(_as_tensor(rows), shapes), f"read from {rows_path}"
@@ -67,17 +66,24 @@ class CacheFolder:
                     file.write(portion.numpy().tobytes())
                 except OSError as error:
                     raise unwritable(rows_path, error) from None
-        about: dict[str, Any] = {"key": key, "shapes": shapes, "sha256": _sha256(rows_path)}
-        with atomic_path(about_path) as temporary:
-            temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        about: dict[str, Any] = {"key": key, "shapes": shapes, "sha256": _sha256(rows_path, shapes)}
+        try:
+            with atomic_path(about_path) as temporary:
+                temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        except KdganError:
+            rows_path.unlink(missing_ok=True)
+            raise
 
     def _paths(self, key: str) -> tuple[Path, Path]:
         return self.path / f"{key}.npy", self.path / f"{key}.json"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(rows_path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Of the rows' file and of what their columns are."""
+    with rows_path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(repr([(name, list(shape)) for name, shape in shapes.items()]).encode())
+    return digest.hexdigest()
 
 
 def _as_tensor(rows: Any) -> Tensor:

@@ -43,31 +43,48 @@ class Adam:
 
         Rates as a tensor (K,) on the parameters' device are not read on the host: such a step can be captured.
         """
-        moved = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        parameters, means, squares, steps, first_steps = (
-            [tensors[place] for place in moved]
-            for tensors in (self.parameters, self._means, self._squares, self._steps, self._first_steps)
-        )
-        gradients = [parameter.grad for parameter in parameters]
-        if len(moved) == len(self.parameters):
+        places = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        if len(places) == len(self.parameters):
             self._all_steps += 1
         else:
-            torch._foreach_add_(steps, 1)
-        if isinstance(rates, Tensor) or (self.in_step and len(set(rates)) > 1):
-            self._moves = self._moves or [torch.zeros_like(parameter) for parameter in self.parameters]
-            moves = [self._moves[place] for place in moved]
-            torch._foreach_zero_(moves)
-            self._fused(moves, gradients, means, squares, first_steps, 1.0)
-            factors = torch.as_tensor(rates, dtype=moves[0].dtype, device=moves[0].device)[:, None]
-            targets, moves = ([tensor.view(self.num_members, -1) for tensor in own] for own in (parameters, moves))
-            torch._foreach_addcmul_(targets, moves, [factors] * len(moves))
+            torch._foreach_add_([self._steps[place] for place in places], 1)
+        if isinstance(rates, Tensor):
+            self._step_by_moves(places, rates)
         elif not self.in_step:
-            lists = [self._by_member(tensors) for tensors in (parameters, gradients, means, squares, steps)]
-            for member, rate in enumerate(rates):
-                own = [tensors[member] for tensors in lists]
-                self._fused(own[0], own[1], own[2], own[3], own[4], rate)
+            self._step_by_member(places, rates)
+        elif len(set(rates)) == 1:
+            self._fused(self.parameters, places, rates[0])
         else:
-            self._fused(parameters, gradients, means, squares, first_steps, rates[0])
+            like = self.parameters[0]
+            self._step_by_moves(places, torch.tensor(rates, dtype=like.dtype, device=like.device))
+
+    def _step_by_member(self, places: Sequence[int], rates: Sequence[float]) -> None:
+        """A pass a member."""
+        gradients = [self.parameters[place].grad for place in places]
+        tensors = (
+            gradients,
+            *([own[place] for place in places] for own in (self.parameters, self._means, self._squares, self._steps)),
+        )
+        for rate, *lists in zip(rates, *(self._by_member(own) for own in tensors), strict=True):
+            gradients, parameters, means, squares, steps = lists
+            _fused_adam(parameters, gradients, means, squares, steps, rate, self._betas)
+
+    def _step_by_moves(self, places: Sequence[int], rates: Tensor) -> None:
+        """One pass for all members at rate 1 from nothing; what came out moves each member by its rate."""
+        self._moves = self._moves or [torch.zeros_like(parameter) for parameter in self.parameters]
+        moves = [self._moves[place] for place in places]
+        torch._foreach_zero_(moves)
+        self._fused(self._moves, places, 1.0)
+        parameters = [self.parameters[place].view(self.num_members, -1) for place in places]
+        factors = rates.to(moves[0].dtype)[:, None]
+        torch._foreach_addcmul_(parameters, [own.view(self.num_members, -1) for own in moves], [factors] * len(moves))
+
+    def _fused(self, targets: Sequence[Tensor], places: Sequence[int], rate: float) -> None:
+        """One pass for all members, which are in step, at one rate."""
+        gradients = [self.parameters[place].grad for place in places]
+        lists = ([own[place] for place in places] for own in (targets, self._means, self._squares, self._first_steps))
+        parameters, means, squares, steps = lists
+        _fused_adam(parameters, gradients, means, squares, steps, rate, self._betas)
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and step counts: tensors only."""
@@ -97,28 +114,29 @@ class Adam:
     def _by_member(self, tensors: Sequence[Any]) -> list[list[Tensor]]:
         return [list(own) for own in zip(*(tensor.chunk(self.num_members) for tensor in tensors), strict=True)]
 
-    def _fused(
-        self,
-        parameters: list[Any],
-        gradients: list[Any],
-        means: list[Any],
-        squares: list[Any],
-        steps: list[Any],
-        rate: float,
-    ) -> None:
-        """Torch's kernel; its wrapper sorts tensors by device and type at each step, which takes longer than a step."""
-        torch._fused_adam_(
-            parameters,
-            gradients,
-            means,
-            squares,
-            [],
-            steps,
-            lr=rate,
-            beta1=self._betas[0],
-            beta2=self._betas[1],
-            weight_decay=0.0,
-            eps=EPSILON,
-            amsgrad=False,
-            maximize=False,
-        )
+
+def _fused_adam(
+    parameters: list[Tensor],
+    gradients: list[Any],
+    means: list[Tensor],
+    squares: list[Tensor],
+    steps: list[Tensor],
+    rate: float,
+    betas: tuple[float, float],
+) -> None:
+    """Torch's kernel; its wrapper sorts tensors by device and type at each step, which takes longer than a step."""
+    torch._fused_adam_(
+        parameters,
+        gradients,
+        means,
+        squares,
+        [],
+        steps,
+        lr=rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=0.0,
+        eps=EPSILON,
+        amsgrad=False,
+        maximize=False,
+    )

@@ -63,7 +63,9 @@ def cacheable_stages(stages: Sequence[Stage]) -> int:
 
 def cache_key(teacher: Gan, images: Tensor, distillation: Distillation, dtype: CacheDtype) -> str:
     """The hash of everything that rows depend on: weights, taps, images and how they are prepared (64 hex digits)."""
-    digest = hashlib.sha256(f"{FORMAT} {dtype} {distillation.re_encode} {sorted(teacher.taps.items())}".encode())
+    kind, encodes_again = type(teacher.generator), distillation.encodes_again
+    about = FORMAT, dtype, encodes_again, f"{kind.__module__}.{kind.__qualname__}", sorted(teacher.taps.items())
+    digest = hashlib.sha256(repr(about).encode())
     for name, tensor in [*teacher.generator.state_dict().items(), ("images", images)]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy())
@@ -76,7 +78,12 @@ def cache_shapes(teacher: Gan, images: Tensor, distillation: Distillation) -> di
     Raises:
         KdganError: The teacher's outputs are random, or depend on the other images of a batch.
     """
-    with torch.no_grad(), frozen(teacher), Taps(teacher.generator, teacher.taps) as taps:
+    with (
+        torch.random.fork_rng(devices=[]),  # a random teacher must not move the training's own noise
+        torch.no_grad(),
+        frozen(teacher),
+        Taps(teacher.generator, teacher.taps) as taps,
+    ):
         first, again = (distillation.with_z2(taps(to_network_range(images[:8])), taps) for _ in range(2))
         alone = distillation.with_z2(taps(to_network_range(images[:1])), taps)
     for name, output in first.items():
@@ -124,9 +131,16 @@ def cached_outputs(caches: Sequence[TeacherCache], chosen: Chosen) -> Outputs:
     Returns:
         Each tap as the teacher, or the fleet of teachers, would give it: (B, K · n, …).
     """
+    shapes = caches[0].shapes
+    for cache in caches:
+        if list(cache.shapes.items()) != list(shapes.items()):
+            raise KdganError(
+                "Teachers of a fleet must have the same taps of the same shapes",
+                f"got {dict(shapes)} and {dict(cache.shapes)}",
+                "Distil from those that differ one after the other",
+            )
     rows = torch.stack([cache.rows[own] for cache, own in zip(caches, chosen, strict=True)], 1)
     rows = rows.to(torch.get_default_dtype())
-    shapes = caches[0].shapes
     parts = rows.split([math.prod(shape) for shape in shapes.values()], dim=2)
     return {
         name: part.reshape(len(rows), -1, *shape[1:]) for (name, shape), part in zip(shapes.items(), parts, strict=True)

@@ -123,6 +123,9 @@ def run_fleet(runs: Sequence[StageRun]) -> Iterator[tuple[int, Record | Diverged
         A member's number and its record, as ``run_stage`` does; at one with ``epoch_done`` that member's learners are
         up to date. A member that diverged yields its error in place of a record, and is out.
     """
+    precisions = sorted({run.settings.precision for run in runs})
+    if len(precisions) > 1:
+        raise KdganError("Members of a fleet must agree in precision", f"got {', '.join(precisions)}", "Choose one")
     courses = [_Course(run) for run in runs]
     while left := [member for member, course in enumerate(courses) if not course.is_done]:
         for place, record in _run_together([courses[member] for member in left]):
@@ -179,17 +182,18 @@ def _run_together(courses: Sequence[_Course]) -> Iterator[tuple[int, Record | Di
             waiting.add(numbers, [len(portion) for portion in portions], step(portions, numbers[0], falls))
             for course, portion in zip(courses, portions, strict=True):
                 course.meter.num_images += len(portion)
-            due = [place for place, course in enumerate(courses) if course.ends_epoch or course.meter.is_due]
+            due = {place for place, course in enumerate(courses) if course.ends_epoch or course.meter.is_due}
             if not due:
                 continue
             waiting.flush([course.meter for course in courses])
-            for course in courses:
+            for place, course in enumerate(courses):
                 course.is_done = course.at_end or course.meter.error is not None
+                due |= {place} if course.is_done else set()
             one_is_done = any(course.is_done for course in courses)
             step.split([one_is_done or course.ends_epoch for course in courses])
             for course in courses:
                 course.meter.seconds += (time.perf_counter() - start) / len(courses)
-            yield from [(place, courses[place].meter.record(courses[place].ends_epoch)) for place in due]
+            yield from [(place, courses[place].meter.record(courses[place].ends_epoch)) for place in sorted(due)]
             start = time.perf_counter()
 
 
@@ -326,17 +330,29 @@ class _Step:
                 loss = self._lam * distance if loss is None else loss + self._lam * distance
                 terms.update(distances)
             if loss is not None:
+                _check_by_member(loss, learner.gan.num_members)
                 learner.step(update.network, loss, learning_rates, update.keeps_graph)
         return terms
+
+
+def _check_by_member(loss: Tensor, num_members: int) -> None:
+    if num_members > 1 and loss.shape != (num_members,):
+        raise KdganError(
+            "In a fleet an objective must give each member its own loss",
+            f"got shape {tuple(loss.shape)} for {num_members} members",
+            "Let it use the batch's shares, or train these one after the other",
+        )
 
 
 def _connectors(run: StageRun) -> Connectors:
     """What brings the student's taps to the teacher's shapes, found by running both on one image."""
     ours = _outputs(run.student.gan, run)
-    if run.teacher is not None:
-        return Connectors(ours, _outputs(run.teacher.gan, run))
-    assert run.cache is not None, "a stage with K_l has a teacher or its cache"
-    return Connectors(ours, {name: torch.zeros(1, *shape) for name, shape in run.cache.shapes.items()})
+    if run.cache is not None:
+        theirs: Outputs = {name: torch.zeros(1, *shape) for name, shape in run.cache.shapes.items()}
+    else:
+        assert run.teacher is not None, "a stage with K_l has a teacher or its cache"
+        theirs = _outputs(run.teacher.gan, run)
+    return Connectors(ours, theirs).to(run.images.device)
 
 
 def _outputs(gan: Gan, run: StageRun) -> Outputs:

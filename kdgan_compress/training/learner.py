@@ -38,7 +38,8 @@ class Learner:
         self._betas = betas
         self._decay = average_decay
         self._average: nn.Module | None = None
-        self._averaged: tuple[list[Tensor], list[Tensor]] = [], []
+        self._averaged: list[list[Tensor]] = [[], []]
+        self._copied: list[list[Tensor]] = [[], []]
         self._num_averaged = torch.zeros(gan.num_members, dtype=torch.float64)
         self._optimizers: dict[str, Adam] = {}
 
@@ -58,7 +59,9 @@ class Learner:
             self._optimizers[name] = Adam(parameters, self._betas, self.gan.num_members)
         if "generator" in networks and self._decay > 0:
             self._average = copy.deepcopy(self.gan.generator).eval().requires_grad_(False)
-            self._averaged = list(self._average.parameters()), list(self.gan.generator.parameters())
+            pair = self._average, self.gan.generator
+            self._averaged = [list(network.parameters()) for network in pair]
+            self._copied = [list(network.buffers()) for network in pair]
             self._num_averaged = torch.zeros(self.gan.num_members, dtype=torch.float64, device=self.gan.device)
 
     def step(
@@ -78,7 +81,7 @@ class Learner:
         loss.sum().backward(inputs=optimizer.parameters, retain_graph=keeps_graph)
         optimizer.step([learning_rates] if isinstance(learning_rates, float) else learning_rates)
         if network == "generator" and self._average is not None:
-            self._move_average(self._average)
+            self._move_average()
 
     def connect(self, outputs: Outputs) -> Outputs:
         """Tapped outputs in the teacher's shapes."""
@@ -87,9 +90,11 @@ class Learner:
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a step reads nothing on the host that changes from step to step."""
+        """Whether a step reads nothing on the host that changes from step to step, and images that fill up a batch
+        touch no other.
+        """
         in_step = all(optimizer.in_step for optimizer in self._optimizers.values())
-        return in_step and bool(getattr(self.objective, "is_capturable", False))
+        return in_step and self.gan.separates_images and bool(getattr(self.objective, "is_capturable", False))
 
     def is_finite(self) -> bool:
         """Whether no weight is NaN or infinite."""
@@ -167,7 +172,7 @@ class Learner:
         extra = {"average": self._average, "connectors": self.connectors}
         return self.gan.modules() | {name: network for name, network in extra.items() if network is not None}
 
-    def _move_average(self, average: nn.Module) -> None:
+    def _move_average(self) -> None:
         shares = 1 - (self._num_averaged / (self._num_averaged + 10)).clamp(max=self._decay)
         self._num_averaged += 1
         ours, theirs = self._averaged
@@ -178,7 +183,7 @@ class Learner:
                 by_member = shares.to(ours[0].dtype)[:, None]
                 for own, current in zip(ours, theirs, strict=True):
                     own.view(len(shares), -1).lerp_(current.view(len(shares), -1), by_member)
-            for buffer, current in zip(average.buffers(), self.gan.generator.buffers(), strict=True):
+            for buffer, current in zip(*self._copied, strict=True):
                 buffer.copy_(current)
 
 

@@ -91,7 +91,7 @@ CYCLE = 6
 """Steps after which CVGAD's Algorithm 1 begins anew; a round has a multiple of them, whatever the family."""
 
 ROUNDS = 7
-SECONDS_A_ROUND = 1.0
+SECONDS_A_ROUND = 2.0
 RATE, TEACHER_RATE = 4e-3, 1e-4
 MATRIX_SIZE = 1024
 
@@ -266,7 +266,8 @@ def _work(connection: "Connection[Any, Any]", case: Case, path: str, device: str
     torch.set_num_threads(1)
     prepare = _path(case, path, device)
     _time(prepare(CYCLE), device)
-    steps = CYCLE * max(1, round(SECONDS_A_ROUND / _time(prepare(CYCLE), device)))
+    few, many = (_time(prepare(cycles * CYCLE), device) for cycles in (1, 3))
+    steps = CYCLE * max(1, round(SECONDS_A_ROUND / max((many - few) / 2, 1e-4)))  # what comes once is no part of a step
     connection.send(None if path == "plain" else _count_macs(prepare(CYCLE)) / (CYCLE * case.batch * case.fleet(path)))
     while connection.recv() == "go":
         connection.send(_time(prepare(steps), device) / (steps * case.batch * case.fleet(path)))
@@ -326,7 +327,7 @@ def _scoring(case: Case, path: str, device: str) -> Prepare:
 
 
 def _engine(case: Case, path: str, stage: Stage, device: str) -> Prepare:
-    """The engine on models with data and rates of their own; where a teacher is cached, its outputs are any numbers."""
+    """The engine on models of their own; where a teacher is cached, its outputs are any numbers."""
     objective = OBJECTIVES[case.family]
     losses, members = stage.loss_set, range(case.fleet(path))
     is_cached = losses.needs_teacher and not losses.trains_teacher and path != "engine"
@@ -343,7 +344,7 @@ def _engine(case: Case, path: str, stage: Stage, device: str) -> Prepare:
         cache = TeacherCache(torch.rand(len(images), NUM_COLUMNS, device=device), SHAPES) if is_cached else None
         runs = [
             StageRun(
-                stage=Stage(stage.name, losses, 1, RATE * (1 + k / 100), TEACHER_RATE),
+                stage=stage,
                 stage_index=0,
                 student=students[k],
                 teacher=teachers[k],

@@ -73,6 +73,6 @@ class CacheSource:
                 raise KdganError("A cache just written must be readable", note, "Check the disk, or --cache off")
             cache = found
         if images.device != cache.rows.device:
-            cache = TeacherCache(cache.rows.to(images.device), shapes)
+            cache = TeacherCache(cache.rows.to(images.device), cache.shapes)
         self._known[key] = cache
         return cache, note

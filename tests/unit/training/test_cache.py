@@ -173,6 +173,15 @@ def test_a_random_teacher_is_told(change):
         cache_shapes(users(change), make_images(20), Distillation())
 
 
+def test_finding_out_that_a_teacher_is_random_leaves_the_random_state_alone():
+    # The training then goes on without a cache, and must be the one that --cache off gives.
+    teacher, images = users(RANDOM["noise"]), make_images(20)
+    before = torch.get_rng_state()
+    with pytest.raises(KdganError):
+        cache_shapes(teacher, images, Distillation())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("change", OF_THE_BATCH.values(), ids=OF_THE_BATCH)
 def test_a_teacher_that_looks_at_the_batch_is_told(change):
     with pytest.raises(KdganError, match=r"same for an image every time .*; z1 depends on the batch\. .*--cache off"):
