@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.option("--work", type=click.Choice(["train", "infer"]), help="Only this kind of work.")
 @click.option("--channels", metavar="A-B-C", help="Only models of this plan, such as 2-4-8.")
 @click.option("--batch", type=int, help="Only this batch size.")
-@click.option("--rounds", type=int, default=7, show_default=True, help="Turns of each path, about a second each.")
+@click.option("--rounds", type=int, default=7, show_default=True, help="Turns of each path, about two seconds each.")
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
 )
@@ -33,7 +33,7 @@ def bench(
 ) -> None:
     """Measure training and scoring speed on this machine: plain loops, the engine, its teacher cache, fleets.
 
-    All of it takes about ten minutes.
+    All of it takes about a quarter of an hour.
 
     \b
     kdgan-compress bench --plot speed.png

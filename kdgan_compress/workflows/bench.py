@@ -159,6 +159,7 @@ def bench(
     cases: Sequence[Case] = CASES,
     *,
     rounds: int = ROUNDS,
+    seconds_a_round: float = SECONDS_A_ROUND,
     device: str = "cpu",
     plot: str | Path | None = None,
     announce: Callable[[BenchRow], None] | None = None,
@@ -166,8 +167,9 @@ def bench(
     """Measure cases, their paths in turns.
 
     Args:
-        cases: All of them take about ten minutes.
-        rounds: How often each path has its turn, about a second each.
+        cases: All of them take about a quarter of an hour.
+        rounds: How often each path has its turn.
+        seconds_a_round: How long a turn is, about.
         device: ``cpu`` or ``cuda``.
         plot: A PNG to write.
         announce: Told each row when it is measured.
@@ -179,7 +181,7 @@ def bench(
     rate = matrix_rate(device)
     rows: list[BenchRow] = []
     for case in cases:
-        for row in _measure(case, rounds, device, rate):
+        for row in _measure(case, rounds, seconds_a_round, device, rate):
             rows.append(row)
             if announce:
                 announce(row)
@@ -209,9 +211,9 @@ def _name(row: BenchRow) -> str:
     return f"{row.path} {row.fleet}" if row.path == "fleet" else row.path
 
 
-def _measure(case: Case, rounds: int, device: str, rate: float) -> list[BenchRow]:
+def _measure(case: Case, rounds: int, seconds_a_round: float, device: str, rate: float) -> list[BenchRow]:
     with contextlib.ExitStack() as stack:
-        workers = {path: stack.enter_context(_worker(case, path, device)) for path in case.paths}
+        workers = {path: stack.enter_context(_worker(case, path, seconds_a_round, device)) for path in case.paths}
         try:
             macs = {path: worker.recv() for path, worker in workers.items()}
             seconds: dict[str, list[float]] = {path: [] for path in workers}
@@ -247,11 +249,11 @@ def _measure(case: Case, rounds: int, device: str, rate: float) -> list[BenchRow
 
 
 @contextlib.contextmanager
-def _worker(case: Case, path: str, device: str) -> Iterator["Connection[Any, Any]"]:
+def _worker(case: Case, path: str, seconds_a_round: float, device: str) -> Iterator["Connection[Any, Any]"]:
     """A process that runs one path, a round at each word."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, case, path, device), daemon=True)
+    process = context.Process(target=_work, args=(there, case, path, seconds_a_round, device), daemon=True)
     process.start()
     there.close()  # so that a worker that dies ends the wait for it
     try:
@@ -262,12 +264,12 @@ def _worker(case: Case, path: str, device: str) -> Iterator["Connection[Any, Any
         process.kill()
 
 
-def _work(connection: "Connection[Any, Any]", case: Case, path: str, device: str) -> None:
+def _work(connection: "Connection[Any, Any]", case: Case, path: str, seconds_a_round: float, device: str) -> None:
     torch.set_num_threads(1)
     prepare = _path(case, path, device)
     _time(prepare(CYCLE), device)
     few, many = (_time(prepare(cycles * CYCLE), device) for cycles in (1, 3))
-    steps = CYCLE * max(1, round(SECONDS_A_ROUND / max((many - few) / 2, 1e-4)))  # what comes once is no part of a step
+    steps = CYCLE * max(1, round(seconds_a_round / max((many - few) / 2, 1e-4)))  # what comes once is no part of a step
     connection.send(None if path == "plain" else _count_macs(prepare(CYCLE)) / (CYCLE * case.batch * case.fleet(path)))
     while connection.recv() == "go":
         connection.send(_time(prepare(steps), device) / (steps * case.batch * case.fleet(path)))

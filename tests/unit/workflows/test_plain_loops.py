@@ -9,7 +9,7 @@ from kdgan_compress.gans import Architecture, build
 from kdgan_compress.objectives import OBJECTIVES, Distillation
 from kdgan_compress.policies import ALONE, STRUCTURES, Stage
 from kdgan_compress.training import Learner, StageRun, TrainingSettings, begin_stage, run_stage
-from kdgan_compress.workflows import bench, plain_loops
+from kdgan_compress.workflows import plain_loops
 
 IMAGES = torch.randint(0, 256, (24, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -69,30 +69,30 @@ def test_cvgads_bare_loop_makes_the_engines_steps(monkeypatch):
     names = ["generator", "discriminator"]
     monkeypatch.setattr(plain_loops._Plain, "move", lambda *a: (steps["plain"].append(names[a[1]]), move(*a)))
     stage = Stage("alone", ALONE, epochs=1, learning_rate=4e-3)
-    engine = bench._engine("cvgad", stage, make_gan("cvgad", 1, (1, 2)), make_gan("cvgad", 2, (1, 2)), 4)
     bare = plain_loops.plain_loop("cvgad", stage, make_gan("cvgad", 1, (1, 2)), make_gan("cvgad", 2, (1, 2)), 4)
-    for run in (engine, bare):
-        torch.manual_seed(3)
-        run(IMAGES)
+    learner = Learner(make_gan("cvgad", 1, (1, 2)), objective=OBJECTIVES["cvgad"]())
+    run = StageRun(stage, 0, learner, None, IMAGES, Distillation(), TrainingSettings(batch_size=4))
+    begin_stage(run)
+    torch.manual_seed(3)
+    list(run_stage(run))
+    torch.manual_seed(3)
+    bare(IMAGES)
     assert steps["engine"] == steps["plain"]
     assert steps["plain"].count("discriminator") == 5
     assert steps["plain"].count("generator") == 4 * 5 + 1  # negative training waits for nothing here
 
 
-def test_bench_reports_both_paths_of_each_case(monkeypatch):
-    cases = (("ede", "3", (1, 2, 4), 2), ("cvgad", "alone", (1, 2, 4), 2))
-    monkeypatch.setattr(bench, "TEACHER", (1, 2, 4))
-    monkeypatch.setattr(bench, "CASES", cases)
-    monkeypatch.setattr(bench, "ROUNDS", 2)
-    monkeypatch.setattr(bench, "SECONDS_A_ROUND", 1e-3)
-    threads, announced = torch.get_num_threads(), []
-    report = bench.bench(announced.append)
-    assert torch.get_num_threads() == threads
-    assert report.rows == announced
-    assert [(row.family, row.structure, row.path) for row in report.rows] == [
-        ("ede", "3", "plain"), ("ede", "3", "engine"), ("cvgad", "alone", "plain"), ("cvgad", "alone", "engine"),
-    ]  # fmt: skip
-    for row in report.rows:
-        assert 0 < row.us_per_image.min <= row.us_per_image.median <= row.us_per_image.max
-        assert (row.work, row.channels, row.batch, row.fleet) == ("train", "1-2-4", 2, 1)
-        assert (row.speedup == 1) == (row.path == "plain")
+def test_the_bare_loop_runs_on_torchs_own_layers():
+    student, teacher = make_gan("ede", 1, (1, 2)), make_gan("ede", 2, (2, 4))
+    plain_loops.plain_loop("ede", Stage("2", STRUCTURES[2], 1, 1e-3), student, teacher, 4)
+    kinds = {type(module) for gan in (student, teacher) for net in gan.modules().values() for module in net.modules()}
+    assert {torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.InstanceNorm2d} <= kinds
+    assert not any(kind.__module__.endswith("gans.layers") for kind in kinds)
+
+
+def test_the_bare_loop_calls_the_discriminator_four_times_a_step():
+    student, teacher = make_gan("ede", 1, (1, 2)), make_gan("ede", 2, (2, 4))
+    calls = []
+    student.discriminator.register_forward_hook(lambda *_: calls.append(1))
+    plain_loops.plain_loop("ede", Stage("alone", ALONE, 1, 1e-3), student, teacher, 4)(IMAGES)
+    assert len(calls) == 4 * len(IMAGES) // 4
