@@ -166,7 +166,7 @@ class CacheSection(_Section):
     """Whether and where a frozen teacher's outputs are kept; without a folder, in memory and only if they fit."""
 
     enabled: bool = True
-    folder: str | None = None
+    folder: Annotated[str, Field(min_length=1)] | None = None
     dtype: CacheDtype = "float32"
     memory_mb: Annotated[int, Field(ge=0)] = 1024
 

@@ -40,8 +40,7 @@ class Schedule:
         teacher: The learner it is distilled from; stages that train it move it in place.
         distillation: K_l.
         settings: Batch size, averaging, seed.
-        cache: The teacher's outputs for ``images``, used until a stage trains the teacher; where none does, the teacher
-            itself need not be given.
+        cache: See ``use_cache``.
     """
 
     def __init__(
@@ -63,8 +62,10 @@ class Schedule:
         self._images = images
         self._distillation = distillation or Distillation()
         self._settings = settings or TrainingSettings()
-        self._cache = cache
-        self._num_cached_stages = cacheable_stages(self.stages) if cache is not None else 0
+        self._cache: TeacherCache | None = None
+        self._num_cached_stages = 0
+        if cache is not None:
+            self.use_cache(cache)
         self._stage_index = self._epochs_done = 0
         self._restored = False
 
@@ -94,6 +95,19 @@ class Schedule:
             if isinstance(record, DivergedError):
                 raise record
             yield record
+
+    def use_cache(self, cache: TeacherCache) -> None:
+        """Take the teacher's outputs for the images from a cache until a stage trains the teacher.
+
+        Where none does, the teacher itself is let go.
+
+        Raises:
+            KdganError: The first stage that asks the teacher trains it too.
+        """
+        self._num_cached_stages = cacheable_stages(self.stages)
+        self._cache = cache
+        if not self.moves_teacher:
+            self.teacher = None
 
     def begin_stage(self) -> StageRun:
         """What the engine is to run next; the present stage is begun unless it was taken up in its middle."""

@@ -17,7 +17,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         KdganError: The place can't be written to.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another process may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()

@@ -179,9 +179,10 @@ def _run_together(courses: Sequence[_Course]) -> Iterator[tuple[int, Record | Di
         while not any(course.is_done for course in courses):
             numbers, falls = [course.num_steps for course in courses], [course.fall for course in courses]
             portions = [course.draw() for course in courses]
-            waiting.add(numbers, [len(portion) for portion in portions], step(portions, numbers[0], falls))
-            for course, portion in zip(courses, portions, strict=True):
-                course.meter.num_images += len(portion)
+            sizes = tuple(portion.shape[0] for portion in portions)
+            waiting.add(numbers, sizes, step(portions, sizes, numbers[0], falls))
+            for course, size in zip(courses, sizes, strict=True):
+                course.meter.num_images += size
             due = {place for place, course in enumerate(courses) if course.ends_epoch or course.meter.is_due}
             if not due:
                 continue
@@ -237,11 +238,14 @@ class _Step:
         self._captured = CapturedStep(self._update) if can_be_captured(device, learners) else None
         self._precision, self._device_type = runs[0].settings.precision, device.type
 
-    def __call__(self, portions: Sequence[Tensor], number: int, falls: Sequence[float]) -> Terms:
+    def __call__(
+        self, portions: Sequence[Tensor], sizes: tuple[int, ...], number: int, falls: Sequence[float]
+    ) -> Terms:
         """Make the updates of one step.
 
         Args:
             portions: The indices of each member's images.
+            sizes: How many they are.
             number: Of the step in its stage, from 0.
             falls: What each member's learning rates are multiplied by.
 
@@ -254,11 +258,11 @@ class _Step:
         )
         with computing(self._precision, self._device_type):
             if self._captured is None:
-                chosen, shares = self._level(portions, max(len(portion) for portion in portions))
+                chosen, shares = self._level(portions, sizes, max(sizes))
                 return self._update(chosen, shares if len(portions) > 1 else None, rates, teacher_rates, number)
-            chosen, shares = self._level(portions, max(run.settings.batch_size for run in self._runs))
+            chosen, shares = self._level(portions, sizes, max(run.settings.batch_size for run in self._runs))
             by_member = (torch.tensor(own, device=shares.device) for own in (rates, teacher_rates))
-            return self._captured(torch.stack(chosen), shares, *by_member)
+            return self._captured(torch.stack(list(chosen)), shares, *by_member)
 
     def _update(
         self,
@@ -290,17 +294,15 @@ class _Step:
                     [getattr(run, name) if marked else None for run, marked in zip(self._runs, members, strict=True)]
                 )
 
-    def _level(self, portions: Sequence[Tensor], size: int) -> tuple[list[Tensor], Tensor]:
+    def _level(self, portions: Sequence[Tensor], sizes: tuple[int, ...], size: int) -> tuple[Sequence[Tensor], Tensor]:
         """All portions of one size, smaller ones filled up with images that count nothing; what each image counts."""
-        sizes = tuple(len(portion) for portion in portions)
         if sizes not in self._shares:
             counts = torch.tensor(sizes, device=portions[0].device)
             self._shares[sizes] = (torch.arange(size, device=counts.device)[:, None] < counts) / counts
-        chosen = [
-            portion if len(portion) == size else portion[torch.arange(size, device=portion.device) % len(portion)]
-            for portion in portions
-        ]
-        return chosen, self._shares[sizes]
+        if set(sizes) == {size}:
+            return portions, self._shares[sizes]
+        places = torch.arange(size, device=portions[0].device)
+        return [portion[places % own] for portion, own in zip(portions, sizes, strict=True)], self._shares[sizes]
 
     def _targets(self, images: Tensor, chosen: Chosen) -> Outputs:
         """The teacher's outputs as they are now; a moving teacher's batch norm is not moved by this pass."""

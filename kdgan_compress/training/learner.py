@@ -173,18 +173,20 @@ class Learner:
         return self.gan.modules() | {name: network for name, network in extra.items() if network is not None}
 
     def _move_average(self) -> None:
-        shares = 1 - (self._num_averaged / (self._num_averaged + 10)).clamp(max=self._decay)
-        self._num_averaged += 1
         ours, theirs = self._averaged
+        numbers = set() if self._num_averaged.is_cuda else set(self._num_averaged.tolist())
         with torch.no_grad():
-            if not shares.is_cuda and (shares == shares[0]).all():
-                torch._foreach_lerp_(ours, theirs, float(shares[0]))
+            if len(numbers) == 1:
+                (number,) = numbers
+                torch._foreach_lerp_(ours, theirs, 1 - min(self._decay, number / (number + 10)))
             else:
+                shares = 1 - (self._num_averaged / (self._num_averaged + 10)).clamp(max=self._decay)
                 by_member = shares.to(ours[0].dtype)[:, None]
                 for own, current in zip(ours, theirs, strict=True):
                     own.view(len(shares), -1).lerp_(current.view(len(shares), -1), by_member)
             for buffer, current in zip(*self._copied, strict=True):
                 buffer.copy_(current)
+            self._num_averaged += 1
 
 
 @contextmanager

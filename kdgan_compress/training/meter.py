@@ -101,7 +101,7 @@ class Waiting:
                 meters[member].add(name, float(total), int(seen))
             for place, member in (~values.isfinite()).nonzero().tolist():
                 found = steps[place][member], name, float(values[place, member])
-                bad[member] = min(found, bad.get(member, found), key=lambda entry: entry[0])
+                bad[member] = min(bad.get(member, found), found, key=lambda entry: entry[0])  # of a step, the first
         self._terms = {}
         for member, first in bad.items():
             meters[member].fail(*first)

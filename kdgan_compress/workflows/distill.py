@@ -10,7 +10,7 @@ from kdgan_compress.gans import Architecture, build, to_device
 from kdgan_compress.recipe import Recipe, StudentSection, load_recipe
 from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import Checkpoint, RunFolder
-from kdgan_compress.training import Learner
+from kdgan_compress.training import Learner, TeacherCache
 from kdgan_compress.workflows.fleet import FleetResult, run_jobs, runs_below
 from kdgan_compress.workflows.machine import choose_threads, require_device, threads
 from kdgan_compress.workflows.models import load_model, model_name
@@ -89,8 +89,9 @@ def resume_distill(run: str | Path, *, track_auc: bool = False, show_progress: S
         KdganError: No run there, no distillation, or its teacher or training images are gone.
     """
     folder = RunFolder(Path(run))
+    recipe = _recipe_of(folder)
     return read_result(folder) or execute(
-        _take_up(folder, CacheSource()), track_auc=track_auc, show_progress=show_progress
+        _take_up(folder, recipe, CacheSource()), track_auc=track_auc, show_progress=show_progress
     )
 
 
@@ -107,7 +108,7 @@ def resume_distill_fleet(
         KdganError: No run there, or one that can't be finished.
     """
     caches = CacheSource()
-    jobs = [_take_up(run, caches) for run in runs_below(Path(folder))]
+    jobs = [_take_up(run, _recipe_of(run), caches) for run in runs_below(Path(folder))]
     return run_jobs(jobs, width=fleet, track_auc=track_auc, show_progress=show_progress)
 
 
@@ -131,7 +132,8 @@ def _fresh(
     return _prepare(fitted, checkpoint, folder, False, caches or CacheSource())
 
 
-def _take_up(folder: RunFolder, caches: CacheSource) -> Job:
+def _recipe_of(folder: RunFolder) -> Recipe:
+    """The recipe of a distillation that was begun."""
     folder.require_run()
     recipe = load_recipe(str(folder.recipe))
     if recipe.distillation.teacher is None:
@@ -140,6 +142,11 @@ def _take_up(folder: RunFolder, caches: CacheSource) -> Job:
             f"{folder.path} is a training",
             "Use train --resume instead",
         )
+    return recipe
+
+
+def _take_up(folder: RunFolder, recipe: Recipe, caches: CacheSource) -> Job:
+    assert recipe.distillation.teacher is not None, "a distillation's recipe names its teacher"
     return _prepare(recipe, load_model(recipe.distillation.teacher), folder, True, caches)
 
 
@@ -178,19 +185,20 @@ def _prepare(recipe: Recipe, teacher: Checkpoint, folder: RunFolder, resume: boo
     num_threads = training.threads or choose_threads(max(trained))
     images = split.train.to(training.device)
     master, pupil = (to_device(gan, training.device) for gan in (teacher.build(), build(architecture, training.seed)))
-    with threads(training.threads or choose_threads(max(teacher.architecture.channels))):
-        cache, cache_note = caches.get(section.cache, stages, master, images, section.loss)
     schedule = Schedule(
         stages=stages,
         student=Learner(pupil, training.betas, training.average_decay, recipe.student_objective()),
         images=images,
-        teacher=None
-        if cache is not None and not moves_teacher
-        else Learner(master, training.betas, training.average_decay, recipe.objective),
+        teacher=Learner(master, training.betas, training.average_decay, recipe.objective),
         distillation=section.loss,
         settings=training.settings(),
-        cache=cache,
     )
+
+    def find_cache() -> tuple[TeacherCache | None, str]:
+        with threads(training.threads or choose_threads(max(teacher.architecture.channels))):
+            assert schedule.teacher is not None, "a cache is found before the teacher is let go"
+            return caches.get(section.cache, stages, schedule.teacher.gan, images, section.loss)
+
     folder_of_cache = str(Path(section.cache.folder).expanduser().resolve()) if section.cache.folder else None
     recipe = recipe.replace(
         {"distillation": {"training": {"threads": num_threads}, "cache": {"folder": folder_of_cache}}}
@@ -211,5 +219,5 @@ def _prepare(recipe: Recipe, teacher: Checkpoint, folder: RunFolder, resume: boo
         num_threads,
         provenance,
         teacher.architecture,
-        cache_note,
+        find_cache,
     )

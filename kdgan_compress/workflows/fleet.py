@@ -14,7 +14,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.storage import RunFolder
 from kdgan_compress.training import StageRun, TrainingSettings, begin_stage, run_fleet
 from kdgan_compress.workflows.machine import threads
-from kdgan_compress.workflows.run import Job, Progress, RunResult, ShowProgress, execute_fleet, read_result
+from kdgan_compress.workflows.run import Job, Progress, RunResult, ShowProgress, execute_fleet, read_result, with_cache
 
 WIDTHS = (1, 2, 5, 10, 20, 30, 50, 100)
 STEPS_MEASURED = 6
@@ -67,21 +67,27 @@ def run_jobs(
         KdganError: They differ in shape, a new one's folder has a run in it, or so many don't fit into memory; nothing
             is written then.
     """
+    if not jobs:
+        raise KdganError("A fleet must have at least one model", "got none", "Name a recipe or a teacher")
     _check_one_shape(jobs)
+    _check_own_folders(jobs)
     finished = {place: read_result(job.folder) for place, job in enumerate(jobs) if job.resume}
     done = {place: result for place, result in finished.items() if result is not None}
     left = [place for place in range(len(jobs)) if place not in done]
     for place in left:
         if not jobs[place].resume:
             jobs[place].folder.require_new()
-    width = _width([jobs[place] for place in left], width) if left else 1
+    if left and width is not None:
+        _check_width(width, [jobs[place] for place in left])
+    ready = {place: with_cache(jobs[place]) for place in left}
+    width = width or _fastest_width(list(ready.values()))
     failed: dict[str, str] = {}
     total = sum(jobs[place].num_images for place in left)
     for start in range(0, len(left), width):
         places = left[start : start + width]
         before = sum(jobs[place].num_images for place in left[:start])
         show = _shifted(show_progress, before, total) if show_progress else None
-        results = execute_fleet([jobs[place] for place in places], track_auc=track_auc, show_progress=show)
+        results = execute_fleet([ready[place] for place in places], track_auc=track_auc, show_progress=show)
         for place, result in zip(places, results, strict=True):
             if isinstance(result, KdganError):
                 failed[str(jobs[place].folder.path)] = str(result)
@@ -138,23 +144,45 @@ def _check_one_shape(jobs: Sequence[Job]) -> None:
                 )
 
 
-def _width(jobs: Sequence[Job], wanted: int | None) -> int:
-    most = num_that_fit(jobs[0])
-    if wanted is None:
-        return _fastest_width(jobs, most)
+def _check_own_folders(jobs: Sequence[Job]) -> None:
+    paths = [job.folder.path.resolve() for job in jobs]
+    for job, path in zip(jobs, paths, strict=True):
+        if paths.count(path) > 1:
+            raise KdganError(
+                "Every model must have a run folder of its own",
+                f"{job.folder.path} is that of {paths.count(path)}",
+                "Give runs of one name to commands with another --out each",
+            )
+
+
+def _has_fleet_form(job: Job) -> bool:
+    """Whether all that a job trains can be trained as one with others."""
+    schedule = job.schedule
+    trained = [schedule.student, schedule.teacher] if schedule.moves_teacher else [schedule.student]
+    return all(learner.gan.build_fleet is not None for learner in trained if learner is not None)
+
+
+def _check_width(wanted: int, jobs: Sequence[Job]) -> None:
     if wanted < 1:
         raise KdganError("A fleet must have at least 1 model", f"got {wanted}", "Give --fleet 1 or more")
-    if min(wanted, len(jobs)) > most:
+    width, most = min(wanted, len(jobs)), num_that_fit(jobs[0])
+    if width > 1 and not _has_fleet_form(jobs[0]):
+        raise KdganError(
+            "A fleet must be of a family that has one, with norm per_image, and so must a teacher that it trains",
+            f"got {jobs[0].architecture.family} with norm {jobs[0].architecture.norm}",
+            "Leave --fleet out: these are trained one after the other",
+        )
+    if width > most:
         raise KdganError(
             "A fleet must fit into half of the free memory", f"got {wanted}, {most} fit", f"Give --fleet {most} or less"
         )
-    return wanted
 
 
-def _fastest_width(jobs: Sequence[Job], most: int) -> int:
+def _fastest_width(jobs: Sequence[Job]) -> int:
     """The width that takes the least time a model over some steps of the first stage, taken on copies."""
-    if jobs[0].schedule.student.gan.build_fleet is None:
+    if len(jobs) < 2 or not _has_fleet_form(jobs[0]):
         return 1
+    most = num_that_fit(jobs[0])
     chosen, best = 1, float("inf")
     with threads(jobs[0].num_threads), torch.random.fork_rng(devices=[]):
         for width in (*(w for w in WIDTHS if w < min(most, len(jobs))), min(most, len(jobs))):

@@ -18,7 +18,7 @@ from kdgan_compress.recipe import Recipe
 from kdgan_compress.reports import plot_curves, plot_scores
 from kdgan_compress.schedule import Schedule, run_together
 from kdgan_compress.storage import Checkpoint, RunFolder, save_checkpoint
-from kdgan_compress.training import DivergedError, Learner, Record
+from kdgan_compress.training import DivergedError, Learner, Record, TeacherCache
 from kdgan_compress.workflows.machine import machine_name, threads, versions
 
 NUM_TRIED = 32
@@ -88,6 +88,10 @@ class RunResult:
     best_epoch_auc_oracle: float | None = None
 
 
+FindCache = Callable[[], tuple[TeacherCache | None, str]]
+"""Reads or computes a teacher's outputs; None with the reason where they can't be cached."""
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """A training that is ready to start, or to go on in its folder: everything ``execute`` needs."""
@@ -102,6 +106,7 @@ class Job:
     num_threads: int
     provenance: dict[str, Any]
     teacher_architecture: Architecture | None = None
+    find_cache: FindCache | None = None
     teacher_cache: str | None = None
 
     @property
@@ -133,10 +138,26 @@ def execute(job: Job, *, track_auc: bool, show_progress: ShowProgress | None) ->
         track_auc: Measure AUC after every epoch, for the log; it chooses nothing.
         show_progress: Called about every 512 images.
     """
-    (result,) = execute_fleet([job], track_auc=track_auc, show_progress=show_progress)
+    if not job.resume:
+        job.folder.require_new()
+    (result,) = execute_fleet([with_cache(job)], track_auc=track_auc, show_progress=show_progress)
     if isinstance(result, KdganError):
         raise result
     return result
+
+
+def with_cache(job: Job) -> Job:
+    """The job, its schedule taught by a cache where there can be one.
+
+    Raises:
+        KdganError: The recipe asks for a cache that can't be, or its folder can't be written.
+    """
+    if job.find_cache is None:
+        return job
+    cache, note = job.find_cache()
+    if cache is not None:
+        job.schedule.use_cache(cache)
+    return dataclasses.replace(job, find_cache=None, teacher_cache=note)
 
 
 def execute_fleet(

@@ -69,7 +69,10 @@ def resume_train(run: str | Path, *, track_auc: bool = False, show_progress: Sho
         KdganError: No run there, a distillation, or its training images are gone.
     """
     folder = RunFolder(Path(run))
-    return read_result(folder) or execute(_take_up(folder), track_auc=track_auc, show_progress=show_progress)
+    recipe = _recipe_of(folder)
+    return read_result(folder) or execute(
+        _prepare(recipe, folder.path, resume=True), track_auc=track_auc, show_progress=show_progress
+    )
 
 
 def resume_train_fleet(
@@ -84,11 +87,12 @@ def resume_train_fleet(
     Raises:
         KdganError: No run there, or one that can't be finished.
     """
-    jobs = [_take_up(run) for run in runs_below(Path(folder))]
+    jobs = [_prepare(_recipe_of(run), run.path, resume=True) for run in runs_below(Path(folder))]
     return run_jobs(jobs, width=fleet, track_auc=track_auc, show_progress=show_progress)
 
 
-def _take_up(folder: RunFolder) -> Job:
+def _recipe_of(folder: RunFolder) -> Recipe:
+    """The recipe of a training that was begun."""
     folder.require_run()
     recipe = load_recipe(str(folder.recipe))
     if recipe.distillation.teacher is not None:
@@ -97,7 +101,7 @@ def _take_up(folder: RunFolder) -> Job:
             f"{folder.path} is a distillation",
             "Use distill --resume instead",
         )
-    return _prepare(recipe, folder.path, resume=True)
+    return recipe
 
 
 def _prepare(recipe: Recipe, out: Path | None, parent: Path = Path("runs"), resume: bool = False) -> Job:
