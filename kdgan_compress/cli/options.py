@@ -132,7 +132,12 @@ def training_options(command: Command) -> Command:
             type=click.Choice(["float32", "tf32", "bfloat16"]),
             help="Of a GPU's matrix products.  [default: float32]",
         ),
-        click.option("--fleet", type=int, metavar="K", help="Models trained as one; measured and chosen if not given."),
+        click.option(
+            "--fleet",
+            type=click.IntRange(min=1),
+            metavar="K",
+            help="Models trained as one; measured and chosen if not given.",
+        ),
         click.option(
             "--out",
             type=click.Path(path_type=Path),
@@ -193,6 +198,10 @@ def forbid_beside_resume(context: click.Context) -> None:
         click.UsageError: Naming the first of them.
     """
     allowed = {"resume", "as_json", "track_auc", "fleet"}
-    for name in context.params:
+    for parameter in context.command.params:
+        name = parameter.name or ""
         if name not in allowed and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--resume continues a run by its own recipe; leave out --{name.replace('_', '-')}.")
+            option = (
+                parameter.opts[0] if isinstance(parameter, click.Option) else "--teacher"
+            )  # the one argument there is
+            raise click.UsageError(f"--resume continues a run by its own recipe; leave out {option}.")

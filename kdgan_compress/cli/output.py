@@ -59,7 +59,7 @@ def print_fleet(result: "FleetResult", as_json: bool) -> None:
     for run, error in result.failed.items():
         click.echo(f"{run}: {error}", err=True)
     if result.failed:
-        raise SystemExit(1)
+        raise click.exceptions.Exit(1)
 
 
 def percent(share: float | None) -> str:

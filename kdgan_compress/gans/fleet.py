@@ -36,7 +36,7 @@ def stack_gans(gans: Sequence[Gan]) -> Gan:
             "found one without a discriminator",
             "Train it alone (--fleet 1)",
         )
-    with torch.device("meta"):  # nothing is drawn or filled: the members' weights take the place of these
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
         fleet = gans[0].build_fleet(len(gans))
     for name, network in fleet.modules().items():
         network.load_state_dict(stacked_weights([gan.modules()[name] for gan in gans]), assign=True)

@@ -11,7 +11,7 @@ from kdgan_compress.recipe import Recipe, StudentSection, load_recipe
 from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import Checkpoint, RunFolder
 from kdgan_compress.training import Learner, TeacherCache
-from kdgan_compress.workflows.fleet import FleetResult, run_jobs, runs_below
+from kdgan_compress.workflows.fleet import FleetResult, finish_runs, run_jobs
 from kdgan_compress.workflows.machine import choose_threads, require_device, threads
 from kdgan_compress.workflows.models import load_model, model_name
 from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, check_num_clusters, execute, read_result
@@ -108,8 +108,14 @@ def resume_distill_fleet(
         KdganError: No run there, or one that can't be finished.
     """
     caches = CacheSource()
-    jobs = [_take_up(run, _recipe_of(run), caches) for run in runs_below(Path(folder))]
-    return run_jobs(jobs, width=fleet, track_auc=track_auc, show_progress=show_progress)
+    return finish_runs(
+        Path(folder),
+        _recipe_of,
+        lambda run, recipe: _take_up(run, recipe, caches),
+        width=fleet,
+        track_auc=track_auc,
+        show_progress=show_progress,
+    )
 
 
 def _fresh(

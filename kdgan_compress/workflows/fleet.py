@@ -4,13 +4,14 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from kdgan_compress.errors import KdganError
+from kdgan_compress.recipe import Recipe
 from kdgan_compress.storage import RunFolder
 from kdgan_compress.training import StageRun, TrainingSettings, begin_stage, run_fleet
 from kdgan_compress.workflows.machine import threads
@@ -55,7 +56,7 @@ class FleetResult:
 def run_jobs(
     jobs: Sequence[Job], *, width: int | None, track_auc: bool, show_progress: ShowProgress | None
 ) -> FleetResult:
-    """Run all jobs; what is finished is left as it is.
+    """Run all jobs, each in its own folder.
 
     Args:
         jobs: One or more.
@@ -71,39 +72,72 @@ def run_jobs(
         raise KdganError("A fleet must have at least one model", "got none", "Name a recipe or a teacher")
     _check_one_shape(jobs)
     _check_own_folders(jobs)
-    finished = {place: read_result(job.folder) for place, job in enumerate(jobs) if job.resume}
-    done = {place: result for place, result in finished.items() if result is not None}
-    left = [place for place in range(len(jobs)) if place not in done]
-    for place in left:
-        if not jobs[place].resume:
-            jobs[place].folder.require_new()
-    if left and width is not None:
-        _check_width(width, [jobs[place] for place in left])
-    ready = {place: with_cache(jobs[place]) for place in left}
-    width = width or _fastest_width(list(ready.values()))
+    for job in jobs:
+        if not job.resume:
+            job.folder.require_new()
+    if width is not None:
+        _check_width(width, jobs)
+    jobs = [with_cache(job) for job in jobs]
+    width = min(width or _fastest_width(jobs), len(jobs))
+    for job in jobs:
+        job.begin()  # all of them now, so that --resume finds those too whose turn didn't come
+    members: list[RunResult] = []
     failed: dict[str, str] = {}
-    total = sum(jobs[place].num_images for place in left)
-    for start in range(0, len(left), width):
-        places = left[start : start + width]
-        before = sum(jobs[place].num_images for place in left[:start])
+    total = sum(job.num_images for job in jobs)
+    for start in range(0, len(jobs), width):
+        fleet = jobs[start : start + width]
+        before = sum(job.num_images for job in jobs[:start])
         show = _shifted(show_progress, before, total) if show_progress else None
-        results = execute_fleet([ready[place] for place in places], track_auc=track_auc, show_progress=show)
-        for place, result in zip(places, results, strict=True):
+        results = execute_fleet(fleet, is_named=True, track_auc=track_auc, show_progress=show)
+        for job, result in zip(fleet, results, strict=True):
             if isinstance(result, KdganError):
-                failed[str(jobs[place].folder.path)] = str(result)
+                failed[str(job.folder.path)] = str(result)
             else:
-                done[place] = result
-    members = [done[place] for place in sorted(done)]
+                members.append(result)
+    return _result(members, failed, width)
+
+
+def finish_runs(
+    folder: Path,
+    recipe_of: Callable[[RunFolder], Recipe],
+    prepare: Callable[[RunFolder, Recipe], Job],
+    *,
+    width: int | None,
+    track_auc: bool,
+    show_progress: ShowProgress | None,
+) -> FleetResult:
+    """Run what isn't finished of the runs right below a folder.
+
+    Args:
+        folder: Where the run folders are.
+        recipe_of: Reads a run's recipe and checks that it is one of the command's.
+        prepare: Makes the job that finishes a run.
+        width: As in ``run_jobs``.
+        track_auc: As there.
+        show_progress: As there.
+
+    Returns:
+        The result of all, by name; the finished ones' as they were.
+
+    Raises:
+        KdganError: There is no run, or one that can't be finished.
+    """
+    recipes = {run: recipe_of(run) for run in _runs_below(folder)}
+    results = {run: read_result(run) for run in recipes}
+    done = [result for result in results.values() if result is not None]
+    jobs = [prepare(run, recipe) for run, recipe in recipes.items() if results[run] is None]
+    if not jobs:
+        return _result(done, {}, 1)
+    rest = run_jobs(jobs, width=width, track_auc=track_auc, show_progress=show_progress)
+    return _result(sorted([*done, *rest.members], key=lambda member: member.run), rest.failed, rest.fleet)
+
+
+def _result(members: list[RunResult], failed: dict[str, str], width: int) -> FleetResult:
     num_images, seconds = sum(m.num_images for m in members), sum(m.seconds for m in members)
     return FleetResult(members, failed, width, num_images, seconds, num_images / seconds if seconds else 0.0)
 
 
-def runs_below(folder: Path) -> list[RunFolder]:
-    """The runs right below a folder, by name.
-
-    Raises:
-        KdganError: There is none.
-    """
+def _runs_below(folder: Path) -> list[RunFolder]:
     runs = [RunFolder(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
     if not runs:
         raise KdganError(

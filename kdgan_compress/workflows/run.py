@@ -37,7 +37,7 @@ class Progress:
         images_total: The same to the end.
         images_per_s: So far.
         auc: Of the record's model, where it was measured.
-        run: Name of the run folder that the record is about; None where there is only one.
+        run: Name of the run folder that the record is about; None where the command has only one.
     """
 
     record: Record
@@ -109,6 +109,11 @@ class Job:
     find_cache: FindCache | None = None
     teacher_cache: str | None = None
 
+    def begin(self) -> None:
+        """Make the run folder, unless it is there to be gone on with."""
+        if not self.resume:
+            self.folder.create(self.recipe.to_yaml())
+
     @property
     def num_images(self) -> int:
         """How many all stages train on, with repetition."""
@@ -140,7 +145,9 @@ def execute(job: Job, *, track_auc: bool, show_progress: ShowProgress | None) ->
     """
     if not job.resume:
         job.folder.require_new()
-    (result,) = execute_fleet([with_cache(job)], track_auc=track_auc, show_progress=show_progress)
+    job = with_cache(job)
+    job.begin()
+    (result,) = execute_fleet([job], is_named=False, track_auc=track_auc, show_progress=show_progress)
     if isinstance(result, KdganError):
         raise result
     return result
@@ -161,12 +168,13 @@ def with_cache(job: Job) -> Job:
 
 
 def execute_fleet(
-    jobs: Sequence[Job], *, track_auc: bool, show_progress: ShowProgress | None
+    jobs: Sequence[Job], *, is_named: bool, track_auc: bool, show_progress: ShowProgress | None
 ) -> list[RunResult | KdganError]:
     """Train several jobs of one shape as one fleet; a member that fails leaves the others to go on.
 
     Args:
-        jobs: One or more; threads and seed of the process are the first one's.
+        jobs: One or more, with their folders made; threads and seed of the process are the first one's.
+        is_named: Whether progress says whose it is.
         track_auc: As in ``execute``.
         show_progress: Called about every 512 images of a member.
 
@@ -188,7 +196,7 @@ def execute_fleet(
                 results[member] = run.finish(fleet=len(jobs))
             if show_progress:
                 seen, spent = (sum(values) for values in zip(*(own.so_far for own in runs), strict=True))
-                name = run.job.folder.path.name if len(jobs) > 1 else None
+                name = run.job.folder.path.name if is_named else None
                 show_progress(Progress(record, seen, total, seen / spent, auc, name))
         for member, run in enumerate(runs):
             if member not in results:  # it was at its end when it was taken up
@@ -206,8 +214,6 @@ class _Run:
         self._record: Record | None = None
         if job.resume:
             self._done, self._seconds = _take_up(job.schedule, job.folder)
-        else:
-            job.folder.create(job.recipe.to_yaml())
         self._save = _Saver(job)
 
     @property

@@ -53,7 +53,7 @@ class CacheSource:
             return None, f"none: {error.found}"
         size_mb = cache_size_bytes(shapes, len(images), section.dtype) / 1e6
         if section.folder is None and size_mb > section.memory_mb:
-            reason = f"{size_mb:.0f} MB are more than the {section.memory_mb} MB allowed in memory"
+            reason = f"{size_mb:.3g} MB are more than the {section.memory_mb} MB allowed in memory"
             return None, f"none: {reason}, and no folder is given"
         key = cache_key(teacher, images, distillation, section.dtype)
         if key in self._known:

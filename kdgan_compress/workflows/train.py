@@ -10,7 +10,7 @@ from kdgan_compress.recipe import Recipe, load_recipe
 from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import RunFolder
 from kdgan_compress.training import Learner
-from kdgan_compress.workflows.fleet import FleetResult, run_jobs, runs_below
+from kdgan_compress.workflows.fleet import FleetResult, finish_runs, run_jobs
 from kdgan_compress.workflows.machine import choose_threads, require_device
 from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, check_num_clusters, execute, read_result
 
@@ -87,8 +87,14 @@ def resume_train_fleet(
     Raises:
         KdganError: No run there, or one that can't be finished.
     """
-    jobs = [_prepare(_recipe_of(run), run.path, resume=True) for run in runs_below(Path(folder))]
-    return run_jobs(jobs, width=fleet, track_auc=track_auc, show_progress=show_progress)
+    return finish_runs(
+        Path(folder),
+        _recipe_of,
+        lambda run, recipe: _prepare(recipe, run.path, resume=True),
+        width=fleet,
+        track_auc=track_auc,
+        show_progress=show_progress,
+    )
 
 
 def _recipe_of(folder: RunFolder) -> Recipe:
