@@ -99,15 +99,13 @@ class Schedule:
     def use_cache(self, cache: TeacherCache) -> None:
         """Take the teacher's outputs for the images from a cache until a stage trains the teacher.
 
-        Where none does, the teacher itself is let go.
+        Where none does, the teacher itself is not needed any more.
 
         Raises:
             KdganError: The first stage that asks the teacher trains it too.
         """
         self._num_cached_stages = cacheable_stages(self.stages)
         self._cache = cache
-        if not self.moves_teacher:
-            self.teacher = None
 
     def begin_stage(self) -> StageRun:
         """What the engine is to run next; the present stage is begun unless it was taken up in its middle."""

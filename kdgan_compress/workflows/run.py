@@ -164,6 +164,8 @@ def with_cache(job: Job) -> Job:
     cache, note = job.find_cache()
     if cache is not None:
         job.schedule.use_cache(cache)
+        if not job.schedule.moves_teacher:
+            job.schedule.teacher = None
     return dataclasses.replace(job, find_cache=None, teacher_cache=note)
 
 
