@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from kdgan_compress.errors import KdganError
+
 if TYPE_CHECKING:
     from kdgan_compress.recipe import Recipe
 
@@ -113,6 +115,12 @@ set_option = click.option(
 )
 
 
+def _at_least_one(_context: click.Context, _parameter: click.Parameter, fleet: int | None) -> int | None:
+    if fleet is not None and fleet < 1:
+        raise KdganError("A fleet must have at least 1 model", f"got {fleet}", "Give --fleet 1 or more")
+    return fleet
+
+
 def training_options(command: Command) -> Command:
     """Options of both train and distill."""
     options = [
@@ -134,7 +142,8 @@ def training_options(command: Command) -> Command:
         ),
         click.option(
             "--fleet",
-            type=click.IntRange(min=1),
+            type=int,
+            callback=_at_least_one,
             metavar="K",
             help="Models trained as one; measured and chosen if not given.",
         ),

@@ -1,6 +1,7 @@
 """Writing a file whole or not at all."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         KdganError: The place can't be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another process may write the same file
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # others may write the same file now
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from kdgan_compress.errors import KdganError
+from kdgan_compress.objectives import merge_settings
 from kdgan_compress.recipe import Recipe
 from kdgan_compress.storage import RunFolder
-from kdgan_compress.training import StageRun, TrainingSettings, begin_stage, run_fleet
+from kdgan_compress.training import Learner, StageRun, TrainingSettings, begin_stage, run_fleet
 from kdgan_compress.workflows.machine import threads
 from kdgan_compress.workflows.run import Job, Progress, RunResult, ShowProgress, execute_fleet, read_result, with_cache
 
@@ -78,7 +79,7 @@ def run_jobs(
     if width is not None:
         _check_width(width, jobs)
     jobs = [with_cache(job) for job in jobs]
-    width = min(width or _fastest_width(jobs), len(jobs))
+    width = min(width or _fastest_width(jobs, num_that_fit(jobs[0])), len(jobs))
     for job in jobs:
         job.begin()  # all of them now, so that --resume finds those too whose turn didn't come
     members: list[RunResult] = []
@@ -197,6 +198,7 @@ def _has_fleet_form(job: Job) -> bool:
 
 
 def _check_width(wanted: int, jobs: Sequence[Job]) -> None:
+    """Check, before anything is written, that these can be trained so many at once."""
     if wanted < 1:
         raise KdganError("A fleet must have at least 1 model", f"got {wanted}", "Give --fleet 1 or more")
     width, most = min(wanted, len(jobs)), num_that_fit(jobs[0])
@@ -210,13 +212,16 @@ def _check_width(wanted: int, jobs: Sequence[Job]) -> None:
         raise KdganError(
             "A fleet must fit into half of the free memory", f"got {wanted}, {most} fit", f"Give --fleet {most} or less"
         )
+    for start in range(0, len(jobs), width):
+        runs = [job.schedule.stage_run(0) for job in jobs[start : start + width]]
+        Learner.stack([run.student for run in runs])
+        merge_settings([run.distillation for run in runs])
 
 
-def _fastest_width(jobs: Sequence[Job]) -> int:
+def _fastest_width(jobs: Sequence[Job], most: int) -> int:
     """The width that takes the least time a model over some steps of the first stage, taken on copies."""
     if len(jobs) < 2 or not _has_fleet_form(jobs[0]):
         return 1
-    most = num_that_fit(jobs[0])
     chosen, best = 1, float("inf")
     with threads(jobs[0].num_threads), torch.random.fork_rng(devices=[]):
         for width in (*(w for w in WIDTHS if w < min(most, len(jobs))), min(most, len(jobs))):

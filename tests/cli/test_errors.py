@@ -111,7 +111,6 @@ def test_unfinished_runs_are_named_so(cli: Cli, runs: dict[str, Path], tmp_path:
     assert_refused(cli("train", "--resume", tmp_path / "nothing"), "no run")
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: a finished run is taken for one of whatever command is asked")
 def test_a_finished_run_is_resumed_by_its_own_command(cli: Cli, runs: dict[str, Path]) -> None:
     assert_refused(cli("train", "--resume", runs["student"]), "distill --resume")
     assert_refused(cli("distill", "--resume", runs["teacher"]), "train --resume")
@@ -172,10 +171,6 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
     assert "\\b" not in out
 
 
-BLAME = pytest.mark.xfail(strict=True, reason="BUG: the last bad term of a step is blamed, not the first one")
-
-
-@BLAME
 @pytest.mark.parametrize("family", ["ede", "cvgad"])
 def test_training_that_diverges_says_where(cli: Cli, npz: Path, tmp_path: Path, family: str) -> None:
     small = ["--family", family, "--width", 1, "--image-size", 16, "--latent", 8, "--batch-size", 4]
@@ -186,7 +181,6 @@ def test_training_that_diverges_says_where(cli: Cli, npz: Path, tmp_path: Path, 
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
 
 
-@BLAME
 def test_training_that_diverges_later_keeps_a_model(
     cli: Cli, npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

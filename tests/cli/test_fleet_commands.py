@@ -278,9 +278,6 @@ def test_a_member_that_diverges_is_exit_code_1_and_the_others_are_told(
     assert ended("train", "--resume", tmp_path / "D")[0] == 0  # what spoiled it is gone
 
 
-@pytest.mark.xfail(
-    strict=True, raises=SystemExit, reason="BUG: run() is to return its exit code, and raises SystemExit"
-)
 def test_a_failed_member_is_an_exit_code_that_is_returned(
     cli: Cli, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,7 +367,6 @@ def test_wrong_usage(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: the message names the parameter, --first-teachers or --more-teachers")
 @pytest.mark.parametrize("more", [["--teacher", "t"], ["t"]])
 def test_resume_beside_a_teacher_names_the_option_there_is(cli: Cli, more: list[str]) -> None:
     code, _, err = cli("distill", "--resume", "run", *more)
@@ -378,7 +374,6 @@ def test_resume_beside_a_teacher_names_the_option_there_is(cli: Cli, more: list[
     assert err.splitlines()[-1].endswith("leave out --teacher.")
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: one model looks at no --fleet")
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_fleet_of_none_is_refused_for_one_model_too(cli: Cli, data: str, tmp_path: Path, resume: bool) -> None:
     options = ["train", "--data", data, *TINY, "--normal", 0, "--out", tmp_path / "run"]
@@ -390,7 +385,6 @@ def test_a_fleet_of_none_is_refused_for_one_model_too(cli: Cli, data: str, tmp_p
     assert "at least 1" in err
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: runs of one name are noticed only when the first of them has been trained")
 def test_the_same_seed_twice_is_refused(cli: Cli, data: str, tmp_path: Path) -> None:
     code, _, _ = cli("train", "--data", data, *TINY, "--normal", 0, "--seed", "0,00", "--out", tmp_path / "D")
     assert code in (1, 2)
@@ -471,7 +465,6 @@ def test_the_cache_is_made_read_and_mended(cli: Cli, trained: Path, tmp_path: Pa
     assert f"cache        read from {rows}" in out.splitlines()
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: the megabytes are rounded to nothing")
 def test_a_cache_that_is_allowed_no_memory_says_so_in_numbers_that_make_sense(
     cli: Cli, trained: Path, tmp_path: Path
 ) -> None:

@@ -139,7 +139,6 @@ sys.exit(run(["demo"]))
     assert "pip install 'kdgan-compress[train]'" in result.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: drawing weights on the meta device imports torch's compiler, for seconds")
 def test_a_fleet_is_made_without_torchs_compiler():
     code = """
 import sys

@@ -221,7 +221,6 @@ def test_a_narrower_width_makes_several_fleets_and_the_same_models(recipes, alon
         assert_alike(tmp_path / "out" / name, alone / name)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: FleetResult.fleet is the width asked for, even where fewer were trained")
 def test_a_width_beyond_the_number_of_models_is_told_as_that_number(recipes, tmp_path):
     result = train_fleet(recipes[1:3], tmp_path / "out", fleet=50)
     assert [member.fleet for member in result.members] == [2, 2]
@@ -406,9 +405,6 @@ def test_a_finished_fleet_is_left_as_it_is(together):
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*.*")} == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG: of fleets that come after an interrupted one no folder says that they are wanted"
-)
 def test_models_that_had_not_begun_are_trained_too(recipes, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
@@ -417,7 +413,6 @@ def test_models_that_had_not_begun_are_trained_too(recipes, tmp_path):
     assert [member.run for member in result.members] == [str(out / name) for name in NAMES[:3]]
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: data and shapes of finished runs are looked at too")
 @pytest.mark.parametrize("what", ["its images are gone", "it is of another shape"])
 def test_a_finished_run_does_not_hinder_the_others(what, recipes, source, tmp_path):
     out = tmp_path / "out"
@@ -604,7 +599,6 @@ def test_a_place_that_cannot_be_written_to(recipes, tmp_path):
     assert (tmp_path / "file").read_text() == "content"
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: recipe.yaml is written before the fleet is found to be impossible")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -623,7 +617,6 @@ def test_what_can_be_no_fleet_is_told_before_anything_is_written(changes, recipe
     assert nothing_at(tmp_path / "out")
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: runs of one name are noticed only when the first of them has been written")
 @pytest.mark.parametrize("width", [1, 2])
 def test_two_runs_of_one_name_are_told_before_anything_is_written(width, alone, recipes, tmp_path):
     other = tmp_path / "elsewhere" / NAMES[0]
@@ -633,7 +626,6 @@ def test_two_runs_of_one_name_are_told_before_anything_is_written(width, alone, 
     assert nothing_at(tmp_path / "out")
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="BUG: no recipe at all is an IndexError")
 def test_there_must_be_something_to_train(alone, tmp_path):
     for start in (lambda: train_fleet([], tmp_path / "out"), lambda: distill_fleet([], None, tmp_path / "out")):
         with pytest.raises(KdganError):
@@ -668,7 +660,6 @@ def test_families_without_a_fleet_form_train_one_after_the_other(recipes, tmp_pa
     assert fleet_module._fastest_width(batch, 2) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: a teacher without a fleet form is met only in the stage that moves it")
 @pytest.mark.parametrize("width", [None, 2])
 def test_a_teacher_without_a_fleet_form_that_moves_allows_no_fleet(width, source, tmp_path, monkeypatch):
     teacher = tmp_path / "cvgad"
@@ -706,7 +697,7 @@ def fastest(jobs, most, seconds, monkeypatch):
         (60, 7, lambda width: 1 / width, 7, [1, 2, 5, 7]),
         (4, 1000, lambda width: 1 / width, 4, [1, 2, 4]),
         (5, 5, lambda width: 1 / width, 5, [1, 2, 5]),
-        (1, 1000, lambda width: 1 / width, 1, [1]),
+        (1, 1000, lambda width: 1 / width, 1, []),
         (60, 1, lambda width: 1 / width, 1, [1]),
         (60, 1000, lambda width: 1.0, 1, [1, 2]),
         (60, 1000, lambda width: 1 - 0.02 * width, 1, [1, 2]),  # each must gain 5 %
@@ -748,7 +739,6 @@ def test_progress_is_that_of_all_fleets(recipes, tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: records of a last fleet of one, or of width 1, have no run's name")
 @pytest.mark.parametrize("width", [1, 2])
 def test_every_record_says_whose_it_is(width, recipes, tmp_path):
     shown = []
