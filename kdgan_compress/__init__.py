@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from kdgan_compress.recipe import load_recipe as load_recipe
     from kdgan_compress.runtime import Detector as Detector
     from kdgan_compress.workflows.distill import distill as distill
+    from kdgan_compress.workflows.distill import distill_fleet as distill_fleet
     from kdgan_compress.workflows.evaluate import evaluate as evaluate
     from kdgan_compress.workflows.export import export_detector as export_detector
     from kdgan_compress.workflows.pictures import pictures as pictures
     from kdgan_compress.workflows.profile import profile as profile
     from kdgan_compress.workflows.train import train as train
+    from kdgan_compress.workflows.train import train_fleet as train_fleet
     from kdgan_compress.workflows.trials import trials as trials
 
 _HOMES = {
@@ -30,12 +32,14 @@ _HOMES = {
     "KdganError": "kdgan_compress.errors",
     "Recipe": "kdgan_compress.recipe",
     "distill": "kdgan_compress.workflows.distill",
+    "distill_fleet": "kdgan_compress.workflows.distill",
     "evaluate": "kdgan_compress.workflows.evaluate",
     "export_detector": "kdgan_compress.workflows.export",
     "load_recipe": "kdgan_compress.recipe",
     "pictures": "kdgan_compress.workflows.pictures",
     "profile": "kdgan_compress.workflows.profile",
     "train": "kdgan_compress.workflows.train",
+    "train_fleet": "kdgan_compress.workflows.train",
     "trials": "kdgan_compress.workflows.trials",
 }
 

@@ -156,7 +156,7 @@ def training_options(command: Command) -> Command:
             "--resume",
             type=click.Path(path_type=Path),
             metavar="RUN",
-            help="Continue an interrupted run, or all in a folder, by their own recipes; goes with no other setting.",
+            help="Continue an interrupted run, or all in a folder, by their own recipes; no other setting but --fleet.",
         ),
         click.option("--track-auc", is_flag=True, help="Measure AUC after every epoch; it chooses nothing."),
         data_root_option,

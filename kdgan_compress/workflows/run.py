@@ -257,10 +257,19 @@ class _Run:
 
 
 def read_result(folder: RunFolder) -> RunResult | None:
-    """The result of a run that is finished, else None."""
+    """The result of a run that is finished, else None.
+
+    Raises:
+        KdganError: The file is damaged or foreign.
+    """
     if not folder.result.exists():
         return None
-    result = RunResult(**json.loads(folder.result.read_text(encoding="utf-8")))
+    try:
+        result = RunResult(**json.loads(folder.result.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise KdganError(
+            "result.json must be one that train or distill wrote", f"{folder.result} is not", "Remove it, then --resume"
+        ) from None
     return dataclasses.replace(result, run=str(folder.path), model=str(folder.model))
 
 
@@ -323,7 +332,7 @@ def _result(job: Job, seconds: float, fleet: int) -> RunResult:
         seconds=round(seconds, 3),
         images_per_s=round(num_images / seconds, 1),
         seed=job.seed,
-        threads=job.num_threads,
+        threads=torch.get_num_threads(),
         machine=machine_name(job.schedule.student.gan.device.type),
         fleet=fleet,
         teacher_cache=job.teacher_cache,

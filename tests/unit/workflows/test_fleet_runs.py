@@ -762,3 +762,17 @@ def test_one_model_has_a_run_without_a_name(recipes, tmp_path):
     shown = []
     train(recipes[1], tmp_path / "run", show_progress=shown.append)
     assert [progress.run for progress in shown] == [None, None]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"auc": 1}', '{"run": '])
+def test_a_damaged_result_is_told(content, recipes, tmp_path):
+    train(recipes[1], tmp_path / "run")
+    (tmp_path / "run" / "result.json").write_text(content)
+    with pytest.raises(KdganError, match=r"result\.json must be one that train or distill wrote"):
+        resume_train(tmp_path / "run")
+
+
+def test_a_result_tells_the_threads_it_was_trained_with(recipes, tmp_path):
+    several = [recipes[0].replace({"training": {"threads": 1}}), recipes[1].replace({"training": {"threads": 2}})]
+    result = train_fleet(several, tmp_path / "out", fleet=2)
+    assert [member.threads for member in result.members] == [1, 1]
