@@ -9,12 +9,11 @@ import click
 from kdgan_compress.cli.options import (
     data_option,
     forbid_beside_resume,
-    holds_runs,
     training_changes,
     training_options,
     with_seeds,
 )
-from kdgan_compress.cli.output import print_fleet, print_run, progress_display
+from kdgan_compress.cli.output import finish, print_fleet, print_run, progress_display
 
 
 @click.command()
@@ -74,11 +73,7 @@ def distill(
 
     if resume is not None:
         forbid_beside_resume(context)
-        with progress_display() as show:
-            if holds_runs(resume):
-                print_fleet(resume_distill_fleet(resume, fleet=fleet, track_auc=track_auc, show_progress=show), as_json)
-            else:
-                print_run(resume_distill(resume, track_auc=track_auc, show_progress=show), as_json)
+        finish(resume, resume_distill, resume_distill_fleet, fleet=fleet, track_auc=track_auc, as_json=as_json)
         return
     if not first_teachers:
         raise click.UsageError("Give --teacher RUN_OR_FILE, or --resume RUN.")

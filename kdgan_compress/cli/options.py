@@ -195,11 +195,6 @@ def with_seeds(recipe: "Recipe", seeds: list[str] | None, *section: str) -> "lis
     return [recipe.replace(change) for change in changes]
 
 
-def holds_runs(folder: Path) -> bool:
-    """Whether a folder is no run itself but has runs in it."""
-    return not (folder / "recipe.yaml").exists() and any(folder.glob("*/recipe.yaml"))
-
-
 def forbid_beside_resume(context: click.Context) -> None:
     """Refuse settings beside ``--resume``, since the run's own recipe decides.
 

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,6 +61,24 @@ def print_fleet(result: "FleetResult", as_json: bool) -> None:
         click.echo(f"{run}: {error}", err=True)
     if result.failed:
         raise click.exceptions.Exit(1)
+
+
+def finish(
+    path: Path,
+    one: Callable[..., "RunResult"],
+    several: Callable[..., "FleetResult"],
+    *,
+    fleet: int | None,
+    track_auc: bool,
+    as_json: bool,
+) -> None:
+    """Finish an interrupted run by ``one``, or those in a folder that is no run itself by ``several``, and print it."""
+    is_folder_of_runs = not (path / "recipe.yaml").exists() and any(path.glob("*/recipe.yaml"))
+    with progress_display() as show:
+        if is_folder_of_runs:
+            print_fleet(several(path, fleet=fleet, track_auc=track_auc, show_progress=show), as_json)
+        else:
+            print_run(one(path, track_auc=track_auc, show_progress=show), as_json)
 
 
 def percent(share: float | None) -> str:

@@ -9,14 +9,13 @@ from kdgan_compress.cli.options import (
     PROTOCOL_OPTIONS,
     data_option,
     forbid_beside_resume,
-    holds_runs,
     normals_option,
     protocol_options,
     training_changes,
     training_options,
     with_seeds,
 )
-from kdgan_compress.cli.output import print_fleet, print_run, progress_display
+from kdgan_compress.cli.output import finish, print_fleet, print_run, progress_display
 
 
 @click.command()
@@ -66,11 +65,7 @@ def train(
 
     if resume is not None:
         forbid_beside_resume(context)
-        with progress_display() as show:
-            if holds_runs(resume):
-                print_fleet(resume_train_fleet(resume, fleet=fleet, track_auc=track_auc, show_progress=show), as_json)
-            else:
-                print_run(resume_train(resume, track_auc=track_auc, show_progress=show), as_json)
+        finish(resume, resume_train, resume_train_fleet, fleet=fleet, track_auc=track_auc, as_json=as_json)
         return
     protocol = {name: options.pop(name) for name in PROTOCOL_OPTIONS}
     seeds = options.pop("seed")

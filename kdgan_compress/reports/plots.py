@@ -111,7 +111,7 @@ def plot_speed(times: Sequence[tuple[str, str, float]], path: Path) -> None:
     axis.set_xmargin(0.12)
     axis.set(title="time of an image and model", xlabel="µs")
     handles = [Patch(color=f"C{number}", label=name) for number, name in enumerate(paths)]
-    axis.legend(handles=handles, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=len(paths))
+    figure.legend(handles=handles, fontsize="small", loc="outside lower center", ncols=len(paths))
     _save(figure, path)
 
 
