@@ -55,6 +55,13 @@ def test_arithmetic_is_counted_an_image_and_model(report):
             assert row.limit_share == pytest.approx(row.macs_per_image / (report.matrix_gmacs * 1e9) / seconds)
 
 
+def test_cvgads_rows_are_measured_too():
+    case = Case("train", "cvgad", "alone", (1, 2, 4), 2, ("plain", "engine"))
+    report = bench.bench((case,), rounds=1, seconds_a_round=0.01)
+    assert [row.path for row in report.rows] == ["plain", "engine"]
+    assert report.rows[1].macs_per_image > 3 * 73_728  # a forward and a backward pass at least
+
+
 def test_a_path_that_dies_is_told():
     dying = dataclasses.replace(SCORED, paths=("plain",), channels=(1, 2))  # no network of 32 × 32
     with pytest.raises(KdganError, match="Every path of a case must end; one of score 1-2, batch 2, did not"):
