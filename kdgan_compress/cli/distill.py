@@ -85,12 +85,7 @@ def distill(
         "schedule": schedule,
         "training": training,
         "teacher_learning_rate": teacher_learning_rate,
-        "cache": {
-            "enabled": None if cache is None else cache != "off",
-            "folder": None if cache == "off" else cache,
-            "dtype": cache_dtype,
-            "memory_mb": cache_memory_mb,
-        },
+        "cache": _cache_changes(cache) | {"dtype": cache_dtype, "memory_mb": cache_memory_mb},
     }
     changed = load_recipe(recipe or "default").replace(*settings, {"distillation": section})
     chosen = with_seeds(changed, seeds, "distillation", "training")
@@ -101,6 +96,13 @@ def distill(
             print_fleet(several, as_json)
         else:
             print_run(run_distill(teachers[0], chosen[0], out, show_progress=show, **where), as_json)
+
+
+def _cache_changes(cache: str | None) -> dict[str, Any]:
+    """A recipe's changes for ``--cache``: off, or a folder."""
+    if cache is None:
+        return {}
+    return {"enabled": False} if cache == "off" else {"enabled": True, "folder": cache}
 
 
 def _expand(teachers: tuple[str, ...]) -> list[str]:

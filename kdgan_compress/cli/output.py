@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from kdgan_compress.workflows.fleet import FleetResult
-    from kdgan_compress.workflows.run import Progress, RunResult, ShowProgress
+    from kdgan_compress.workflows.job import Progress, RunResult, ShowProgress
 
 
 def print_json(result: Any) -> None:

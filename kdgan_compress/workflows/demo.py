@@ -16,9 +16,9 @@ from kdgan_compress.reports import Reconstruction, plot_reconstructions
 from kdgan_compress.runtime import Detector
 from kdgan_compress.workflows.distill import distill
 from kdgan_compress.workflows.export import export_detector
+from kdgan_compress.workflows.job import RunResult, ShowProgress
 from kdgan_compress.workflows.models import load_model
 from kdgan_compress.workflows.profile import ModelProfile, Ratios, profile_all, ratios
-from kdgan_compress.workflows.run import RunResult, ShowProgress
 from kdgan_compress.workflows.train import train
 
 QUICK = {"training": {"epochs": 1}, "distillation": {"schedule": "2->3", "training": {"epochs": 1}}}

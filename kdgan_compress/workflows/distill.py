@@ -12,9 +12,10 @@ from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import Checkpoint, RunFolder
 from kdgan_compress.training import Learner, TeacherCache
 from kdgan_compress.workflows.fleet import FleetResult, finish_runs, run_jobs
+from kdgan_compress.workflows.job import Job, RunResult, ShowProgress, check_num_clusters, read_result
 from kdgan_compress.workflows.machine import choose_threads, require_device, threads
 from kdgan_compress.workflows.models import load_model, model_name
-from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, check_num_clusters, execute, read_result
+from kdgan_compress.workflows.run import execute
 from kdgan_compress.workflows.teacher_cache import CacheSource
 
 

@@ -15,8 +15,9 @@ from kdgan_compress.objectives import merge_settings
 from kdgan_compress.recipe import Recipe
 from kdgan_compress.storage import RunFolder
 from kdgan_compress.training import Learner, StageRun, TrainingSettings, begin_stage, run_fleet
+from kdgan_compress.workflows.job import Job, Progress, RunResult, ShowProgress, read_result, with_cache
 from kdgan_compress.workflows.machine import threads
-from kdgan_compress.workflows.run import Job, Progress, RunResult, ShowProgress, execute_fleet, read_result, with_cache
+from kdgan_compress.workflows.run import execute_fleet
 
 WIDTHS = (1, 2, 5, 10, 20, 30, 50, 100)
 STEPS_MEASURED = 6

@@ -11,8 +11,9 @@ from kdgan_compress.schedule import Schedule
 from kdgan_compress.storage import RunFolder
 from kdgan_compress.training import Learner
 from kdgan_compress.workflows.fleet import FleetResult, finish_runs, run_jobs
+from kdgan_compress.workflows.job import Job, RunResult, ShowProgress, check_num_clusters, read_result
 from kdgan_compress.workflows.machine import choose_threads, require_device
-from kdgan_compress.workflows.run import Job, RunResult, ShowProgress, check_num_clusters, execute, read_result
+from kdgan_compress.workflows.run import execute
 
 
 def train(

@@ -16,8 +16,8 @@ from kdgan_compress.recipe import Recipe, load_recipe
 from kdgan_compress.storage import RunFolder, atomic_path
 from kdgan_compress.workflows.distill import distill, resume_distill
 from kdgan_compress.workflows.evaluate import evaluate, labelled_split
+from kdgan_compress.workflows.job import RunResult
 from kdgan_compress.workflows.machine import machine_name
-from kdgan_compress.workflows.run import RunResult
 from kdgan_compress.workflows.train import resume_train, train
 
 

@@ -18,9 +18,10 @@ from kdgan_compress.recipe import parse_recipe
 from kdgan_compress.storage import load_checkpoint
 from kdgan_compress.training import meter
 from kdgan_compress.workflows import fleet as fleet_module
-from kdgan_compress.workflows import run as run_module
 from kdgan_compress.workflows.distill import _fresh, distill, distill_fleet, resume_distill, resume_distill_fleet
 from kdgan_compress.workflows.train import _prepare, resume_train, resume_train_fleet, train, train_fleet
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 SIZES = (30, 13, 55)
 """Of the classes; the last one has 5 images held out. At batch 8 their epochs have 4, 2 and 7 steps."""
@@ -36,20 +37,6 @@ MODEL = {"width": 1, "image_size": 16, "latent_size": 8}
 TRAINING = {"batch_size": 8, "epochs": 2, "threads": 1}
 FILES = {"recipe.yaml", "model.safetensors", "state.pt", "metrics.jsonl", "result.json", "curves.png", "scores.png"}
 OF_THE_CLOCK = ("seconds", "images_per_s")
-
-
-def quick_plot(*arguments):
-    arguments[-1].touch()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_plots():
-    """Drawing takes most of a tiny run's time."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run_module, "plot_curves", quick_plot)
-        patched.setattr(run_module, "plot_scores", quick_plot)
-        patched.setattr(run_module._Saver, "if_due", run_module._Saver.now)  # whatever a save takes here
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,23 +17,11 @@ from kdgan_compress.workflows import run as run_module
 from kdgan_compress.workflows.distill import distill, resume_distill
 from kdgan_compress.workflows.train import resume_train, train
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 TRAINING = {"batch_size": 4, "epochs": 3, "threads": 1}
 SAVE_IF_DUE = run_module._Saver.if_due
 MODEL_FILES = ("model.safetensors", "teacher.safetensors")
-
-
-def quick_plot(*arguments):
-    arguments[-1].touch()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_plots():
-    """Drawing takes half of a tiny run's time."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run_module, "plot_curves", quick_plot)
-        patched.setattr(run_module, "plot_scores", quick_plot)
-        patched.setattr(run_module._Saver, "if_due", run_module._Saver.now)  # whatever a save takes here
-        yield
 
 
 def make_recipe(source, **model):

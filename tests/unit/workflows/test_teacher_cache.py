@@ -15,7 +15,6 @@ from kdgan_compress.gans import Architecture, build, to_network_range
 from kdgan_compress.objectives import Distillation
 from kdgan_compress.policies import STRUCTURES, LossSet, Stage
 from kdgan_compress.recipe import CacheSection, load_recipe, parse_recipe
-from kdgan_compress.workflows import run as run_module
 from kdgan_compress.workflows import teacher_cache as cache_module
 from kdgan_compress.workflows.distill import distill, distill_fleet, resume_distill, resume_distill_fleet
 from kdgan_compress.workflows.teacher_cache import CacheSource
@@ -27,21 +26,7 @@ STAGES = tuple(Stage(str(k), STRUCTURES[k], 1, 1e-3) for k in (2,))
 MODEL = {"width": 2, "image_size": 16, "latent_size": 8}
 TRAINING = {"batch_size": 8, "epochs": 2, "threads": 1}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def quick_plot(*arguments):
-    arguments[-1].touch()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_plots():
-    """Drawing takes most of a tiny run's time."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run_module, "plot_curves", quick_plot)
-        patched.setattr(run_module, "plot_scores", quick_plot)
-        patched.setattr(run_module._Saver, "if_due", run_module._Saver.now)
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_runs")
 
 
 def make_teacher(seed=0):
