@@ -39,18 +39,19 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
-def read_image(path: Path, channels: int) -> NDArray[np.uint8]:
+def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Read one image upright (EXIF orientation applied).
 
     Args:
-        path: A file Pillow can read, 8 bits a channel, one frame.
+        path: A file Pillow can read, 8 bits a channel, one frame, no CMYK.
         channels: 1 for grey (ITU-R 601 luma), 3 for RGB; transparency is dropped.
+        size: Height and width to resize it to, bilinear and antialiased; None leaves it as it is.
 
     Returns:
         Pixels (H, W, channels), 0 to 255.
 
     Raises:
-        KdganError: The file is missing, no image, cut short, animated or deeper than 8 bits.
+        KdganError: The file is missing, no image, cut short, animated, deeper than 8 bits or CMYK.
     """
     try:
         with Image.open(path) as image:
@@ -60,9 +61,13 @@ def read_image(path: Path, channels: int) -> NDArray[np.uint8]:
                 raise KdganError(
                     "An image must have 8 bits a channel", f"{path} has mode {image.mode}", "Convert it to 8 bits"
                 )
+            if image.mode == "CMYK":
+                raise KdganError("An image must be grey or RGB", f"{path} is CMYK, for print", "Convert it to RGB")
             if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
                 del image.info["transparency"]  # Pillow warns that it drops it, and that is what is wanted
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+            if size is not None and upright.size != size[::-1]:
+                upright = upright.resize(size[::-1], Image.Resampling.BILINEAR)
             pixels = np.array(upright, dtype=np.uint8)
     except KdganError:
         raise

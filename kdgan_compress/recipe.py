@@ -133,8 +133,9 @@ class TrainingSection(_Section):
 
 
 class StudentSection(PlanSection):
-    """The student's channel plan and, where it is of another family than its teacher, that family and how it trains."""
+    """The student's channel plan; norm and family where they are not its teacher's, and how another family trains."""
 
+    norm: Norm | None = None
     family: str | None = None
     objective: SerializeAsAny[FamilyObjective] | None = None
 

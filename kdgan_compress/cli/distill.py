@@ -26,6 +26,11 @@ from kdgan_compress.cli.output import finish, print_fleet, print_run, progress_d
 )
 @click.argument("more_teachers", nargs=-1, metavar="")
 @click.option("--schedule", help='Structures in a row.  [default: the recipe\'s, "2->3"]')
+@click.option(
+    "--norm",
+    type=click.Choice(["per_image", "batch"]),
+    help="The student's; batch costs nothing on the device.  [default: the recipe's, or the teacher's]",
+)
 @click.option("--teacher-learning-rate", type=float, help="Adam's rate for a teacher that goes on training (③, ④).")
 @click.option(
     "--cache",
@@ -46,6 +51,7 @@ def distill(
     cache_dtype: str | None,
     cache_memory_mb: int | None,
     schedule: str | None,
+    norm: str | None,
     teacher_learning_rate: float | None,
     data: str | None,
     data_root: str | None,
@@ -81,7 +87,7 @@ def distill(
     seeds = options.pop("seed")
     plan, training = training_changes(**options)
     section = {
-        "student": plan,
+        "student": plan | {"norm": norm},
         "schedule": schedule,
         "training": training,
         "teacher_learning_rate": teacher_learning_rate,

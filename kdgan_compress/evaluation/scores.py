@@ -13,6 +13,7 @@ from kdgan_compress.taps import Taps
 
 BATCH = 256
 MOST_TO_FIT_ON = 5000
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def score_images(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
@@ -30,15 +31,37 @@ def score_images(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
     return _over_batches(generator, lambda batch: anomaly_score(generator, batch), images).numpy()
 
 
-def fit_score(generator: nn.Module, normals: Tensor) -> None:
-    """Find the scales of a score that is a sum of terms on training normals; nothing happens to other generators.
+def fit_on_normals(generator: nn.Module, normals: Tensor) -> None:
+    """Find on training normals what a finished training leaves open; nothing happens to generators without it.
+
+    Batch norm's running statistics, which belong to the weights of many steps ago and, of averaged weights, to others
+    altogether, are taken anew. So are the scales of a score that is a sum of terms.
 
     Args:
-        generator: Its ``fit_score`` is called with its terms.
+        generator: Where it has ``score_terms``, its ``fit_score`` is called with them.
         normals: uint8 (N, C, S, S), N ≥ 1; of more than 5,000 an even choice is taken.
     """
+    chosen = normals[:: -(-len(normals) // MOST_TO_FIT_ON)]
+    _fit_batch_norms(generator, chosen)
     if has_score_terms(generator):
-        generator.fit_score(_score_terms(generator, normals[:: -(-len(normals) // MOST_TO_FIT_ON)]))  # type: ignore[operator]
+        generator.fit_score(_score_terms(generator, chosen))  # type: ignore[operator]
+
+
+def _fit_batch_norms(generator: nn.Module, normals: Tensor) -> None:
+    """Running statistics as the mean over batches of one size, each layer fed by batch statistics below it."""
+    layers = [layer for layer in generator.modules() if isinstance(layer, BATCH_NORMS) and layer.track_running_stats]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    with torch.no_grad(), evaluating(generator):
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean of all batches
+            layer.train()
+        for batch in normals.chunk(-(-len(normals) // BATCH)):
+            generator(to_network_range(batch.to(layers[0].weight.device)))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def paper_scores(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:

@@ -1,132 +1,176 @@
-"""The detector's ONNX graph: preprocessing and verdict written by hand around the generator that torch exports.
+"""The detector's graph: preprocessing before a core, verdict and maps behind it.
 
-Inputs: ``image`` uint8 (N, H, W, C) of any size, optional ``threshold``. Outputs: ``score`` and ``is_anomaly`` (N,).
+Inputs: ``image`` and the optional ``threshold``. Outputs: ``score`` (N,), ``is_anomaly`` (N,) and, if asked,
+``reconstruction`` and ``error_map``.
 """
 
-import logging
-import warnings
-from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import onnx
-import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
-from kdgan_compress.gans import ImageFormat, Scorer
+from kdgan_compress.errors import KdganError
+from kdgan_compress.export.core import SCORE, X_HAT
+from kdgan_compress.export.nodes import add_constant
+from kdgan_compress.gans import ImageFormat
 
-OPSET = 18
-IR_VERSION = 9
-PREFIX = "g_"
+InputKind = Literal["uint8", "float"]
 
 
-def detector_graph(generator: torch.nn.Module, image_format: ImageFormat, threshold: float) -> onnx.ModelProto:
-    """Build the whole graph.
+@dataclass(frozen=True)
+class Interface:
+    """What the file takes and gives.
+
+    Attributes:
+        input: ``"uint8"``: (N, H, W, C), 0 to 255. ``"float"``: float32 (N, C, H, W), 0 to 1.
+        frame: The one height and width that are taken, in pixels; None for any.
+        single: N is 1 for good, instead of any number.
+        reconstruction: Give x̂ too, in the input's type and layout, at the network's size.
+        error_map: Give the mean of |x − x̂| over the channels too: float32 (N, S, S), 0 to 1.
+    """
+
+    input: InputKind = "uint8"
+    frame: tuple[int, int] | None = None
+    single: bool = False
+    reconstruction: bool = False
+    error_map: bool = False
+
+    def __post_init__(self) -> None:
+        if self.frame is not None and min(self.frame) < 1:
+            raise KdganError("The frame must be at least 1×1 pixel", f"got {self.frame}", "Give its height and width")
+
+    @property
+    def maps(self) -> bool:
+        """Whether the reconstruction is needed."""
+        return self.reconstruction or self.error_map
+
+
+def assemble(core: ir.Model, image_format: ImageFormat, threshold: float, interface: Interface) -> None:
+    """Build preprocessing and verdict around a core, in place.
 
     Args:
-        generator: In evaluation mode, with ``anomaly_score``.
+        core: From ``images`` (N, C, S, S) in [−1, 1] to ``score`` (N,) and, for maps, ``x_hat``.
         image_format: Side and channels of its images.
         threshold: Default of the input of that name; scores above it are anomalies.
-
-    Returns:
-        A checked model without metadata, paths or source lines.
+        interface: What the file takes and gives.
     """
-    core = _torch_graph(Scorer(generator), image_format)
-    size, channels = image_format.image_size, image_format.image_channels
-    constants: dict[str, NDArray[np.generic]] = {
-        "channels_and_size": np.array([channels, size, size], dtype=np.int64),
-        "half_range": np.array(127.5, dtype=np.float32),
-        "one": np.array(1.0, dtype=np.float32),
-    }
-    before = [
-        helper.make_node("Cast", ["image"], ["float_nhwc"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["float_nhwc"], ["float_nchw"], perm=[0, 3, 1, 2]),
-        helper.make_node("Shape", ["image"], ["batch_size"], start=0, end=1),
-        helper.make_node("Concat", ["batch_size", "channels_and_size"], ["sizes"], axis=0),
-        helper.make_node(
-            "Resize",
-            ["float_nchw", "", "", "sizes"],
-            ["resized"],
-            mode="linear",
-            coordinate_transformation_mode="half_pixel",
-            antialias=1,
-            exclude_outside=1,  # weights of pixels beyond the edge are dropped, as torch and Pillow do
-        ),
-        helper.make_node("Div", ["resized", "half_range"], ["scaled"]),
-        helper.make_node("Sub", ["scaled", "one"], [PREFIX + core.graph.input[0].name]),
-    ]
-    after = [
-        helper.make_node("Identity", [PREFIX + core.graph.output[0].name], ["score"]),
-        helper.make_node("Greater", ["score", "threshold"], ["is_anomaly"]),
-    ]
-    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    initializers.append(numpy_helper.from_array(np.array(threshold, dtype=np.float32), "threshold"))
-    graph = helper.make_graph(
-        [*before, *_renamed(core), *after],
-        "detector",
-        [
-            helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", channels]),
-            helper.make_tensor_value_info("threshold", TensorProto.FLOAT, []),
-        ],
-        [
-            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
-            helper.make_tensor_value_info("is_anomaly", TensorProto.BOOL, ["N"]),
-        ],
-        [*initializers, *core.graph.initializer],
+    graph = core.graph
+    (images,) = graph.inputs
+    outputs = {value.name: value for value in graph.outputs}
+    batch: int | str = 1 if interface.single else "N"
+    channels = image_format.image_channels
+
+    frame = interface.frame or ("H", "W")
+    as_bytes = interface.input == "uint8"
+    image = ir.Value(
+        name="image",
+        shape=ir.Shape([batch, *frame, channels] if as_bytes else [batch, channels, *frame]),
+        type=ir.TensorType(ir.DataType.UINT8 if as_bytes else ir.DataType.FLOAT),
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    model.producer_name = "kdgan-compress"
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    limit = add_constant(graph, np.array(threshold, np.float32))
+    graph.initializers.pop(str(limit.name))
+    limit.name = "threshold"
+    graph.register_initializer(limit)
+    graph.inputs[:] = [image, limit]
+
+    pixels = _preprocess(graph, image, image_format, interface)
+    images.replace_all_uses_with(pixels)
+    score = outputs[SCORE]
+    score.name = "score"
+    score.shape = ir.Shape([batch])
+    verdict = _append(graph, "Greater", [score, limit], "is_anomaly", ir.DataType.BOOL, [batch])
+    given = [score, verdict]
+    size = image_format.image_size
+    if interface.reconstruction:
+        given.append(_reconstruction(graph, outputs[X_HAT], as_bytes, [batch, size, size, channels]))
+    if interface.error_map:
+        error = _append(graph, "Abs", [_append(graph, "Sub", [pixels, outputs[X_HAT]])])
+        axis, half = add_constant(graph, np.array([1])), add_constant(graph, np.array(0.5, np.float32))
+        mean = _append(graph, "ReduceMean", [error, axis], keepdims=0)
+        given.append(_append(graph, "Mul", [mean, half], "error_map", ir.DataType.FLOAT, [batch, size, size]))
+    graph.outputs[:] = given
+    graph.sort()
 
 
-def _torch_graph(scorer: torch.nn.Module, image_format: ImageFormat) -> onnx.ModelProto:
-    """The scorer as torch exports it, batch dynamic."""
-    example = torch.zeros(2, image_format.image_channels, image_format.image_size, image_format.image_size)
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's exporter warns of its own deprecated parts
-            program = torch.onnx.export(
-                scorer.eval(),
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                external_data=False,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    versions = {opset.domain: opset.version for opset in model.opset_import}
-    assert versions[""] == OPSET, f"torch exported opset {versions['']}"
-    return model
-
-
-def _renamed(core: onnx.ModelProto) -> Iterable[onnx.NodeProto]:
-    """The core's nodes under names of their own and without the paths and source lines torch leaves in them.
-
-    Nodes and values are numbered in order, so that the bytes don't depend on how torch names things; initializers are
-    renamed in place.
-    """
-    names = {"": ""}
-    for value in (core.graph.input[0], core.graph.output[0]):
-        names[value.name] = PREFIX + value.name
-    for number, initializer in enumerate(core.graph.initializer):
-        names[initializer.name] = f"w{number}"
-        initializer.name = f"w{number}"
-        initializer.doc_string = ""
-        del initializer.metadata_props[:]
-    for number, node in enumerate(core.graph.node):
-        for output in node.output:
-            names.setdefault(output, f"v{len(names)}")
-        renamed = helper.make_node(
-            node.op_type, [names[name] for name in node.input], [names[name] for name in node.output], f"n{number}"
+def _preprocess(graph: ir.Graph, image: ir.Value, image_format: ImageFormat, interface: Interface) -> ir.Value:
+    """Resize as training does, antialiased and bilinear, and scale to [−1, 1]."""
+    size = image_format.image_size
+    values, axes = image, [2, 3]
+    if interface.input == "uint8":
+        values, axes = _append(graph, "Cast", [image], to=ir.DataType.FLOAT), [1, 2]
+    if interface.frame != (size, size):
+        sizes = add_constant(graph, np.array([size, size]))
+        resize = ir.node(
+            "Resize",
+            [values, None, None, sizes],
+            {
+                "axes": axes,
+                "mode": "linear",
+                "coordinate_transformation_mode": "half_pixel",
+                "antialias": 1,
+                "exclude_outside": 1,  # weights of pixels beyond the edge are dropped, as torch and Pillow do
+            },
         )
-        renamed.domain = node.domain
-        renamed.attribute.extend(node.attribute)
-        yield renamed
+        graph.append(resize)
+        (values,) = resize.outputs
+    if interface.input == "uint8":
+        values = _append(graph, "Transpose", [values], perm=[0, 3, 1, 2])  # last, where the image is small
+    half_range = add_constant(graph, np.array(127.5 if interface.input == "uint8" else 0.5, np.float32))
+    scaled = _append(graph, "Div", [values, half_range])
+    one = add_constant(graph, np.array(1.0, np.float32))
+    shape = [1 if interface.single else "N", image_format.image_channels, size, size]
+    return _append(graph, "Sub", [scaled, one], None, ir.DataType.FLOAT, shape)
+
+
+def _reconstruction(graph: ir.Graph, x_hat: ir.Value, as_bytes: bool, nhwc: list[int | str]) -> ir.Value:
+    """x̂ in the input's own range and layout."""
+    half = add_constant(graph, np.array(127.5 if as_bytes else 0.5, np.float32))
+    one = add_constant(graph, np.array(1.0, np.float32))
+    scaled = _append(graph, "Add", [x_hat, one])
+    if not as_bytes:
+        shape = [nhwc[0], nhwc[3], nhwc[1], nhwc[2]]
+        return _append(graph, "Mul", [scaled, half], "reconstruction", ir.DataType.FLOAT, shape)
+    rounded = _append(graph, "Round", [_append(graph, "Mul", [scaled, half])])
+    last = _append(graph, "Transpose", [rounded], perm=[0, 2, 3, 1])
+    return _append(graph, "Cast", [last], "reconstruction", ir.DataType.UINT8, nhwc, to=ir.DataType.UINT8)
+
+
+def _append(
+    graph: ir.Graph,
+    operator: str,
+    inputs: list[ir.Value],
+    name: str | None = None,
+    dtype: ir.DataType | None = None,
+    shape: list[int | str] | None = None,
+    **attributes: int | list[int],
+) -> ir.Value:
+    """One more node; its output, with name, type and shape where those matter."""
+    node = ir.node(operator, inputs, attributes)
+    (output,) = node.outputs
+    if name is not None:
+        output.name = name
+    if dtype is not None:
+        output.type = ir.TensorType(dtype)
+    if shape is not None:
+        output.shape = ir.Shape(shape)
+    graph.append(node)
+    return output
+
+
+def tidy(model: ir.Model) -> None:
+    """Short names in order, which no version of torch has a say in, and nothing about values inside."""
+    graph = model.graph
+    kept = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for number, value in enumerate([value for value in graph.initializers.values() if id(value) not in kept]):
+        value.name = f"w{number}"
+        if value.const_value is not None:
+            value.const_value.name = value.name
+    number = 0
+    for position, node in enumerate(graph):
+        node.name = f"n{position}"
+        for output in node.outputs:
+            if id(output) not in kept:
+                output.name = f"v{number}"
+                output.shape = output.type = None
+                number += 1

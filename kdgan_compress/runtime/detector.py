@@ -10,8 +10,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.images import read_image
+from kdgan_compress.runtime.seal import SEAL_KEY, is_intact
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOAD_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidGraph,
@@ -19,14 +20,26 @@ LOAD_ERRORS = (
     ort_errors.NotImplemented,
     ort_errors.InvalidArgument,
 )
+FIX = "Give a file that `kdgan-compress export` wrote"
+MAPS = ("reconstruction", "error_map")
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores (N,) float32, higher is more novel, and whether each is above the threshold (N,) bool."""
+    """What a detector says of N images.
+
+    Attributes:
+        score: (N,) float32, higher is more novel.
+        is_anomaly: (N,) bool, whether each is above the threshold.
+        reconstruction: uint8 (N, S, S, C), what the image would look like if it were normal; of a detector with float
+            input float32 (N, C, S, S), 0 to 1. None if not asked for.
+        error_map: float32 (N, S, S), 0 to 1: where they differ, as a mean over the channels. None if not asked for.
+    """
 
     score: NDArray[np.float32]
     is_anomaly: NDArray[np.bool_]
+    reconstruction: NDArray[np.generic] | None = None
+    error_map: NDArray[np.float32] | None = None
 
 
 class Detector:
@@ -37,26 +50,36 @@ class Detector:
         threads: CPU threads of one call, ≥ 1; narrow students are fastest with 1.
         threshold: Scores above it are anomalies; None for the file's own.
 
+    Attributes:
+        metadata: What the file says of itself: family, channels, norm, threshold and its rule, counts, hashes.
+        image_channels: 1 (grey) or 3 (RGB).
+        image_size: Side of the square that the network sees, pixels.
+        input: What the file itself takes: ``"uint8"`` (N, H, W, C), or ``"float"`` (N, C, H, W) from 0 to 1.
+        frame: The one height and width that images must have; None for any.
+        threshold: Scores above it are anomalies.
+
     Raises:
-        KdganError: The file is missing, cut short, no detector of this package or of a newer schema.
+        KdganError: The file is missing, empty, cut short, changed, no detector of this package or of another schema.
     """
 
     def __init__(self, path: str | Path, threads: int = 1, threshold: float | None = None) -> None:
         path = Path(path)
-        fix = "Give a file that `kdgan-compress export` wrote"
         if not path.is_file():
-            raise KdganError("The detector must be a file", f"found none at {path}", fix)
+            raise KdganError("The detector must be a file", f"found none at {path}", FIX)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        content = path.read_bytes()
+        if not content:
+            raise KdganError("The detector must be a whole ONNX file", f"{path} is empty", FIX)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
             self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         except (*LOAD_ERRORS, ValueError) as error:
-            raise KdganError("The detector must be a whole ONNX file", f"{path}: {first_line(error)}", fix) from None
+            raise KdganError("The detector must be a whole ONNX file", f"{path}: {first_line(error)}", FIX) from None
         try:
             version = int(self.metadata["schema_version"])
             self.image_channels = int(self.metadata["image_channels"])
@@ -64,34 +87,57 @@ class Detector:
             self.threshold = float(self.metadata["threshold"]) if threshold is None else threshold
         except (KeyError, ValueError) as error:
             found = f"{path} has no usable {first_line(error)}"
-            raise KdganError("The detector must carry this package's metadata", found, fix) from None
-        if version > SCHEMA_VERSION:
-            raise KdganError(
-                f"The detector must be of schema {SCHEMA_VERSION} or older",
-                f"{path} has schema {version}",
-                "Upgrade kdgan-compress",
-            )
+            raise KdganError("The detector must carry this package's metadata", found, FIX) from None
+        if version != SCHEMA_VERSION:
+            fix = "Upgrade kdgan-compress" if version > SCHEMA_VERSION else "Export the model again"
+            raise KdganError(f"The detector must be of schema {SCHEMA_VERSION}", f"{path} has schema {version}", fix)
+        if not is_intact(content, self.metadata.get(SEAL_KEY, "none")):
+            found = f"{path} was changed after its export: its hash is another"
+            raise KdganError("The detector must be as it was written", found, "Export the model again")
+        (image,) = self._session.get_inputs()
+        self.input = "uint8" if image.type == "tensor(uint8)" else "float"
+        self._takes_one = image.shape[0] == 1
+        height, width = image.shape[1:3] if self.input == "uint8" else image.shape[2:4]
+        self.frame = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def score(self, images: NDArray[np.uint8]) -> Scores:
+    def score(self, images: NDArray[np.uint8], maps: bool = False) -> Scores:
         """Score images (N, H, W, C) uint8 of any one size; C is the detector's ``image_channels`` (RGB order).
 
+        Args:
+            images: Of the detector's frame, where it has one.
+            maps: Give reconstructions and error maps too, if the file has them.
+
         Raises:
-            KdganError: Another type, rank or channel count.
+            KdganError: Another type, rank, channel count or frame, or a file without maps.
         """
+        wanted = self.frame or ("H", "W")
         if (
             images.dtype != np.uint8
             or images.ndim != 4
             or images.shape[3] != self.image_channels
-            or 0 in images.shape[1:]
+            or 0 in images.shape[0 if self._takes_one else 1 :]
+            or (self.frame is not None and images.shape[1:3] != self.frame)
         ):
             raise KdganError(
-                f"Images must be uint8 (N, H, W, {self.image_channels})",
+                f"Images must be uint8 (N, {wanted[0]}, {wanted[1]}, {self.image_channels})",
                 f"got {images.dtype} {images.shape}",
-                "Convert them: grey for 1 channel, RGB for 3",
+                "Convert them: grey for 1 channel, RGB for 3" + ("" if self.frame is None else ", of that size"),
             )
-        feed = {"image": images, "threshold": np.asarray(self.threshold, dtype=np.float32)}
-        score, is_anomaly = self._session.run(["score", "is_anomaly"], feed)
-        return Scores(np.asarray(score), np.asarray(is_anomaly))
+        names = ["score", "is_anomaly", *(name for name in MAPS if maps and name in self._outputs)]
+        if maps and len(names) == 2:
+            raise KdganError(
+                "The detector must have maps to give them",
+                f"it has {', '.join(self._outputs)}",
+                "Export it with --reconstruction or --error-map",
+            )
+        given = images if self.input == "uint8" else (images.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
+        threshold = np.asarray(self.threshold, dtype=np.float32)
+        batches = [given[i : i + 1] for i in range(len(given))] if self._takes_one else [given]
+        parts = [self._session.run(names, {"image": batch, "threshold": threshold}) for batch in batches]
+        return Scores(
+            **{name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
+        )
 
     def score_file(self, path: str | Path) -> tuple[float, bool]:
         """Score one image file: its score and whether that is an anomaly.
@@ -99,5 +145,13 @@ class Detector:
         Raises:
             KdganError: The file can't be read as an image.
         """
-        scores = self.score(read_image(Path(path), self.image_channels)[None])
+        scores = self.score(self.read(path)[None])
         return float(scores.score[0]), bool(scores.is_anomaly[0])
+
+    def read(self, path: str | Path) -> NDArray[np.uint8]:
+        """An image file's pixels (H, W, C) as this detector takes them, brought to its frame where it has one.
+
+        Raises:
+            KdganError: The file can't be read as an image.
+        """
+        return read_image(Path(path), self.image_channels, self.frame)

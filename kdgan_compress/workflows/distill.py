@@ -172,11 +172,11 @@ def _fit_recipe(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Recipe
 
 
 def _student_architecture(student: StudentSection, teacher: Architecture) -> Architecture:
-    """The teacher's but for the channel plan and, where the student names one, the family."""
-    channels = student.plan(teacher.image_size)
+    """The teacher's but for the channel plan and, where the student names them, norm and family."""
+    own = dataclasses.replace(teacher, channels=student.plan(teacher.image_size), norm=student.norm or teacher.norm)
     if student.family in (None, teacher.family):
-        return dataclasses.replace(teacher, channels=channels)
-    return dataclasses.replace(teacher, channels=channels, family=student.family, num_clusters=None)
+        return own
+    return dataclasses.replace(own, family=student.family, num_clusters=None)
 
 
 def _prepare(recipe: Recipe, teacher: Checkpoint, folder: RunFolder, resume: bool, caches: CacheSource) -> Job:

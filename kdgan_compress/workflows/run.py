@@ -11,7 +11,7 @@ import torch
 
 from kdgan_compress.data import Split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import detection_metrics, fit_score, quantile_threshold, score_images
+from kdgan_compress.evaluation import detection_metrics, fit_on_normals, quantile_threshold, score_images
 from kdgan_compress.gans import Architecture
 from kdgan_compress.reports import plot_curves, plot_scores
 from kdgan_compress.schedule import Schedule, run_together
@@ -227,7 +227,7 @@ def _aucs(learner: Learner, split: Split) -> tuple[float | None, float | None]:
     """AUC of the averaged and of the raw generator."""
     if not split.is_labelled:
         return None, None
-    _fit_scores(learner, split)
+    _fit_on_normals(learner, split)
     averaged, raw = (
         detection_metrics(score_images(generator, split.test), split.test_is_novel).auc
         for generator in (learner.scored_generator, learner.gan.generator)
@@ -235,20 +235,20 @@ def _aucs(learner: Learner, split: Split) -> tuple[float | None, float | None]:
     return averaged, raw
 
 
-def _fit_scores(learner: Learner, split: Split) -> None:
+def _fit_on_normals(learner: Learner, split: Split) -> None:
     for generator in {learner.scored_generator, learner.gan.generator}:
-        fit_score(generator, split.train)
+        fit_on_normals(generator, split.train)
 
 
 def _save_models(job: Job) -> None:
     folder = job.folder
     student, teacher = job.schedule.student, job.schedule.teacher
-    _fit_scores(student, job.split)
+    _fit_on_normals(student, job.split)
     normals = score_images(student.scored_generator, job.split.calibration)
     threshold = quantile_threshold(normals)
     save_checkpoint(folder.model, _checkpoint(job, student, job.architecture, threshold))
     if teacher is not None and job.teacher_architecture is not None and job.schedule.moves_teacher:
-        _fit_scores(teacher, job.split)
+        _fit_on_normals(teacher, job.split)
         teacher_threshold = quantile_threshold(score_images(teacher.scored_generator, job.split.calibration))
         save_checkpoint(folder.teacher, _checkpoint(job, teacher, job.teacher_architecture, teacher_threshold))
     test = score_images(student.scored_generator, job.split.test)

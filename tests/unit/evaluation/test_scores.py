@@ -6,7 +6,7 @@ import torch
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import scores as module
-from kdgan_compress.evaluation.scores import encode, fit_score, paper_scores, reconstruct, score_images
+from kdgan_compress.evaluation.scores import encode, fit_on_normals, paper_scores, reconstruct, score_images
 from kdgan_compress.gans import Architecture, Gan, build
 
 
@@ -85,7 +85,7 @@ def test_training_mode_comes_back_after_an_error():
     ("family", "run"),
     [
         *itertools.product(("ede", "cvgad"), (score_images, reconstruct, encode)),
-        *itertools.product(("cvgad",), (paper_scores, fit_score)),
+        *itertools.product(("cvgad",), (paper_scores, fit_on_normals)),
     ],
 )
 def test_images_of_another_kind_are_refused(family, run):
@@ -154,11 +154,11 @@ def test_paper_scores_of_a_score_without_terms(family):
         paper_scores(gan(family, "batch").generator, images(3))
 
 
-def test_fit_score_scales_by_the_normals_ranges(monkeypatch):
+def test_fit_on_normals_scales_by_the_normals_ranges(monkeypatch):
     monkeypatch.setattr(module, "BATCH", 4)
-    generator = gan("cvgad", "batch").generator
+    generator = gan("cvgad", "per_image").generator
     unscaled = terms_one_by_one(generator, images(10))
-    fit_score(generator.train(), images(10))
+    fit_on_normals(generator.train(), images(10))
     assert generator.training
     np.testing.assert_allclose(generator.score_scale, unscaled.max(0) - unscaled.min(0), rtol=1e-4)
     others = terms_one_by_one(generator, images(5, seed=9))
@@ -166,23 +166,23 @@ def test_fit_score_scales_by_the_normals_ranges(monkeypatch):
     np.testing.assert_allclose(score_images(generator, images(5, seed=9)), expected, rtol=1e-4)
 
 
-def test_fit_score_takes_an_even_choice_of_many(monkeypatch):
+def test_fit_on_normals_takes_an_even_choice_of_many(monkeypatch):
     chosen, all_of_them = gan("cvgad", "batch").generator, images(8)
-    fit_score(chosen, all_of_them[[0, 3, 6]])
+    fit_on_normals(chosen, all_of_them[[0, 3, 6]])
     monkeypatch.setattr(module, "MOST_TO_FIT_ON", 3)
     generator = gan("cvgad", "batch").generator
-    fit_score(generator, all_of_them)
+    fit_on_normals(generator, all_of_them)
     torch.testing.assert_close(generator.score_scale, chosen.score_scale)
     monkeypatch.setattr(module, "MOST_TO_FIT_ON", 8)
-    fit_score(generator, all_of_them)
+    fit_on_normals(generator, all_of_them)
     assert not torch.allclose(generator.score_scale, chosen.score_scale)
 
 
 @pytest.mark.parametrize("family", ["ede", "ed", "ed_ehat"])
-def test_fit_score_is_nothing_to_a_score_without_terms(family):
-    generator = gan(family, "batch").generator
+def test_fit_on_normals_is_nothing_to_per_image_norm_and_a_score_without_terms(family):
+    generator = gan(family, "per_image").generator
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    fit_score(generator, images(3))
+    fit_on_normals(generator, images(3))
     torch.testing.assert_close(dict(generator.state_dict()), before, rtol=0, atol=0)
 
 
@@ -199,3 +199,26 @@ def test_encode_is_z1_and_reconstruct_is_decoded_from_it_without_noise(monkeypat
         torch.testing.assert_close(z1, expected)
         torch.testing.assert_close(x_hat, built.generator.decoder(expected))
     assert z1.std() > 0
+
+
+def test_fit_on_normals_takes_batch_norms_statistics_anew(monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 4)
+    generator = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2)
+    ).train()
+    generator[1].running_mean.fill_(7.0)
+    weights = [parameter.clone() for parameter in generator.parameters()]
+    normals = images(8)
+    fit_on_normals(generator, normals)
+    first, means, variances = generator[0], [], []
+    with torch.no_grad():
+        for batch in (normals[:4], normals[4:]):
+            features = first(batch.float() / 127.5 - 1)
+            means.append(features.mean((0, 2, 3)))
+            variances.append(features.var((0, 2, 3)))
+    torch.testing.assert_close(generator[1].running_mean, torch.stack(means).mean(0))
+    torch.testing.assert_close(generator[1].running_var, torch.stack(variances).mean(0))
+    assert generator[3].num_batches_tracked == 2
+    assert all(module.training for module in generator.modules())
+    assert [layer.momentum for layer in (generator[1], generator[3])] == [0.1, 0.1]
+    assert all(torch.equal(a, b) for a, b in zip(weights, generator.parameters(), strict=True))

@@ -1,0 +1,149 @@
+"""Golden vectors: images and the scores a detector must give for them, to test it in any language on any device.
+
+The images are drawn from a fixed seed, so that no photograph of anybody's leaves the house with the file.
+"""
+
+import base64
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.runtime import Detector
+from kdgan_compress.runtime.seal import SEAL_KEY
+from kdgan_compress.storage import atomic_path
+
+SCHEMA_VERSION = 1
+IMAGES_A_SIZE = 2
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 2e-2}
+"""Relative; processors round half floats differently, and saturate products of bytes differently."""
+
+LONG_AGO = (1980, 1, 1, 0, 0, 0)
+"""The time a zip entry can't be older than; the real one would make every file another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """Images (each uint8 (H, W, C)) of one detector file and what it made of them.
+
+    Attributes:
+        file_sha256: Seal of the detector.
+        images: Of several sizes.
+        score: (n,) float32.
+        is_anomaly: (n,) bool, at the file's own threshold.
+        tolerance: Relative difference in score that another device may show.
+    """
+
+    file_sha256: str
+    images: list[NDArray[np.uint8]]
+    score: NDArray[np.float32]
+    is_anomaly: NDArray[np.bool_]
+    tolerance: float
+
+
+def sample_sizes(side: int, frame: tuple[int, int] | None) -> tuple[tuple[int, int], ...]:
+    """Heights and widths to try a detector on: its frame, or the network's size and odd ones around it."""
+    return (frame,) if frame is not None else ((side, side), (side - 3, side + 5), (3 * side + 1, 2 * side))
+
+
+def sample_images(height: int, width: int, channels: int, number: int = 4) -> NDArray[np.uint8]:
+    """Images with structure on several scales, uint8 (number, H, W, C): noise whose spectrum falls, by a fixed seed."""
+    generator = np.random.default_rng(height * width)
+    waves = np.cumsum(np.cumsum(generator.normal(size=(number, height, width, channels)), 1), 2)
+    low, high = waves.min((1, 2, 3), keepdims=True), waves.max((1, 2, 3), keepdims=True)
+    return np.asarray((waves - low) / (high - low) * 255, dtype=np.uint8)
+
+
+def make_golden(detector: Detector) -> Golden:
+    """Score sample images one by one."""
+    sizes = sample_sizes(detector.image_size, detector.frame)
+    images = [
+        image
+        for height, width in sizes
+        for image in sample_images(height, width, detector.image_channels, IMAGES_A_SIZE)
+    ]
+    scores = [detector.score(image[None]) for image in images]
+    return Golden(
+        detector.metadata[SEAL_KEY],
+        images,
+        np.concatenate([each.score for each in scores]),
+        np.concatenate([each.is_anomaly for each in scores]),
+        TOLERANCE[detector.metadata["precision"]],
+    )
+
+
+def write_golden(npz: Path, as_json: Path, detector: Detector, name: str) -> Golden:
+    """Write a detector's golden vectors as ``.npz`` and, for everything but NumPy, as JSON with base64 pixels.
+
+    Args:
+        npz: Arrays ``image_0``, …, ``score``, ``is_anomaly``, ``tolerance``, ``file_sha256``.
+        as_json: The same and what a program must know to call the detector.
+        detector: Opened.
+        name: Of its file.
+    """
+    golden = make_golden(detector)
+    arrays: dict[str, Any] = {f"image_{i}": image for i, image in enumerate(golden.images)}
+    arrays |= {"score": golden.score, "is_anomaly": golden.is_anomaly, "tolerance": np.float64(golden.tolerance)}
+    arrays["file_sha256"] = np.str_(golden.file_sha256)
+    with atomic_path(npz) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays.items():
+            stream = io.BytesIO()
+            np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{key}.npy", LONG_AGO), stream.getvalue())
+    cases = [
+        {
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "channels": image.shape[2],
+            "pixels": base64.b64encode(image.tobytes()).decode(),
+            "score": float(score),
+            "is_anomaly": bool(is_anomaly),
+        }
+        for image, score, is_anomaly in zip(golden.images, golden.score, golden.is_anomaly, strict=True)
+    ]
+    told = {
+        "schema_version": SCHEMA_VERSION,
+        "detector": name,
+        "file_sha256": golden.file_sha256,
+        "precision": detector.metadata["precision"],
+        "input": detector.input,
+        "frame": detector.frame,
+        "image_channels": detector.image_channels,
+        "image_size": detector.image_size,
+        "threshold": detector.threshold,
+        "threshold_rule": detector.metadata["threshold_rule"],
+        "tolerance": golden.tolerance,
+        "cases": cases,
+    }
+    with atomic_path(as_json) as temporary:
+        temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return golden
+
+
+def read_golden(path: Path) -> Golden:
+    """Read a ``golden.npz``.
+
+    Raises:
+        KdganError: Missing, cut short or of another kind.
+    """
+    fix = "Export the model again; its golden vectors come beside it"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            number = len(arrays["score"])
+            return Golden(
+                str(arrays["file_sha256"]),
+                [arrays[f"image_{i}"] for i in range(number)],
+                arrays["score"],
+                arrays["is_anomaly"],
+                float(arrays["tolerance"]),
+            )
+    except FileNotFoundError:
+        raise KdganError("A detector must have its golden vectors beside it", f"found no {path}", fix) from None
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise KdganError("Golden vectors must be whole", f"{path}: {first_line(error)}", fix) from None

@@ -1,0 +1,150 @@
+"""Lower precisions of a core: fp16 throughout its layers, int8 in those that have weights worth it."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.export.core import IMAGES, quiet
+from kdgan_compress.export.nodes import add_constant, array, only_consumer
+from kdgan_compress.export.rewrites import ELEMENTWISE
+from kdgan_compress.gans import to_network_range
+
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+QUANTISED = ("Conv", "Gemm")
+FEWEST_WEIGHTS = 1000
+"""A layer of fewer stays in float: in int8 it would save next to no bytes, and cost time and most of the accuracy."""
+
+MOST_CALIBRATION_IMAGES = 512
+FEWEST_CALIBRATION_IMAGES = 32
+CALIBRATION_BATCH = 32
+
+
+def to_fp16(model: ir.Model) -> None:
+    """Weights and layers in half precision, in place; what follows the last layer, the score, stays in float32."""
+    graph = model.graph
+    nodes = list(graph)
+    head = _upstream([node for node in nodes if node.op_type in LAYERS])
+    halves: dict[ir.Value, ir.Value] = {}
+    singles: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        converted, target = (halves, ir.DataType.FLOAT16) if node in head else (singles, ir.DataType.FLOAT)
+        for index, value in enumerate(node.inputs):
+            if value is None or (value.dtype is not None and not value.dtype.is_floating_point()):
+                continue
+            source = value.producer()
+            is_half = source is not None and source in head
+            weight = array(value)
+            if is_half == (node in head) or (weight is not None and node not in head):
+                continue
+            if value not in converted:
+                if weight is not None:
+                    converted[value] = add_constant(graph, weight.astype(np.float16))
+                else:
+                    cast = ir.node("Cast", [value], {"to": target})
+                    cast.outputs[0].shape, cast.outputs[0].type = value.shape, ir.TensorType(target)
+                    graph.insert_before(node, cast)
+                    converted[value] = cast.outputs[0]
+            node.replace_input_with(index, converted[value])
+        if node in head:
+            for output in node.outputs:
+                output.type = ir.TensorType(ir.DataType.FLOAT16)
+    for index, value in enumerate(graph.outputs):
+        if (source := value.producer()) is not None and source in head:
+            cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+            cast.outputs[0].name, value.name = value.name, f"half_{value.name}"
+            cast.outputs[0].shape, cast.outputs[0].type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+            graph.append(cast)
+            graph.outputs[index] = cast.outputs[0]
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def to_int8(model: ir.Model, normals: NDArray[np.uint8]) -> ir.Model:
+    """Static quantisation, weights by output channel, activations by their range on normal images (QDQ, signed).
+
+    Args:
+        model: With transposed convolutions split, since CPUs have no int8 ones.
+        normals: uint8 (N, S, S, C), N ≥ 32; of more than 512 an even choice is taken.
+
+    Raises:
+        KdganError: Fewer images.
+    """
+    if len(normals) < FEWEST_CALIBRATION_IMAGES:
+        raise KdganError(
+            f"Calibration must have at least {FEWEST_CALIBRATION_IMAGES} normal images",
+            f"got {len(normals)}",
+            "Add normal images, or export fp32 or fp16",
+        )
+    with quiet():
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            chosen = normals[:: -(-len(normals) // MOST_CALIBRATION_IMAGES)]
+            self._batches: Iterator[dict[str, Any]] = (
+                {IMAGES: to_network_range(torch.from_numpy(batch).permute(0, 3, 1, 2)).numpy()}
+                for batch in np.array_split(chosen, -(-len(chosen) // CALIBRATION_BATCH))
+            )
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self._batches, None)
+
+    for number, node in enumerate(model.graph):
+        node.name = f"n{number}"
+    layers = [node for node in model.graph if node.op_type in QUANTISED and _num_weights(node) >= FEWEST_WEIGHTS]
+    if not layers:
+        return model
+    around = [node for layer in layers for node in _around(layer)]
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        ir.save(model, before)
+        quantize_static(
+            before,
+            after,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=sorted({node.op_type for node in layers + around}),
+            nodes_to_quantize=[node.name for node in layers + around],
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
+        )
+        quantised = ir.load(after)
+        for tensor in quantised.graph.initializers.values():
+            assert tensor.const_value is not None
+            tensor.const_value = ir.tensor(tensor.const_value.numpy().copy(), name=tensor.name)
+    passes.ClearMetadataAndDocStringPass()(quantised)
+    passes.RemoveUnusedOpsetsPass()(quantised)
+    return quantised
+
+
+def _upstream(nodes: list[ir.Node]) -> set[ir.Node]:
+    """Nodes, and all that they are computed from."""
+    found: set[ir.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [source for value in node.inputs if value is not None and (source := value.producer())]
+    return found
+
+
+def _num_weights(node: ir.Node) -> int:
+    weight = array(node.inputs[1])
+    return 0 if weight is None else weight.size
+
+
+def _around(layer: ir.Node) -> list[ir.Node]:
+    """The activation behind a layer and the Reshape before it, which runtimes fuse with it."""
+    follower, source = only_consumer(layer.outputs[0]), layer.inputs[0].producer() if layer.inputs[0] else None
+    found = [follower] if follower is not None and follower.op_type in ELEMENTWISE - {"Tanh", "Sigmoid"} else []
+    return found + ([source] if source is not None and source.op_type == "Reshape" else [])
