@@ -3,12 +3,14 @@
 The names below are the Python API; each is imported when it is first used, so that the package itself stays light.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdgan_compress.data import DataSettings as DataSettings
     from kdgan_compress.errors import KdganError as KdganError
+    from kdgan_compress.export import ExportSettings as ExportSettings
     from kdgan_compress.gans import Architecture as Architecture
     from kdgan_compress.gans import Gan as Gan
     from kdgan_compress.recipe import Recipe as Recipe
@@ -23,11 +25,16 @@ if TYPE_CHECKING:
     from kdgan_compress.workflows.train import train as train
     from kdgan_compress.workflows.train import train_fleet as train_fleet
     from kdgan_compress.workflows.trials import trials as trials
+    from kdgan_compress.workflows.verify import verify as verify
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+"""Else ONNX Runtime 1.31 notes the process and a device's id in the user's cache; set it to 0 if you want that."""
 
 _HOMES = {
     "Architecture": "kdgan_compress.gans",
     "DataSettings": "kdgan_compress.data",
     "Detector": "kdgan_compress.runtime",
+    "ExportSettings": "kdgan_compress.export",
     "Gan": "kdgan_compress.gans",
     "KdganError": "kdgan_compress.errors",
     "Recipe": "kdgan_compress.recipe",
@@ -41,6 +48,7 @@ _HOMES = {
     "train": "kdgan_compress.workflows.train",
     "train_fleet": "kdgan_compress.workflows.train",
     "trials": "kdgan_compress.workflows.trials",
+    "verify": "kdgan_compress.workflows.verify",
 }
 
 

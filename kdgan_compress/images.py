@@ -1,5 +1,6 @@
 """Image files: which there are in a folder, and their pixels as training and the device both see them."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", "
 PHONE_FORMAT = "MPO"
 """JPEG with further pictures behind the first, as phones write it; the first is the photo."""
 
-READ_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
+READ_ERRORS = (OSError, SyntaxError, TypeError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 def find_images(folder: Path) -> list[Path]:

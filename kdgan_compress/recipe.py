@@ -133,9 +133,9 @@ class TrainingSection(_Section):
 
 
 class StudentSection(PlanSection):
-    """The student's channel plan; norm and family where they are not its teacher's, and how another family trains."""
+    """The student's channel plan and norm; its family where that is not its teacher's, and how it trains then."""
 
-    norm: Norm | None = None
+    norm: Norm = "batch"
     family: str | None = None
     objective: SerializeAsAny[FamilyObjective] | None = None
 

@@ -29,7 +29,7 @@ from kdgan_compress.cli.output import finish, print_fleet, print_run, progress_d
 @click.option(
     "--norm",
     type=click.Choice(["per_image", "batch"]),
-    help="The student's; batch costs nothing on the device.  [default: the recipe's, or the teacher's]",
+    help="The student's; batch costs nothing on the device.  [default: the recipe's, batch]",
 )
 @click.option("--teacher-learning-rate", type=float, help="Adam's rate for a teacher that goes on training (③, ④).")
 @click.option(

@@ -16,11 +16,12 @@ from kdgan_compress.cli.recipes import recipes
 from kdgan_compress.cli.score import score
 from kdgan_compress.cli.train import train
 from kdgan_compress.cli.trials import trials
+from kdgan_compress.cli.verify import verify
 from kdgan_compress.errors import KdganError
 
 TRAIN_EXTRA = "kdgan-compress[train]"
 TRAIN_MODULES = (
-    *("fvcore", "matplotlib", "onnx", "onnxscript", "pydantic", "rich"),
+    *("fvcore", "matplotlib", "onnx", "onnx_ir", "onnxscript", "pydantic", "rich"),
     *("safetensors", "scipy", "sklearn", "torch", "torchvision", "yaml"),
 )
 
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, train, distill, evaluate, profile, export, score, pictures, trials, bench, recipes):
+for command in (demo, train, distill, evaluate, profile, export, verify, score, pictures, trials, bench, recipes):
     cli.add_command(command)
 
 

@@ -1,10 +1,15 @@
 """``kdgan-compress profile``."""
 
+from typing import TYPE_CHECKING
+
 import click
 from click.core import ParameterSource
 
 from kdgan_compress.cli.options import channels_option, json_option
-from kdgan_compress.cli.output import compact, print_json
+from kdgan_compress.cli.output import compact, percent, print_json
+
+if TYPE_CHECKING:
+    from kdgan_compress.workflows.profile import FormsReport
 
 
 @click.command()
@@ -17,6 +22,7 @@ from kdgan_compress.cli.output import compact, print_json
 @click.option("--latent", type=int, default=256, show_default=True)
 @click.option("--norm", type=click.Choice(["per_image", "batch"]), default="per_image", show_default=True)
 @click.option("--against", metavar="RUN|FILE", help="Hold it against this one, usually its teacher.")
+@click.option("--all", "all_forms", is_flag=True, help="Every precision; without a model, of the paper's plans.")
 @json_option
 @click.pass_context
 def profile(
@@ -31,6 +37,7 @@ def profile(
     latent: int,
     norm: str,
     against: str | None,
+    all_forms: bool,
     as_json: bool,
 ) -> None:
     """Count parameters and multiply-accumulates, and measure file size and latency.
@@ -38,11 +45,17 @@ def profile(
     \b
     kdgan-compress profile --model runs/student --against runs/teacher
     kdgan-compress profile --family ede --channels 64,128,256 --image-channels 3
+    kdgan-compress profile --all
     """
     from kdgan_compress.gans import Architecture, plan_for_width
-    from kdgan_compress.workflows.profile import Subject
+    from kdgan_compress.workflows.profile import Subject, profile_forms
     from kdgan_compress.workflows.profile import profile as run_profile
 
+    if all_forms:
+        if family is not None:
+            raise click.UsageError("--all goes with a --model, or alone.")
+        _print_forms(profile_forms(model, against), as_json)
+        return
     if (model is None) == (family is None):
         raise click.UsageError("Give either --model or --family.")
     for name in ("width", "channels", "image_channels", "image_size", "latent", "norm"):
@@ -79,4 +92,32 @@ def profile(
             f"{report.models[0].name} has {ratios.params:.1f}× fewer params, {macs}× fewer MACs, "
             f"{ratios.bytes:.1f}× fewer bytes and is {ratios.latency:.1f}× faster than {report.models[1].name}"
         )
+    click.echo(f"ONNX Runtime, one thread, batch 1, on {report.machine}")
+
+
+def _print_forms(report: "FormsReport", as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+        return
+    name_width = max(len(row.name) for row in report.models)
+    click.echo(
+        f"{'':{name_width}}  {'form':17}  {'bytes':>10}  {'µs':>7}  identity  teacher  torch    fp32's AUC, verdicts"
+    )
+    first = next(row for row in report.models if row.form == "fp32")
+    for row in report.models:
+        found = row.agreement
+        against = ""
+        if found is not None:
+            against = "" if found.auc_diff is None else f"{100 * found.auc_diff:+.3f}  "
+            against += percent(found.label_agreement)
+        click.echo(
+            f"{row.name:{name_width}}  {row.form:17}  {row.size_bytes:>10,}  {row.latency_us.median:>7.1f}  "
+            f"{row.times_identity:>7.1f}×  {first.latency_us.median / row.latency_us.median:>6.1f}×  "
+            f"{row.parity_max_rel:.1e}  {against}"
+        )
+    for channels, latency in report.identity_us.items():
+        click.echo(f"identity graph, {channels} image channel{'s' if channels != '1' else ''}: {latency.median:.1f} µs")
+    click.echo(
+        f"teacher: how many times faster than {first.name} in fp32; torch: largest relative difference of scores"
+    )
     click.echo(f"ONNX Runtime, one thread, batch 1, on {report.machine}")

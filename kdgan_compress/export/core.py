@@ -108,9 +108,12 @@ def _drop_zero_biases(graph: ir.Graph) -> None:
 def _drop_whole_slices(graph: ir.Graph) -> None:
     """A Slice that leaves the shape as it is (what ``z[:, :, None]`` is traced as) takes all there is."""
     for node in graph:
+        if node.op_type != "Slice" or node.outputs[0].is_graph_output():
+            continue
         before, after = node.inputs[0], node.outputs[0]
-        is_whole = node.op_type == "Slice" and before is not None and before.shape == after.shape
-        if is_whole and before is not None and not after.is_graph_output():
+        steps = array(node.inputs[4]) if len(node.inputs) > 4 else np.ones(1)
+        goes_forward = steps is not None and bool((steps > 0).all())  # a mirror image has its size too
+        if before is not None and goes_forward and _is_same_shape(before, after):
             after.replace_all_uses_with(before)
 
 
@@ -120,7 +123,8 @@ def _flatten(graph: ir.Graph) -> None:
         before, after = node.inputs[0], node.outputs[0]
         if node.op_type != "Reshape" or before is None or before.shape is None or after.shape is None:
             continue
-        if len(before.shape) > 2 and len(after.shape) == 2 and before.shape[0] == after.shape[0]:
+        keeps_batch = len(after.shape) == 2 and _is_same_length(before.shape[0], after.shape[0])
+        if len(before.shape) > 2 and keeps_batch:
             replace(graph, [node], ir.node("Flatten", [before], {"axis": 1}))
 
 
@@ -129,9 +133,20 @@ def _drop_round_trips(graph: ir.Graph) -> None:
     for node in graph:
         value, source = node.outputs[0], node
         while source.op_type in SHAPE_ONLY and (before := source.inputs[0]) is not None:
-            if before.shape == value.shape and not value.is_graph_output():
+            if _is_same_shape(before, value) and not value.is_graph_output():
                 value.replace_all_uses_with(before)
             producer = before.producer()
             if producer is None:
                 break
             source = producer
+
+
+def _is_same_shape(one: ir.Value, other: ir.Value) -> bool:
+    """Whether two values are known to be of one shape; torch leaves that of some unsaid."""
+    if one.shape is None or other.shape is None or len(one.shape) != len(other.shape):
+        return False
+    return all(_is_same_length(*pair) for pair in zip(one.shape, other.shape, strict=True))
+
+
+def _is_same_length(one: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
+    return one == other and not (isinstance(one, ir.SymbolicDim) and one.value is None)

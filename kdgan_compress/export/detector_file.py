@@ -41,8 +41,9 @@ JUDGING_BATCH = 256
 FOR_FLOATS = frozenset(REWRITES) - {"conv-transpose", "score"}
 """Floats on a CPU pay for the 2.25 times arithmetic of split transposed convolutions, and for a norm in four steps."""
 
-FOR_BYTES = frozenset(REWRITES) - {"difference"}
-"""int8 has no matrix product that takes a computed float along."""
+FOR_BYTES = frozenset(REWRITES) - {"difference", "opening"}
+"""What int8 and phones take. ONNX Runtime has no int8 product that takes a computed float along, Core ML not the Pad
+that ``difference`` needs, and as an int8 product the opening takes 30 times as long as a convolution."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,11 @@ class ExportSettings:
     Attributes:
         precision: ``fp32``; ``fp16``: half the bytes, for devices that compute so; ``int8``: a quarter, and faster
             wherever the network isn't too narrow.
-        rewrites: Names in ``REWRITES``; None for those that help: all, but for floats not ``conv-transpose``.
+        rewrites: Names in ``REWRITES``; None for those that help.
         latent_rank: Keep that many coordinates of the latent, at a loss; None for all.
         interface: What the file takes and gives.
         opset: Of ONNX's own operators.
+        mobile: Take the rewrites that phones need.
     """
 
     precision: Precision = "fp32"
@@ -63,6 +65,7 @@ class ExportSettings:
     latent_rank: int | None = None
     interface: Interface = field(default_factory=Interface)
     opset: int = OPSET
+    mobile: bool = False
 
     def __post_init__(self) -> None:
         unknown = sorted((self.rewrites or frozenset()) - set(REWRITES))
@@ -76,7 +79,7 @@ class ExportSettings:
         """Those that are made."""
         if self.rewrites is not None:
             return self.rewrites
-        return FOR_BYTES if self.precision == "int8" else FOR_FLOATS
+        return FOR_BYTES if self.mobile or self.precision == "int8" else FOR_FLOATS
 
     @property
     def is_exact(self) -> bool:
@@ -125,6 +128,7 @@ def write_detector(
     x_hat: str | None = None,
     judges: Judges | None = None,
     rule: ThresholdRule | None = None,
+    gate: bool = True,
 ) -> ExportReport:
     """Write one ``.onnx`` file that takes pixels and gives score and verdict.
 
@@ -141,6 +145,7 @@ def write_detector(
         x_hat: Dotted path of the submodule that gives the reconstruction; maps need it.
         judges: Needed for all that is not exact.
         rule: Find the threshold by it on the judges, in place of the one given.
+        gate: False writes a precision that doesn't agree with fp32, to be measured and not used.
 
     Raises:
         KdganError: The path can't be written, scores differ, the gate of a precision doesn't hold, or judges, maps, the
@@ -167,9 +172,9 @@ def write_detector(
         ours, theirs = (_judge(each, image_format, judges, rule) for each in (core, reference))
         if not settings.is_exact:
             found = agreement(ours, theirs, judges)
-            found.require(
-                settings.precision if lost is None else f"{settings.precision} of rank {settings.latent_rank}"
-            )
+            if gate:
+                rank = "" if lost is None else f" of rank {settings.latent_rank}"
+                found.require(settings.precision + rank)
         threshold, threshold_rule = ours.threshold, rule.describe(judges)
     assemble(core, image_format, threshold, settings.interface)
     counts |= rewrite(core, settings.chosen_rewrites & {"scale"})
@@ -213,7 +218,7 @@ def parity(detector: Detector, generator: nn.Module, image_format: ImageFormat) 
             resized = interpolate(chw, (side, side), mode="bilinear", antialias=True, align_corners=False)
             expected = anomaly_score(generator, to_network_range(resized)).numpy()
         differences.append(relative_difference(detector.score(images).score, expected))
-    return max(differences)
+    return float(np.max(differences))  # NaN if any is, which the built-in max would pass over
 
 
 def relative_difference(scores: NDArray[np.generic], expected: NDArray[np.generic]) -> float:

@@ -58,7 +58,9 @@ class ThresholdRule:
                 f"found {int((~judges.test_is_novel).sum())} and {int(judges.test_is_novel.sum())}",
                 "Give --data with a labelled test split, or leave the threshold to the normals' quantile",
             )
-        return float(np.nextafter(detection_metrics(test_scores, judges.test_is_novel).best_f1_threshold, -np.inf))
+        best = detection_metrics(test_scores, judges.test_is_novel).best_f1_threshold  # the lowest that is an anomaly
+        below = test_scores[test_scores < best]
+        return float((best + below.max()) / 2) if below.size else float(np.nextafter(np.float32(best), np.float32(-1)))
 
     def describe(self, judges: Judges) -> str:
         """In words."""

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def sample_images(height: int, width: int, channels: int, number: int = 4) -> ND
     generator = np.random.default_rng(height * width)
     waves = np.cumsum(np.cumsum(generator.normal(size=(number, height, width, channels)), 1), 2)
     low, high = waves.min((1, 2, 3), keepdims=True), waves.max((1, 2, 3), keepdims=True)
-    return np.asarray((waves - low) / (high - low) * 255, dtype=np.uint8)
+    return np.asarray((waves - low) / np.maximum(high - low, np.finfo(float).tiny) * 255, dtype=np.uint8)
 
 
 def make_golden(detector: Detector) -> Golden:
@@ -134,7 +135,12 @@ def read_golden(path: Path) -> Golden:
     """
     fix = "Export the model again; its golden vectors come beside it"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        content = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as arrays:
             number = len(arrays["score"])
             return Golden(
                 str(arrays["file_sha256"]),
@@ -145,5 +151,5 @@ def read_golden(path: Path) -> Golden:
             )
     except FileNotFoundError:
         raise KdganError("A detector must have its golden vectors beside it", f"found no {path}", fix) from None
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise KdganError("Golden vectors must be whole", f"{path}: {first_line(error)}", fix) from None

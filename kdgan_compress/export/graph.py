@@ -131,8 +131,10 @@ def _reconstruction(graph: ir.Graph, x_hat: ir.Value, as_bytes: bool, nhwc: list
     if not as_bytes:
         shape = [nhwc[0], nhwc[3], nhwc[1], nhwc[2]]
         return _append(graph, "Mul", [scaled, half], "reconstruction", ir.DataType.FLOAT, shape)
+    low, high = (add_constant(graph, np.array(level, np.float32)) for level in (0, 255))
     rounded = _append(graph, "Round", [_append(graph, "Mul", [scaled, half])])
-    last = _append(graph, "Transpose", [rounded], perm=[0, 2, 3, 1])
+    levels = _append(graph, "Clip", [rounded, low, high])  # a network without tanh at its end may leave the range
+    last = _append(graph, "Transpose", [levels], perm=[0, 2, 3, 1])
     return _append(graph, "Cast", [last], "reconstruction", ir.DataType.UINT8, nhwc, to=ir.DataType.UINT8)
 
 
@@ -162,6 +164,8 @@ def tidy(model: ir.Model) -> None:
     """Short names in order, which no version of torch has a say in, and nothing about values inside."""
     graph = model.graph
     kept = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for value in graph.outputs:
+        value.metadata_props.clear()  # torch's names for it
     for number, value in enumerate([value for value in graph.initializers.values() if id(value) not in kept]):
         value.name = f"w{number}"
         if value.const_value is not None:

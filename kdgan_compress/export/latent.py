@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from kdgan_compress.export.nodes import SHAPE_ONLY, Array, add_constant, array, only_consumer
+from kdgan_compress.export.nodes import SHAPE_ONLY, Array, add_constant, array, num_groups, only_consumer
+
+ANY_LENGTH = SHAPE_ONLY - {"Reshape"}
+"""Operators that leave a code a code, whatever its length."""
+
+ROUNDING = 1e-12
+"""What is smaller, next to the largest, is a zero of R; the rest of it would make every process's file another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +83,7 @@ def find_latent(graph: ir.Graph) -> Latent | None:
         if not _makes_vector(head):
             continue
         ends = _ends(head.outputs[0])
-        openings = [node for node in ends if node.op_type == "ConvTranspose" and array(node.inputs[1]) is not None]
+        openings = [node for node in ends if _reads_vector(node)]
         others = [node for node in ends if node not in openings]
         if len(openings) != 1 or len(others) > 1:
             continue
@@ -93,7 +99,15 @@ def _makes_vector(node: ir.Node) -> bool:
     """Whether a node is a convolution without bias from a whole feature map to one vector."""
     shape = node.outputs[0].shape
     is_bare = node.op_type == "Conv" and len(node.inputs) == 2 and array(node.inputs[1]) is not None
-    return is_bare and shape is not None and list(shape[2:]) == [1, 1]
+    return is_bare and num_groups(node) == 1 and shape is not None and list(shape[2:]) == [1, 1]
+
+
+def _reads_vector(node: ir.Node) -> bool:
+    """Whether a node is a transposed convolution of a 1×1 image."""
+    image = node.inputs[0] if node.inputs else None
+    if node.op_type != "ConvTranspose" or num_groups(node) > 1 or array(node.inputs[1]) is None:
+        return False
+    return image is not None and image.shape is not None and list(image.shape[2:]) == [1, 1]
 
 
 def _ends(value: ir.Value) -> list[ir.Node]:
@@ -102,23 +116,27 @@ def _ends(value: ir.Value) -> list[ir.Node]:
         return [node for node in [value.producer()] if node is not None]
     ends: list[ir.Node] = []
     for use in value.uses():
-        ends += _ends(use.node.outputs[0]) if use.node.op_type in SHAPE_ONLY else [use.node]
+        ends += _ends(use.node.outputs[0]) if use.node.op_type in ANY_LENGTH else [use.node]
     return ends
 
 
 def _other_head(difference: ir.Node, head: ir.Node) -> ir.Node | None:
     """The head of the code that is subtracted from z1 (or the other way round), read by a Euclidean norm alone."""
     reader = only_consumer(difference.outputs[0]) if difference.op_type == "Sub" else None
-    if reader is None or reader.op_type != "ReduceL2":
+    axes = array(reader.inputs[1]) if reader is not None and reader.op_type == "ReduceL2" else None
+    shape = difference.outputs[0].shape
+    if axes is None or shape is None or len(shape) != 2 or axes.tolist() not in ([1], [-1]):
         return None
-    (other,) = {_source(value) for value in difference.inputs} - {head}
-    alone = other is not None and _makes_vector(other) and _ends(other.outputs[0]) == [difference]
-    return other if alone else None
+    others = {_source(value) for value in difference.inputs} - {head}
+    other = others.pop() if len(others) == 1 else None
+    if other is None or not _makes_vector(other) or _ends(other.outputs[0]) != [difference]:
+        return None
+    return other if len(_matrix(other)) == len(_matrix(head)) else None
 
 
 def _source(value: ir.Value | None) -> ir.Node | None:
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type in SHAPE_ONLY and node.inputs[0] is not None:
+    while node is not None and node.op_type in ANY_LENGTH and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node
 
@@ -137,7 +155,9 @@ def _change_basis(graph: ir.Graph, latent: Latent, first: Array, second: Array) 
             continue
         weight = array(node.inputs[1])
         assert weight is not None
-        node.replace_input_with(1, add_constant(graph, (basis.T @ _matrix(node)).reshape(-1, *weight.shape[1:])))
+        coordinates = basis.T @ _matrix(node)
+        coordinates[np.abs(coordinates) < ROUNDING * np.abs(coordinates).max()] = 0
+        node.replace_input_with(1, add_constant(graph, coordinates.reshape(-1, *weight.shape[1:])))
     _resize(latent.head.outputs[0], first.shape[1])
     if latent.second is None or latent.difference is None:
         return
@@ -157,5 +177,5 @@ def _resize(value: ir.Value, length: int) -> None:
     if shape is not None:
         value.shape = ir.Shape([shape[0], length, *shape[2:]])
     for use in value.uses():
-        if use.node.op_type in SHAPE_ONLY or use.node.op_type == "Sub":
+        if use.node.op_type in ANY_LENGTH or use.node.op_type == "Sub":
             _resize(use.node.outputs[0], length)

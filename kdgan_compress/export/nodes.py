@@ -30,6 +30,11 @@ def add_constant(graph: ir.Graph, numbers: NDArray[np.generic]) -> ir.Value:
     return value
 
 
+def num_groups(node: ir.Node) -> int:
+    """Of a convolution."""
+    return node.attributes["group"].as_int() if "group" in node.attributes else 1
+
+
 def only_consumer(value: ir.Value) -> ir.Node | None:
     """The one node that reads a value; None where there are several, or the graph gives it out."""
     uses = list(value.uses())

@@ -32,29 +32,16 @@ def to_fp16(model: ir.Model) -> None:
     graph = model.graph
     nodes = list(graph)
     head = _upstream([node for node in nodes if node.op_type in LAYERS])
-    halves: dict[ir.Value, ir.Value] = {}
-    singles: dict[ir.Value, ir.Value] = {}
+    known: dict[tuple[ir.Value, bool], ir.Value] = {}
     for node in nodes:
-        converted, target = (halves, ir.DataType.FLOAT16) if node in head else (singles, ir.DataType.FLOAT)
+        in_half = node in head
         for index, value in enumerate(node.inputs):
-            if value is None or (value.dtype is not None and not value.dtype.is_floating_point()):
-                continue
-            source = value.producer()
-            is_half = source is not None and source in head
-            weight = array(value)
-            if is_half == (node in head) or (weight is not None and node not in head):
-                continue
-            if value not in converted:
-                if weight is not None:
-                    converted[value] = add_constant(graph, weight.astype(np.float16))
-                else:
-                    cast = ir.node("Cast", [value], {"to": target})
-                    cast.outputs[0].shape, cast.outputs[0].type = value.shape, ir.TensorType(target)
-                    graph.insert_before(node, cast)
-                    converted[value] = cast.outputs[0]
-            node.replace_input_with(index, converted[value])
-        if node in head:
-            for output in node.outputs:
+            if value is not None and _must_convert(node, index, value, head):
+                if (value, in_half) not in known:
+                    known[value, in_half] = _converted(graph, node, value, in_half)
+                node.replace_input_with(index, known[value, in_half])
+        for output in node.outputs if in_half else ():
+            if _is_float(output):
                 output.type = ir.TensorType(ir.DataType.FLOAT16)
     for index, value in enumerate(graph.outputs):
         if (source := value.producer()) is not None and source in head:
@@ -136,6 +123,33 @@ def _upstream(nodes: list[ir.Node]) -> set[ir.Node]:
             found.add(node)
             waiting += [source for value in node.inputs if value is not None and (source := value.producer())]
     return found
+
+
+def _is_float(value: ir.Value) -> bool:
+    """Whether a value is of floats, as all are that nothing is said of."""
+    return value.dtype is None or value.dtype.is_floating_point()
+
+
+def _must_convert(node: ir.Node, index: int, value: ir.Value, head: set[ir.Node]) -> bool:
+    """Whether a node has an input in the other of the two precisions."""
+    if not _is_float(value) or (node.op_type == "Resize" and index > 0):
+        return False  # a resize's scales are float32 at any precision
+    if array(value) is not None:
+        return node in head
+    source = value.producer()
+    return (source is not None and source in head) != (node in head)
+
+
+def _converted(graph: ir.Graph, node: ir.Node, value: ir.Value, to_half: bool) -> ir.Value:
+    """A weight in half precision, or a value cast to the precision of the node that reads it."""
+    weight = array(value)
+    if weight is not None:
+        return add_constant(graph, weight.astype(np.float16))
+    target = ir.DataType.FLOAT16 if to_half else ir.DataType.FLOAT
+    cast = ir.node("Cast", [value], {"to": target})
+    cast.outputs[0].shape, cast.outputs[0].type = value.shape, ir.TensorType(target)
+    graph.insert_before(node, cast)
+    return cast.outputs[0]
 
 
 def _num_weights(node: ir.Node) -> int:

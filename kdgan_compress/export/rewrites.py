@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from kdgan_compress.export.latent import collapse_latent
-from kdgan_compress.export.nodes import Array, add_constant, array, only_consumer, replace
+from kdgan_compress.export.nodes import Array, add_constant, array, num_groups, only_consumer, replace
 
 ELEMENTWISE = frozenset({"Relu", "LeakyRelu", "Tanh", "Sigmoid"})
 
@@ -24,6 +24,8 @@ def fold_batch_norms(model: ir.Model) -> int:
     for node in list(graph):
         before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if node.op_type != "BatchNormalization" or before is None or before.op_type not in ("Conv", "ConvTranspose"):
+            continue
+        if before.op_type == "ConvTranspose" and num_groups(before) > 1:
             continue
         statistics = [array(value) for value in node.inputs[1:]]
         weight, bias = array(before.inputs[1]), array(before.inputs[2]) if len(before.inputs) > 2 else None
@@ -73,21 +75,22 @@ def split_conv_transposes(model: ir.Model) -> int:
     return count
 
 
-def make_dense(model: ir.Model) -> int:
-    """Convolutions between a whole map and a vector become matrix products, which runtimes fuse and quantise better.
+def make_heads_dense(model: ir.Model) -> int:
+    """A convolution over its whole input becomes a matrix product, whose int8 form may give floats."""
+    graph = model.graph
+    found = [node for node in graph if node.op_type == "Conv" and _covers_input(node)]
+    for node in found:
+        _gather(graph, node)
+    return len(found)
 
-    Those are a convolution over its whole input, and a transposed one of a 1×1 image.
-    """
-    graph, count = model.graph, 0
-    for node in list(graph):
-        if node.op_type == "Conv" and _covers_input(node):
-            _gather(graph, node)
-        elif node.op_type == "ConvTranspose" and _spreads_vector(node):
-            _spread(graph, node)
-        else:
-            continue
-        count += 1
-    return count
+
+def make_opening_dense(model: ir.Model) -> int:
+    """A transposed convolution of a 1×1 image becomes a matrix product, into which runtimes fuse the activation."""
+    graph = model.graph
+    found = [node for node in graph if node.op_type == "ConvTranspose" and _spreads_vector(node)]
+    for node in found:
+        _spread(graph, node)
+    return len(found)
 
 
 def subtract_inside(model: ir.Model) -> int:
@@ -100,6 +103,8 @@ def subtract_inside(model: ir.Model) -> int:
             continue
         weight = array(product.inputs[1])
         if weight is None or len(product.inputs) > 2 or only_consumer(product.outputs[0]) is not node:
+            continue
+        if code.outputs[0].shape is None or code.outputs[0].shape != product.outputs[0].shape:
             continue
         inputs = [product.inputs[0], add_constant(graph, -weight), node.inputs[0]]
         replace(graph, [product, node], ir.node("Gemm", inputs, product.attributes))
@@ -142,7 +147,8 @@ def spell_out(model: ir.Model) -> int:
 REWRITES: Mapping[str, Callable[[ir.Model], int]] = {
     "batch-norm": fold_batch_norms,
     "latent": collapse_latent,
-    "dense": make_dense,
+    "heads": make_heads_dense,
+    "opening": make_opening_dense,
     "difference": subtract_inside,
     "conv-transpose": split_conv_transposes,
     "score": spell_out,
@@ -176,7 +182,7 @@ def _spelt_out(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
     if padded is not None and padded.op_type == "Pad":
         return _compare_first(graph, padded, node)
     axes = array(node.inputs[1]) if node.op_type in ("ReduceL2", "ReduceSum") and len(node.inputs) > 1 else None
-    if axes is None:
+    if axes is None or value.dtype not in (ir.DataType.FLOAT, None):
         return []
     lengths = [length for axis in axes if isinstance(length := value.shape[int(axis)], int)]
     if len(lengths) < len(axes):
@@ -197,7 +203,8 @@ def _compare_first(graph: ir.Graph, padded: ir.Node, difference: ir.Node) -> lis
     if reader is None or reader.op_type != "ReduceL2" or pads is None or code is None or code.shape is None:
         return []
     length, num_rest = code.shape[1], int(pads[-1])
-    if not isinstance(length, int) or np.count_nonzero(pads) != 1 or len(pads) != 4 or num_rest < 1:
+    with_zeros = len(padded.inputs) == 2 and "mode" not in padded.attributes
+    if not (with_zeros and isinstance(length, int)) or np.count_nonzero(pads) != 1 or len(pads) != 4 or num_rest < 1:
         return []
     parts = ir.node(
         "Split", [code, add_constant(graph, np.array([length - num_rest, num_rest]))], {"axis": 1}, num_outputs=2
@@ -264,10 +271,9 @@ def _covers_input(node: ir.Node) -> bool:
     image, weight = node.inputs[0], array(node.inputs[1])
     if image is None or image.shape is None or weight is None or node.outputs[0].shape is None:
         return False
-    plain = "group" not in node.attributes or node.attributes["group"].as_int() == 1
     unpadded = "pads" not in node.attributes or not any(node.attributes["pads"].as_ints())
     fits = list(image.shape[2:]) == list(weight.shape[2:]) != [1] * (weight.ndim - 2)
-    return plain and unpadded and fits
+    return num_groups(node) == 1 and unpadded and fits
 
 
 def _geometry(node: ir.Node) -> tuple[int, int] | None:
@@ -282,11 +288,10 @@ def _geometry(node: ir.Node) -> tuple[int, int] | None:
     kernel = list(weight.shape[2:])
     strides, pads = ints("strides", [1, 1]), ints("pads", [0] * 4)
     plain = ints("dilations", [1, 1]) == [1, 1] and ints("output_padding", [0, 0]) == [0, 0]
-    one_group = node.attributes["group"].as_int() == 1 if "group" in node.attributes else True
     if image.shape is not None and list(image.shape[2:]) == [1, 1] and not any(pads):
         strides = kernel
     fits = len({*kernel}) == len({*strides}) == len({*pads}) == 1 and kernel[0] - 2 * pads[0] == strides[0]
-    return (strides[0], pads[0]) if plain and one_group and fits else None
+    return (strides[0], pads[0]) if plain and num_groups(node) == 1 and fits else None
 
 
 def _kernels_by_place(weight: Array, stride: int, padding: int) -> tuple[Array, list[tuple[int, int]]]:

@@ -10,7 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.images import read_image
-from kdgan_compress.runtime.seal import SEAL_KEY, is_intact
+from kdgan_compress.runtime.seal import SEAL_KEY, find_seal, is_intact
 
 SCHEMA_VERSION = 2
 LOAD_ERRORS = (
@@ -22,6 +22,7 @@ LOAD_ERRORS = (
 )
 FIX = "Give a file that `kdgan-compress export` wrote"
 MAPS = ("reconstruction", "error_map")
+TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(bool)": "bool"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,9 @@ class Detector:
         input: What the file itself takes: ``"uint8"`` (N, H, W, C), or ``"float"`` (N, C, H, W) from 0 to 1.
         frame: The one height and width that images must have; None for any.
         threshold: Scores above it are anomalies.
+        image_shape: Of the file's input, in words.
+        outputs: Name, type and shape of each, in words.
+        session: ONNX Runtime's, for what this class has no method for.
 
     Raises:
         KdganError: The file is missing, empty, cut short, changed, no detector of this package or of another schema.
@@ -73,11 +77,14 @@ class Detector:
         content = path.read_bytes()
         if not content:
             raise KdganError("The detector must be a whole ONNX file", f"{path} is empty", FIX)
+        digest = find_seal(content)
+        if digest is not None:
+            _require_intact(content, digest, path)
         try:
-            self._session = onnxruntime.InferenceSession(
+            self.session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
-            self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+            self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         except (*LOAD_ERRORS, ValueError) as error:
             raise KdganError("The detector must be a whole ONNX file", f"{path}: {first_line(error)}", FIX) from None
         try:
@@ -91,15 +98,16 @@ class Detector:
         if version != SCHEMA_VERSION:
             fix = "Upgrade kdgan-compress" if version > SCHEMA_VERSION else "Export the model again"
             raise KdganError(f"The detector must be of schema {SCHEMA_VERSION}", f"{path} has schema {version}", fix)
-        if not is_intact(content, self.metadata.get(SEAL_KEY, "none")):
-            found = f"{path} was changed after its export: its hash is another"
-            raise KdganError("The detector must be as it was written", found, "Export the model again")
-        (image,) = self._session.get_inputs()
+        _require_intact(content, self.metadata.get(SEAL_KEY, "none"), path)
+        (image,) = self.session.get_inputs()
         self.input = "uint8" if image.type == "tensor(uint8)" else "float"
         self._takes_one = image.shape[0] == 1
         height, width = image.shape[1:3] if self.input == "uint8" else image.shape[2:4]
         self.frame = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.image_shape = _shape(image.shape)
+        self.outputs = [
+            (output.name, TYPES[output.type], _shape(output.shape)) for output in self.session.get_outputs()
+        ]
 
     def score(self, images: NDArray[np.uint8], maps: bool = False) -> Scores:
         """Score images (N, H, W, C) uint8 of any one size; C is the detector's ``image_channels`` (RGB order).
@@ -124,20 +132,24 @@ class Detector:
                 f"got {images.dtype} {images.shape}",
                 "Convert them: grey for 1 channel, RGB for 3" + ("" if self.frame is None else ", of that size"),
             )
-        names = ["score", "is_anomaly", *(name for name in MAPS if maps and name in self._outputs)]
+        names = ["score", "is_anomaly", *(name for name in MAPS if maps and name in self._names)]
         if maps and len(names) == 2:
             raise KdganError(
                 "The detector must have maps to give them",
-                f"it has {', '.join(self._outputs)}",
+                f"it has {', '.join(self._names)}",
                 "Export it with --reconstruction or --error-map",
             )
         given = images if self.input == "uint8" else (images.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
         threshold = np.asarray(self.threshold, dtype=np.float32)
         batches = [given[i : i + 1] for i in range(len(given))] if self._takes_one else [given]
-        parts = [self._session.run(names, {"image": batch, "threshold": threshold}) for batch in batches]
+        parts = [self.session.run(names, {"image": batch, "threshold": threshold}) for batch in batches]
         return Scores(
             **{name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
         )
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for name, _, _ in self.outputs]
 
     def score_file(self, path: str | Path) -> tuple[float, bool]:
         """Score one image file: its score and whether that is an anomaly.
@@ -155,3 +167,13 @@ class Detector:
             KdganError: The file can't be read as an image.
         """
         return read_image(Path(path), self.image_channels, self.frame)
+
+
+def _shape(dimensions: list[int | str]) -> str:
+    return f"({', '.join(map(str, dimensions))})"
+
+
+def _require_intact(content: bytes, digest: str, path: Path) -> None:
+    if not is_intact(content, digest):
+        found = f"{path} was changed after its export: its hash is another"
+        raise KdganError("The detector must be as it was written", found, "Export the model again")

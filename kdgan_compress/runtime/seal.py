@@ -4,6 +4,7 @@ The metadata entry ``file_sha256`` is the SHA-256 of the file's bytes with that 
 """
 
 import hashlib
+import re
 
 SEAL_KEY = "file_sha256"
 OPEN_SEAL = "0" * 64
@@ -14,6 +15,15 @@ def seal(content: bytes) -> bytes:
     """Put the hash of a file that carries ``OPEN_SEAL`` once into its place."""
     assert content.count(OPEN_SEAL.encode()) == 1, "an open seal stands in the file once"
     return content.replace(OPEN_SEAL.encode(), hashlib.sha256(content).hexdigest().encode())
+
+
+def find_seal(content: bytes) -> str | None:
+    """The seal in a file's bytes as they stand, since bytes that were changed can crash what parses them; None if none.
+
+    Key and value are the fields 1 and 2 of one protobuf message.
+    """
+    found = re.search(SEAL_KEY.encode() + rb"\x12\x40([0-9a-f]{64})", content)
+    return None if found is None else found[1].decode()
 
 
 def is_intact(content: bytes, digest: str) -> bool:

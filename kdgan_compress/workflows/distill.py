@@ -172,8 +172,8 @@ def _fit_recipe(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Recipe
 
 
 def _student_architecture(student: StudentSection, teacher: Architecture) -> Architecture:
-    """The teacher's but for the channel plan and, where the student names them, norm and family."""
-    own = dataclasses.replace(teacher, channels=student.plan(teacher.image_size), norm=student.norm or teacher.norm)
+    """The teacher's but for the channel plan and norm and, where the student names one, the family."""
+    own = dataclasses.replace(teacher, channels=student.plan(teacher.image_size), norm=student.norm)
     if student.family in (None, teacher.family):
         return own
     return dataclasses.replace(own, family=student.family, num_clusters=None)
@@ -184,6 +184,12 @@ def _prepare(recipe: Recipe, teacher: Checkpoint, folder: RunFolder, resume: boo
     training = section.training
     require_device(training.device)
     architecture = _student_architecture(section.student, teacher.architecture)
+    if architecture.norm == "batch" and training.batch_size == 1:
+        raise KdganError(
+            "A student of batch norm must have batches of at least 2 images",
+            "got a batch size of 1, at which each image is normalised by itself in training and by others after it",
+            "Give --norm per_image, or a larger --batch-size",
+        )
     split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
     check_num_clusters(architecture, split)
     stages = section.stages(len(split.train))

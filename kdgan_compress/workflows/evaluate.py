@@ -100,8 +100,7 @@ def evaluate(
             raise KdganError("Evaluating an .onnx detector must have data", "got none", "Give --data (and --normal)")
         detector, settings = Detector(model), DataSettings(data, normal, data_root, **(protocol or {}))
         split = labelled_split(settings, detector.image_size, detector.image_channels)
-        batches = [batch.permute(0, 2, 3, 1).contiguous().numpy() for batch in split.test.split(ONNX_BATCH)]
-        scores = np.concatenate([detector.score(batch).score for batch in batches]).astype(np.float64)
+        scores = score_split(detector, split)
         evaluation = _figures(model, settings, split, scores, detector.threshold)
     else:
         checkpoint = load_model(model)
@@ -137,6 +136,16 @@ def labelled_split(data: DataSettings, image_size: int, image_channels: int) -> 
             "Add labelled images (a folder's test/good and test/<defect>)",
         )
     return split
+
+
+def score_split(detector: Detector, split: Split) -> NDArray[np.float64]:
+    """A detector's scores (M,) of the test images, M ≥ 1; the split's are of the network's size.
+
+    Raises:
+        KdganError: The detector takes a frame of another size.
+    """
+    batches = [batch.permute(0, 2, 3, 1).contiguous().numpy() for batch in split.test.split(ONNX_BATCH)]
+    return np.concatenate([detector.score(batch).score for batch in batches]).astype(np.float64)
 
 
 def _figures(

@@ -1,17 +1,13 @@
 """A tiny labelled set and a trained teacher and student, made once by the commands themselves."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Cli
 from PIL import Image
 
 from kdgan_compress.cli.main import run
-
-Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -80,20 +76,3 @@ def photos(tmp_path: Path) -> Path:
             pixels = rng.integers(0, 256, (40 + number, 52 - number, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / part / f"{number}.png")
     return tmp_path
-
-
-def assert_refused(result: tuple[int, str, str], *words: str) -> None:
-    """Exit code 1, and nothing but one line on stderr, which has these words."""
-    code, out, err = result
-    assert code == 1
-    assert out == ""
-    (line,) = err.strip().splitlines()
-    assert line.startswith("Error: ")
-    for word in words:
-        assert word in line
-
-
-def only_json(text: str) -> Any:
-    """What a command printed, which must be one JSON object on one line."""
-    (line,) = text.splitlines()
-    return json.loads(line)

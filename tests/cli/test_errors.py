@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Cli, assert_refused
+from command_line import Cli, assert_refused
 
 from kdgan_compress.cli import main
 from kdgan_compress.objectives import cvgad

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Cli, only_json
+from command_line import Cli, only_json
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import MinMaxScaler
@@ -88,7 +88,7 @@ def test_distil_within_the_family(cli: Cli, families: dict[str, Path], tmp_path:
     assert code == 0
     assert result["epochs"] == len(schedule.split("->"))
     student, own = load_checkpoint(run / "model.safetensors"), load_checkpoint(teacher / "model.safetensors")
-    described = vars(own.architecture) | {"channels": (1, 2)}
+    described = vars(own.architecture) | {"channels": (1, 2), "norm": "per_image"}
     assert vars(student.architecture) == described
     assert student.data == own.data
     expected = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Cli, assert_refused, only_json
+from command_line import Cli, assert_refused, only_json
 from safetensors.numpy import load_file
 
 from kdgan_compress.cli import output
@@ -29,7 +29,7 @@ RUN_KEYS = {
     "teacher_cache",
 }
 TINY = ("--width", 1, "--image-size", 16, "--latent", 8, "--batch-size", 8, "--epochs", 1)
-STUDENT = ("--width", 1, "--batch-size", 8, "--epochs", 1)
+STUDENT = ("--width", 1, "--norm", "per_image", "--batch-size", 8, "--epochs", 1)
 NAMES = [f"set-{normal}-ede-1-2-seed0" for normal in range(3)]
 
 
@@ -403,6 +403,20 @@ def test_a_fleet_larger_than_memory(
     code, out, _ = cli(*options)
     assert code == 0
     assert out.splitlines()[-2].endswith(", 1 at once")
+
+
+def test_students_with_batch_norm_have_no_fleet_and_are_trained_by_themselves(
+    cli: Cli, trained: Path, tmp_path: Path
+) -> None:
+    tiny = ("--width", 1, "--batch-size", 8, "--epochs", 1, "--schedule", 1, "--out", tmp_path / "E")
+    students = ["distill", "--teacher", trained / "*", *tiny]
+    assert_refused(cli(*students, "--fleet", 3), "norm per_image", "ede with norm batch", "Leave --fleet out")
+    assert list(tmp_path.iterdir()) == []
+    code, out, _ = cli(*students, "--json")
+    assert code == 0
+    assert [member["fleet"] for member in only_json(out)["members"]] == [1, 1, 1]
+    student = load_checkpoint(tmp_path / "E" / f"{NAMES[0]}-student-1-2-seed0" / "model.safetensors")
+    assert student.architecture.norm == "batch"
 
 
 def test_a_run_that_is_there_keeps_all_others_from_starting(cli: Cli, data: str, tmp_path: Path) -> None:

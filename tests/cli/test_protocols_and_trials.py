@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Cli, assert_refused, only_json
+from command_line import Cli, assert_refused, only_json
 
 from kdgan_compress.data import load_split
 from kdgan_compress.storage import load_checkpoint

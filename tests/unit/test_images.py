@@ -69,8 +69,6 @@ def test_luma_is_itu_r_601(tmp_path):
         ("RGB", (255, 0, 0), (255, 0, 0), 76),
         ("RGBA", (0, 255, 0, 0), (0, 255, 0), 150),
         ("P", 3, (0, 0, 255), 29),
-        ("CMYK", (0, 255, 255, 0), (255, 0, 0), 76),
-        ("CMYK", (0, 0, 0, 255), (0, 0, 0), 0),
     ],
 )
 def test_every_mode_becomes_rgb_and_grey(tmp_path, mode, colour, rgb, grey):
@@ -82,9 +80,28 @@ def test_every_mode_becomes_rgb_and_grey(tmp_path, mode, colour, rgb, grey):
     np.testing.assert_array_equal(read_image(path, 1), np.full((2, 3, 1), grey))
 
 
-def test_cmyk_jpeg_is_read_in_its_colours(tmp_path):
-    path = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), tmp_path / "a.jpg")
-    assert np.abs(read_image(path, 3).astype(int) - (255, 0, 0)).max() <= 3
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cmyk_is_refused_in_one_clean_message(tmp_path, suffix, channels):
+    """Whose colours depend on the printer."""
+    path = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), tmp_path / f"a{suffix}")
+    with pytest.raises(KdganError) as caught:
+        read_image(path, channels)
+    assert caught.value.must == "An image must be grey or RGB"
+    assert caught.value.found == f"{path} is CMYK, for print"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(3, 4), (11, 5), (5, 7)])
+def test_size_is_height_and_width_and_comes_after_the_orientation(tmp_path, channels, size):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(NOISE)
+    path = saved(stored, tmp_path / "a.png", exif=exif)
+    upright = Image.fromarray(np.rot90(NOISE, -1).copy()).convert("L" if channels == 1 else "RGB")
+    expected = np.array(upright.resize((size[1], size[0]), Image.Resampling.BILINEAR)).reshape(*size, channels)
+    np.testing.assert_array_equal(read_image(path, channels, size), expected)
 
 
 def test_palette_with_transparency_is_read_without_a_warning(tmp_path):

@@ -1,15 +1,15 @@
 import subprocess
 import sys
 
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from brightness import write_brightness
 from PIL import Image
 
 HEAVY = (
     "torch",
     "torchvision",
     "onnx",
+    "onnx_ir",
     "onnxscript",
     "sklearn",
     "scipy",
@@ -22,7 +22,7 @@ HEAVY = (
     "pytorch_msssim",
 )
 COMMANDS = (
-    *("demo", "train", "distill", "evaluate", "profile", "export", "score"),
+    *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score"),
     *("pictures", "trials", "bench", "recipes"),
 )
 
@@ -40,32 +40,7 @@ def imported(importtime: str) -> set[str]:
 def folder(tmp_path_factory):
     """``d.onnx``, whose score is an image's mean level, and a grey ``photo.png`` of level 90."""
     folder = tmp_path_factory.mktemp("device")
-    nodes = [
-        helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["levels", "axes"], ["score"], keepdims=0),
-        helper.make_node("Greater", ["score", "threshold"], ["is_anomaly"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "brightness",
-        [
-            helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 1]),
-            helper.make_tensor_value_info("threshold", TensorProto.FLOAT, []),
-        ],
-        [
-            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
-            helper.make_tensor_value_info("is_anomaly", TensorProto.BOOL, ["N"]),
-        ],
-        [
-            helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
-            helper.make_tensor("threshold", TensorProto.FLOAT, [], [50.0]),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(
-        model, {"schema_version": "1", "image_channels": "1", "image_size": "32", "threshold": "50.0"}
-    )
-    onnx.save(model, folder / "d.onnx")
+    write_brightness(folder / "d.onnx", threshold=50.0)
     Image.new("L", (8, 6), 90).save(folder / "photo.png")
     return folder
 

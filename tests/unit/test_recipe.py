@@ -60,7 +60,7 @@ def test_the_default_recipe_spells_out_the_defaults():
     for content in (ours, theirs):
         del content["description"]
     student = ours["distillation"].pop("student"), theirs["distillation"].pop("student")
-    nothing = dict.fromkeys(("width", "channels", "family", "objective"))
+    nothing = {"norm": "batch"} | dict.fromkeys(("width", "channels", "family", "objective"))
     assert student == (nothing | {"width": 2}, nothing)
     assert Recipe().distillation.student.plan(32) == (2, 4, 8)
     assert ours == theirs

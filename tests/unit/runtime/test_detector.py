@@ -6,8 +6,9 @@ from PIL import Image
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.runtime import Detector
+from kdgan_compress.runtime.seal import OPEN_SEAL, SEAL_KEY, seal
 
-METADATA = {"schema_version": "1", "image_channels": "3", "image_size": "32", "threshold": "100.5"}
+METADATA = {"schema_version": "2", "image_channels": "3", "image_size": "32", "threshold": "100.5"}
 
 
 def brightness(channels: int) -> onnx.ModelProto:
@@ -39,8 +40,9 @@ def brightness(channels: int) -> onnx.ModelProto:
 def save(path, channels: int = 3, **changed: str | None):
     metadata = METADATA | {"image_channels": str(channels)} | changed
     model = brightness(channels)
-    helper.set_model_props(model, {key: value for key, value in metadata.items() if value is not None})
-    path.write_bytes(model.SerializeToString())
+    metadata = {key: value for key, value in metadata.items() if value is not None} | {SEAL_KEY: OPEN_SEAL}
+    helper.set_model_props(model, metadata)
+    path.write_bytes(seal(model.SerializeToString()))
     return path
 
 
@@ -51,7 +53,9 @@ def detector(tmp_path):
 
 def test_what_the_file_says_is_known(detector):
     assert (detector.image_channels, detector.image_size, detector.threshold) == (3, 32, 100.5)
-    assert detector.metadata == METADATA
+    assert detector.metadata.items() >= METADATA.items()
+    assert set(detector.metadata) - set(METADATA) == {SEAL_KEY}
+    assert (detector.input, detector.frame) == ("uint8", None)
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32, 3), (5, 9, 31, 3), (0, 8, 8, 3)])
@@ -165,9 +169,16 @@ def test_onnx_file_of_another_program(tmp_path):
         Detector(save(tmp_path / "d.onnx", schema_version=None))
 
 
-def test_newer_schema(tmp_path):
-    with pytest.raises(KdganError, match=r"schema 1 or older; .* has schema 2\. Upgrade"):
-        Detector(save(tmp_path / "d.onnx", schema_version="2"))
+@pytest.mark.parametrize(("version", "fix"), [("1", "Export the model again"), ("99", "Upgrade kdgan-compress")])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_other_schema(tmp_path, version, fix, sealed):
+    path = save(tmp_path / "d.onnx", schema_version=version)
+    if not sealed:
+        model = onnx.load(path)
+        del model.metadata_props[-1]
+        path.write_bytes(model.SerializeToString())
+    with pytest.raises(KdganError, match=rf"schema 2; .* has schema {version}\. {fix}"):
+        Detector(path)
 
 
 @pytest.mark.parametrize(
@@ -177,3 +188,67 @@ def test_newer_schema(tmp_path):
 def test_metadata_of_another_kind(tmp_path, changed):
     with pytest.raises(KdganError, match="metadata"):
         Detector(save(tmp_path / "d.onnx", **changed))
+
+
+def refused(path, match="must be"):
+    with pytest.raises(KdganError, match=match) as caught:
+        Detector(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_every_changed_byte_is_noticed(tmp_path):
+    """Before anything parses them: some would crash ONNX Runtime."""
+    content = save(tmp_path / "d.onnx").read_bytes()
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        (tmp_path / "c.onnx").write_bytes(changed)
+        refused(tmp_path / "c.onnx")
+
+
+def test_other_metadata_is_noticed(tmp_path):
+    content = save(tmp_path / "d.onnx").read_bytes()
+    assert content.count(b"100.5") == 1
+    (tmp_path / "d.onnx").write_bytes(content.replace(b"100.5", b"900.5"))
+    refused(tmp_path / "d.onnx", r"must be as it was written; .* was changed after its export: its hash is another")
+
+
+def test_bytes_behind_the_end_are_noticed(tmp_path):
+    """A metadata entry more is a whole ONNX file still."""
+    content = save(tmp_path / "d.onnx").read_bytes()
+    more = onnx.ModelProto()
+    helper.set_model_props(more, {"note": "mine"})
+    (tmp_path / "d.onnx").write_bytes(content + more.SerializeToString())
+    refused(tmp_path / "d.onnx", "was changed after its export")
+
+
+@pytest.mark.parametrize("key", [None, "none", "", OPEN_SEAL, "0" * 63])
+def test_file_without_a_seal(tmp_path, key):
+    model = onnx.load(save(tmp_path / "d.onnx"))
+    if key is None:
+        del model.metadata_props[-1]
+    else:
+        model.metadata_props[-1].value = key
+    (tmp_path / "d.onnx").write_bytes(model.SerializeToString())
+    refused(tmp_path / "d.onnx", "was changed after its export")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes(tmp_path, seed):
+    noise = np.random.default_rng(seed)
+    (tmp_path / "d.onnx").write_bytes(noise.bytes(int(noise.integers(1, 3000))))
+    refused(tmp_path / "d.onnx", "must be a whole ONNX file")
+
+
+def test_cut_anywhere(tmp_path):
+    content = save(tmp_path / "d.onnx").read_bytes()
+    for end in range(0, len(content), 13):
+        (tmp_path / "d.onnx").write_bytes(content[:end])
+        refused(tmp_path / "d.onnx")
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3), (8, 0, 3), (0, 0, 3)])
+def test_images_without_pixels(detector, shape):
+    with pytest.raises(KdganError, match=r"must be uint8 \(N, H, W, 3\)"):
+        detector.score(np.zeros((2, *shape), np.uint8))

@@ -61,7 +61,7 @@ def make_recipe(source, normal="0", seed=0, schedule="2->3", model=(), **trainin
             "data": {"source": source, "normal": normal},
             "model": MODEL | dict(model),
             "training": training,
-            "distillation": {"student": {"width": 1}, "schedule": schedule, "training": training},
+            "distillation": {"student": {"width": 1, "norm": "per_image"}, "schedule": schedule, "training": training},
         },
         "test",
     )

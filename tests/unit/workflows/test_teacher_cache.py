@@ -273,7 +273,12 @@ def base(tmp_path_factory):
 
 
 def student_recipe(schedule="2->3", seed=0, **cache):
-    section = {"student": {"width": 1}, "schedule": schedule, "training": TRAINING | {"seed": seed}, "cache": cache}
+    section = {
+        "student": {"width": 1, "norm": "per_image"},
+        "schedule": schedule,
+        "training": TRAINING | {"seed": seed},
+        "cache": cache,
+    }
     return parse_recipe({"distillation": section}, "test")
 
 

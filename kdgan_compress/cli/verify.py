@@ -1,0 +1,58 @@
+"""``kdgan-compress verify``."""
+
+from pathlib import Path
+
+import click
+
+from kdgan_compress.cli.options import data_root_option, json_option
+from kdgan_compress.cli.output import percent, print_json
+
+
+@click.command()
+@click.argument("detector", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@click.option("--against", metavar="RUN|FILE", help="Compare with torch: what it was exported from.")
+@click.option("--data", help="Labelled images: AUC, and with --against verdicts too.")
+@click.option("--normal", metavar="CLASS", help="The normal class.")
+@data_root_option
+@json_option
+@click.pass_context
+def verify(
+    context: click.Context,
+    /,
+    detector: Path,
+    against: str | None,
+    data: str | None,
+    normal: str | None,
+    data_root: str | None,
+    as_json: bool,
+) -> None:
+    """Replay a detector's golden vectors, and hold it against torch; exit code 1 if anything is out of tolerance.
+
+    \b
+    kdgan-compress verify exports/student.onnx
+    kdgan-compress verify exports/student.onnx --against runs/student --data mnist
+    """
+    from kdgan_compress.workflows.verify import verify as run_verify
+
+    found = run_verify(detector, against=against, data=data, normal=normal, data_root=data_root)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(
+            f"golden vectors  differ by {found.golden_max_rel:.1e} at most (number {found.golden_worst}); "
+            f"{found.golden_tolerance:g} is allowed"
+        )
+        if found.score_max_rel is not None:
+            click.echo(f"torch           scores differ by {found.score_max_rel:.1e} at most ({found.worst})")
+        if found.auc is not None:
+            difference = "" if found.auc_diff is None else f", torch's {100 * found.auc_diff:+.3f} points"
+            click.echo(f"AUC             {percent(found.auc)}{difference}")
+        if found.label_agreement is not None:
+            click.echo(
+                f"verdicts        {percent(found.label_agreement)} the same, Spearman {found.score_spearman:.4f}"
+            )
+        for reason in found.failed:
+            click.echo(f"Failed: {reason}", err=True)
+        click.echo("ok" if found.ok else "not ok")
+    if not found.ok:
+        context.exit(1)

@@ -1,0 +1,48 @@
+"""A detector written by hand, sealed as an export is: an image's score is its mean level."""
+
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from kdgan_compress.runtime.detector import SCHEMA_VERSION
+from kdgan_compress.runtime.seal import OPEN_SEAL, SEAL_KEY, seal
+
+
+def write_brightness(path: Path, channels: int = 1, threshold: float = 100.5, **changed: str) -> Path:
+    """Write it; ``changed`` are further metadata."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["levels", "axes"], ["score"], keepdims=0),
+        helper.make_node("Greater", ["score", "threshold"], ["is_anomaly"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [
+            helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", channels]),
+            helper.make_tensor_value_info("threshold", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
+            helper.make_tensor_value_info("is_anomaly", TensorProto.BOOL, ["N"]),
+        ],
+        [
+            helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
+            helper.make_tensor("threshold", TensorProto.FLOAT, [], [threshold]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    metadata = {
+        "schema_version": str(SCHEMA_VERSION),
+        "image_channels": str(channels),
+        "image_size": "32",
+        "threshold": repr(threshold),
+        "precision": "fp32",
+        "weights_sha256": "none",
+        SEAL_KEY: OPEN_SEAL,
+    }
+    helper.set_model_props(model, metadata | changed)
+    onnx.checker.check_model(model)
+    path.write_bytes(seal(model.SerializeToString()))
+    return path
