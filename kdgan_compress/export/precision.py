@@ -61,7 +61,7 @@ def to_int8(model: ir.Model, normals: NDArray[np.uint8]) -> ir.Model:
         normals: uint8 (N, S, S, C), N ≥ 32; of more than 512 an even choice is taken.
 
     Raises:
-        KdganError: Fewer images.
+        KdganError: Fewer images, or no layer that is worth it.
     """
     if len(normals) < FEWEST_CALIBRATION_IMAGES:
         raise KdganError(
@@ -87,7 +87,11 @@ def to_int8(model: ir.Model, normals: NDArray[np.uint8]) -> ir.Model:
         node.name = f"n{number}"
     layers = [node for node in model.graph if node.op_type in QUANTISED and _num_weights(node) >= FEWEST_WEIGHTS]
     if not layers:
-        return model
+        raise KdganError(
+            f"int8 must have a convolution or linear layer of at least {FEWEST_WEIGHTS} weights",
+            "found none in this graph",
+            "Export fp32 or fp16",
+        )
     around = [node for layer in layers for node in _around(layer)]
     with quiet(), tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"

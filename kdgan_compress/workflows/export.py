@@ -152,7 +152,8 @@ def load_judges(checkpoint: Checkpoint, data: str | None = None, data_root: str 
     Raises:
         KdganError: They can't be read.
     """
-    settings = checkpoint.data.override(data, checkpoint.data.normal, data_root, novel=checkpoint.data.novel)
+    normal = None if data is not None and data.startswith("folder:") else checkpoint.data.normal  # a folder has its own
+    settings = checkpoint.data.override(data, normal, data_root, novel=checkpoint.data.novel)
     split = load_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
     train, normals, test = (
         images.permute(0, 2, 3, 1).contiguous().numpy() for images in (split.train, split.calibration, split.test)

@@ -106,7 +106,7 @@ def verify(
         if not found["weights_match"]:
             failed.append(f"it was not made of the weights of {against}")
     if data is not None or (checkpoint is not None and data_root is not None):
-        on_samples = {key: found[key] for key in ("score_max_rel", "worst") if key in found}
+        on_samples: dict[str, object] = {key: found[key] for key in ("score_max_rel", "worst") if key in found}
         found |= _on_data(opened, checkpoint, data, normal, data_root, is_exact)
         if on_samples and not on_samples["score_max_rel"] <= found["score_max_rel"]:  # type: ignore[operator]
             found |= on_samples
@@ -127,8 +127,8 @@ def _on_data(
         settings = DataSettings(str(data), normal, data_root)
     else:
         own = checkpoint.data
-        same = data in (None, own.source)
-        settings = own.override(data, normal or (own.normal if same else None), data_root, novel=own.novel)
+        is_own = data in (None, own.source)
+        settings = own.override(data, normal or (own.normal if is_own else None), data_root, novel=own.novel)
     split = labelled_split(settings, detector.image_size, detector.image_channels)
     ours = score_split(detector, split)
     found: dict[str, object] = {"auc": detection_metrics(ours, split.test_is_novel).auc}

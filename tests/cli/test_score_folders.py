@@ -193,10 +193,8 @@ def test_what_is_refused_before_anything_is_scored(cli: Cli, detector: Path, arc
 def test_a_name_that_is_no_text(detector: Path, tmp_path: Path, form: list[str]) -> None:
     folder = tmp_path / "archive"
     folder.mkdir()
-    with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as file:  # Latin-1, as an old archive has it
-        grey(60, 8, 8).save(file, "PNG")
-    with open(os.fsencode(folder) + b"/\xe9.png", "wb") as file:
-        file.write(b"junk")
+    grey(60, 8, 8).save(folder / os.fsdecode(b"caf\xe9.png"))  # Latin-1, as an old archive has it
+    (folder / os.fsdecode(b"\xe9.png")).write_bytes(b"junk")
     done = subprocess.run(
         [sys.executable, "-m", "kdgan_compress", "score", detector, folder, *form],
         capture_output=True,

@@ -139,7 +139,7 @@ def test_shape_and_type_in_every_language(made, kind):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_input_and_outputs_are_the_files_own(made, kind):
     channels, input_kind, frame = kind
-    path, _, text = made[kind]
+    _, _, text = made[kind]
     section = text.split("## Input and output")[1].split("## ")[0]
     shape = ["N", *(frame or ("H", "W"))]
     shape.insert(3 if input_kind == "uint8" else 1, channels)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -36,6 +37,8 @@ def test_bytes_are_the_same_every_time(written, tmp_path):
     for name in ("g.npz", "g.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.json", "g.npz"]
+    with zipfile.ZipFile(tmp_path / "g.npz") as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}  # no clock has a say
 
 
 def test_both_formats_say_the_same(written):
