@@ -101,7 +101,7 @@ def _print_forms(report: "FormsReport", as_json: bool) -> None:
         return
     name_width = max(len(row.name) for row in report.models)
     click.echo(
-        f"{'':{name_width}}  {'form':17}  {'bytes':>10}  {'µs':>7}  identity  teacher  torch    fp32's AUC, verdicts"
+        f"{'':{name_width}}  {'form':17}  {'bytes':>10}  {'µs':>7}  identity  teacher  torch    against fp32: AUC in points, verdicts"
     )
     first = next(row for row in report.models if row.form == "fp32")
     for row in report.models:
