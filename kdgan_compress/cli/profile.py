@@ -9,7 +9,7 @@ from kdgan_compress.cli.options import channels_option, json_option
 from kdgan_compress.cli.output import compact, percent, print_json
 
 if TYPE_CHECKING:
-    from kdgan_compress.workflows.profile import FormsReport
+    from kdgan_compress.workflows.profile import FormsReport, ProfileReport
 
 
 @click.command()
@@ -78,6 +78,10 @@ def profile(
     if as_json:
         print_json(report)
         return
+    _print(report)
+
+
+def _print(report: "ProfileReport") -> None:
     for row in report.models:
         click.echo(f"{row.name}  ({row.family} {row.channels}, {row.image_channels} image channels)")
         click.echo(f"  params        {row.num_params:,} ({compact(row.num_params)})")
@@ -100,9 +104,8 @@ def _print_forms(report: "FormsReport", as_json: bool) -> None:
         print_json(report)
         return
     name_width = max(len(row.name) for row in report.models)
-    click.echo(
-        f"{'':{name_width}}  {'form':17}  {'bytes':>10}  {'µs':>7}  identity  teacher  torch    against fp32: AUC in points, verdicts"
-    )
+    columns = f"{'form':17}  {'bytes':>10}  {'µs':>7}  identity  teacher  {'torch':7}"
+    click.echo(f"{'':{name_width}}  {columns}  against fp32: AUC in points, verdicts")
     first = next(row for row in report.models if row.form == "fp32")
     for row in report.models:
         found = row.agreement

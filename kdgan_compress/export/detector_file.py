@@ -1,91 +1,34 @@
 """Writing a detector: the graph in its precision, its metadata, and every check before the file appears."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 from torch import nn
-from torch.nn.functional import interpolate
 
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.export.core import OPSET, trace
-from kdgan_compress.export.gate import Agreement, Judged, Judges, ThresholdRule, agreement
-from kdgan_compress.export.golden import sample_images, sample_sizes
-from kdgan_compress.export.graph import Interface, assemble, tidy
+from kdgan_compress.export.gate import Agreement, Judged, Judges, ThresholdRule, agreement, judge
+from kdgan_compress.export.graph import assemble, tidy
 from kdgan_compress.export.latent import find_latent, truncate_latent
+from kdgan_compress.export.parity import parity, relative_difference, require_parity
 from kdgan_compress.export.precision import to_fp16, to_int8
-from kdgan_compress.export.rewrites import REWRITES, rewrite
+from kdgan_compress.export.rewrites import rewrite
+from kdgan_compress.export.settings import FOR_FLOATS, ExportSettings, Precision
 from kdgan_compress.gans import ImageFormat, anomaly_score, to_network_range
 from kdgan_compress.profiling import count
 from kdgan_compress.runtime import Detector
-from kdgan_compress.runtime.detector import LOAD_ERRORS, SCHEMA_VERSION
+from kdgan_compress.runtime.detector import SCHEMA_VERSION
 from kdgan_compress.runtime.seal import OPEN_SEAL, SEAL_KEY, seal
 from kdgan_compress.storage import atomic_path
 
-Precision = Literal["fp32", "fp16", "int8"]
-
-PARITY_TOLERANCE = 1e-4
-SMALLEST_SCORE = 1e-6
-"""Below it a difference counts as that of a score of this size."""
-
-JUDGING_BATCH = 256
 IMAGES_HELD_AGAINST_TORCH = 64
-FOR_FLOATS = frozenset(REWRITES) - {"conv-transpose", "score"}
-"""Floats on a CPU pay for the 2.25 times arithmetic of split transposed convolutions, and for a norm in four steps."""
-
-FOR_BYTES = frozenset(REWRITES) - {"difference", "opening"}
-"""What int8 and phones take. ONNX Runtime has no int8 product that takes a computed float along, Core ML not the Pad
-that ``difference`` needs, and as an int8 product the opening takes 30 times as long as a convolution."""
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """What kind of file to write.
-
-    Attributes:
-        precision: ``fp32``; ``fp16``: half the bytes, for devices that compute so; ``int8``: a quarter, and faster
-            wherever the network isn't too narrow.
-        rewrites: Names in ``REWRITES``; None for those that help.
-        latent_rank: Keep that many coordinates of the latent, at a loss; None for all.
-        interface: What the file takes and gives.
-        opset: Of ONNX's own operators.
-        mobile: Take the rewrites that phones need.
-    """
-
-    precision: Precision = "fp32"
-    rewrites: frozenset[str] | None = None
-    latent_rank: int | None = None
-    interface: Interface = field(default_factory=Interface)
-    opset: int = OPSET
-    mobile: bool = False
-
-    def __post_init__(self) -> None:
-        unknown = sorted((self.rewrites or frozenset()) - set(REWRITES))
-        if unknown:
-            raise KdganError(
-                f"A rewrite must be one of {', '.join(REWRITES)}", f"got {', '.join(unknown)}", "Name those"
-            )
-
-    @property
-    def chosen_rewrites(self) -> frozenset[str]:
-        """Those that are made."""
-        if self.rewrites is not None:
-            return self.rewrites
-        return FOR_BYTES if self.mobile or self.precision == "int8" else FOR_FLOATS
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether scores are torch's to rounding."""
-        return self.precision == "fp32" and self.latent_rank is None
 
 
 @dataclass(frozen=True)
@@ -154,8 +97,9 @@ def write_detector(
     """
     settings = settings or ExportSettings()
     generator.eval()
-    needs_judges = rule is not None or not settings.is_exact
-    if judges is None and needs_judges:
+    if rule is None and not settings.is_exact:
+        rule = ThresholdRule()
+    if rule is not None and judges is None:
         must = f"{settings.precision} with its own threshold must have normal images"
         raise KdganError(must, "found none", "Give images that the model was trained on")
     if settings.interface.maps and x_hat is None:
@@ -165,64 +109,29 @@ def write_detector(
     lost = None if settings.latent_rank is None else _truncate(core, settings.latent_rank)
     counts = rewrite(core, settings.chosen_rewrites)
     core = _in_precision(core, settings.precision, judges)
-
     found = None
-    if judges is not None and needs_judges:
-        rule = rule or ThresholdRule()
-        rewrite(reference, FOR_FLOATS)
-        ours, theirs = (_judge(each, image_format, judges, rule) for each in (core, reference))
-        _require_torchs_scores(theirs, generator, judges)
+    if rule is not None and judges is not None:
+        ours = judge(core, image_format, judges, rule)
         if not settings.is_exact:
-            found = agreement(ours, theirs, judges)
+            found = agreement(ours, _judge_fp32(reference, generator, image_format, judges, rule), judges)
             if gate:
-                rank = "" if lost is None else f" of rank {settings.latent_rank}"
-                found.require(settings.precision + rank)
+                found.require(settings.name)
         threshold, threshold_rule = ours.threshold, rule.describe(judges)
     assemble(core, image_format, threshold, settings.interface)
     counts |= rewrite(core, settings.chosen_rewrites & {"scale"})
-    metadata = {
-        **_metadata(generator, image_format, settings, counts, threshold, threshold_rule),
-        "num_weights": str(
-            sum(value.const_value.size for value in core.graph.initializers.values() if value.const_value)
-        ),
-    }
+    metadata = _metadata(generator, image_format, settings, counts, threshold, threshold_rule)
+    metadata["num_weights"] = str(_num_weights(core))
     content = _serialised(core, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
         difference = parity(Detector(temporary), generator, image_format)
         if settings.is_exact:
-            _require_parity(difference)
-        (written,) = (opset.version for opset in onnx.load(temporary).opset_import if opset.domain == "")
-        if written != settings.opset:
-            raise KdganError(
-                f"The file must be of opset {settings.opset}",
-                f"the exporter made opset {written}",
-                f"Leave --opset out for {OPSET}; no file was written",
-            )
+            require_parity(difference)
+        written = _opset_read_back(temporary, settings.opset)
     size = path.stat().st_size
     return ExportReport(
         str(path), settings.precision, size, written, threshold, threshold_rule, difference, counts, lost, found
     )
-
-
-def parity(detector: Detector, generator: nn.Module, image_format: ImageFormat) -> float:
-    """Largest relative difference of scores between an exported detector and torch, over images of several sizes."""
-    side = image_format.image_size
-    differences = []
-    for height, width in sample_sizes(side, detector.frame):
-        images = sample_images(height, width, image_format.image_channels)
-        chw = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-        with torch.no_grad():
-            resized = interpolate(chw, (side, side), mode="bilinear", antialias=True, align_corners=False)
-            expected = anomaly_score(generator, to_network_range(resized)).numpy()
-        differences.append(relative_difference(detector.score(images).score, expected))
-    return float(np.max(differences))  # NaN if any is, which the built-in max would pass over
-
-
-def relative_difference(scores: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
-    """Largest |a − b| / |b|; scores near 0 count as 1e-6."""
-    difference = np.abs(np.float64(scores) - np.float64(expected))
-    return float(np.max(difference / np.maximum(np.abs(expected), SMALLEST_SCORE)))
 
 
 def weights_sha256(generator: nn.Module) -> str:
@@ -257,46 +166,34 @@ def _in_precision(core: ir.Model, precision: Precision, judges: Judges | None) -
     return core
 
 
-def _judge(core: ir.Model, image_format: ImageFormat, judges: Judges, rule: ThresholdRule) -> Judged:
-    """Scores of the judges by a core, through the same preprocessing as in the file."""
-    model = core.clone()
-    assemble(model, image_format, 0.0, Interface())
-    tidy(model)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    content = ir.to_proto(model).SerializeToString()
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except LOAD_ERRORS as error:
-        raise KdganError(
-            "ONNX Runtime must have the graph's operators", first_line(error), "Export fp32; no file was written"
-        ) from None
-
-    def scores(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        batches = [images[i : i + JUDGING_BATCH] for i in range(0, len(images), JUDGING_BATCH)]
-        parts = [session.run(["score"], {"image": batch})[0] for batch in batches]
-        return np.concatenate([np.empty(0), *parts]).astype(np.float64)
-
-    normals, test = scores(judges.normals), scores(judges.test)
-    return Judged(normals, test, rule.find(normals, test, judges))
-
-
-def _require_torchs_scores(judged: Judged, generator: nn.Module, judges: Judges) -> None:
-    """Hold fp32, which lower precisions are held against, against torch."""
+def _judge_fp32(
+    reference: ir.Model, generator: nn.Module, image_format: ImageFormat, judges: Judges, rule: ThresholdRule
+) -> Judged:
+    """fp32's scores of the judges, which another precision's are held against, themselves held against torch's."""
+    rewrite(reference, FOR_FLOATS)
+    judged = judge(reference, image_format, judges, rule)
     images = torch.from_numpy(judges.normals[:IMAGES_HELD_AGAINST_TORCH]).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = anomaly_score(generator, to_network_range(images)).numpy()
-    _require_parity(relative_difference(judged.normals[: len(images)], expected))
+    require_parity(relative_difference(judged.normals[: len(images)], expected))
+    return judged
 
 
-def _require_parity(difference: float) -> None:
-    if not difference <= PARITY_TOLERANCE:
+def _opset_read_back(path: Path, asked: int) -> int:
+    """The opset of a file, which must be the one that was asked for."""
+    (written,) = (opset.version for opset in onnx.load(path).opset_import if opset.domain == "")
+    if written != asked:
         raise KdganError(
-            f"Scores of torch and ONNX Runtime must agree to {PARITY_TOLERANCE:g} relative",
-            f"they differ by {difference:.2g}",
-            "Please report this with the versions of torch and onnxruntime; no file was written",
+            f"The file must be of opset {asked}",
+            f"the exporter made opset {written}",
+            f"Leave --opset out for {OPSET}; no file was written",
         )
+    return int(written)
+
+
+def _num_weights(core: ir.Model) -> int:
+    """Numbers that the file stores."""
+    return sum(value.const_value.size for value in core.graph.initializers.values() if value.const_value)
 
 
 def _metadata(

@@ -3,13 +3,19 @@
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
 from numpy.typing import NDArray
 
-from kdgan_compress.errors import KdganError
+from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.evaluation import detection_metrics, quantile_threshold, score_spearman
+from kdgan_compress.export.graph import Interface, assemble, tidy
+from kdgan_compress.gans import ImageFormat
+from kdgan_compress.runtime.detector import LOAD_ERRORS
 
 MOST_AUC_LOST = 0.005
 LEAST_AGREEMENT = 0.99
+JUDGING_BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,3 +135,28 @@ def agreement(judged: Judged, reference: Judged, judges: Judges) -> Agreement:
         spearman=score_spearman(ours, theirs),
         num_images=len(ours),
     )
+
+
+def judge(core: ir.Model, image_format: ImageFormat, judges: Judges, rule: ThresholdRule) -> Judged:
+    """Scores of the judges by a core, through the same preprocessing as in the file."""
+    model = core.clone()
+    assemble(model, image_format, 0.0, Interface())
+    tidy(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    content = ir.to_proto(model).SerializeToString()
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except LOAD_ERRORS as error:
+        raise KdganError(
+            "ONNX Runtime must have the graph's operators", first_line(error), "Export fp32; no file was written"
+        ) from None
+
+    def scores(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        batches = [images[i : i + JUDGING_BATCH] for i in range(0, len(images), JUDGING_BATCH)]
+        parts = [session.run(["score"], {"image": batch})[0] for batch in batches]
+        return np.concatenate([np.empty(0), *parts]).astype(np.float64)
+
+    normals, test = scores(judges.normals), scores(judges.test)
+    return Judged(normals, test, rule.find(normals, test, judges))

@@ -12,10 +12,10 @@ import onnxruntime
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.core import quiet
 from kdgan_compress.export.golden import make_golden
+from kdgan_compress.export.parity import relative_difference
 from kdgan_compress.runtime import Detector
 from kdgan_compress.storage import atomic_path
 
-ORT_TOLERANCE = 1e-4
 LOG_WARNINGS, LOG_ERRORS = 2, 3
 RUNTIMES = ("NNAPI", "CoreML")
 
@@ -110,16 +110,14 @@ def write_ort(path: Path, ort: Path, config: Path) -> None:
 
 
 def _require_same_scores(content: bytes, path: Path) -> None:
-    golden = make_golden(Detector(path))
+    detector = Detector(path)
+    golden = make_golden(detector)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    given = [image[None] for image in golden.images]
-    if session.get_inputs()[0].type == "tensor(float)":
-        given = [(image.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32) for image in given]
-    scores = np.concatenate([session.run(["score"], {"image": image})[0] for image in given])
-    difference = float(np.max(np.abs(scores - golden.score) / np.maximum(golden.score, np.finfo(np.float32).tiny)))
-    if difference > max(ORT_TOLERANCE, golden.tolerance):
+    feeds = [{"image": detector.as_taken(image[None])} for image in golden.images]
+    difference = relative_difference(np.concatenate([session.run(["score"], feed)[0] for feed in feeds]), golden.score)
+    if not difference <= golden.tolerance:
         raise KdganError(
             "The .ort file must score as the .onnx file does",
             f"they differ by {difference:.2g}",

@@ -69,6 +69,24 @@ def to_int8(model: ir.Model, normals: NDArray[np.uint8]) -> ir.Model:
             f"got {len(normals)}",
             "Add normal images, or export fp32 or fp16",
         )
+    for number, node in enumerate(model.graph):
+        node.name = f"n{number}"
+    layers = [node for node in model.graph if node.op_type in QUANTISED and _num_weights(node) >= FEWEST_WEIGHTS]
+    if not layers:
+        raise KdganError(
+            f"int8 must have a convolution or linear layer of at least {FEWEST_WEIGHTS} weights",
+            "found none in this graph",
+            "Export fp32 or fp16",
+        )
+    around = [node for layer in layers for node in _around(layer)]
+    quantised = _quantised(model, layers + around, normals)
+    passes.ClearMetadataAndDocStringPass()(quantised)
+    passes.RemoveUnusedOpsetsPass()(quantised)
+    return quantised
+
+
+def _quantised(model: ir.Model, nodes: list[ir.Node], normals: NDArray[np.uint8]) -> ir.Model:
+    """ONNX Runtime's static quantisation of some nodes."""
     with quiet():
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -83,16 +101,6 @@ def to_int8(model: ir.Model, normals: NDArray[np.uint8]) -> ir.Model:
         def get_next(self) -> dict[str, Any] | None:
             return next(self._batches, None)
 
-    for number, node in enumerate(model.graph):
-        node.name = f"n{number}"
-    layers = [node for node in model.graph if node.op_type in QUANTISED and _num_weights(node) >= FEWEST_WEIGHTS]
-    if not layers:
-        raise KdganError(
-            f"int8 must have a convolution or linear layer of at least {FEWEST_WEIGHTS} weights",
-            "found none in this graph",
-            "Export fp32 or fp16",
-        )
-    around = [node for layer in layers for node in _around(layer)]
     with quiet(), tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         ir.save(model, before)
@@ -101,8 +109,8 @@ def to_int8(model: ir.Model, normals: NDArray[np.uint8]) -> ir.Model:
             after,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=sorted({node.op_type for node in layers + around}),
-            nodes_to_quantize=[node.name for node in layers + around],
+            op_types_to_quantize=sorted({node.op_type for node in nodes}),
+            nodes_to_quantize=[node.name for node in nodes],
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -112,8 +120,6 @@ def to_int8(model: ir.Model, normals: NDArray[np.uint8]) -> ir.Model:
         for tensor in quantised.graph.initializers.values():
             assert tensor.const_value is not None
             tensor.const_value = ir.tensor(tensor.const_value.numpy().copy(), name=tensor.name)
-    passes.ClearMetadataAndDocStringPass()(quantised)
-    passes.RemoveUnusedOpsetsPass()(quantised)
     return quantised
 
 

@@ -29,9 +29,8 @@ def scoring(detector: Detector) -> Callable[[], object]:
     """One image of the network's size (or the detector's frame) through ONNX Runtime, from pixels to verdict."""
     height, width = detector.frame or (detector.image_size, detector.image_size)
     shape = (1, height, width, detector.image_channels)
-    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    feed = image if detector.input == "uint8" else (image.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
-    return lambda: detector.session.run(["score", "is_anomaly"], {"image": feed})
+    image = detector.as_taken(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    return lambda: detector.session.run(["score", "is_anomaly"], {"image": image})
 
 
 def passing_through(image_size: int, image_channels: int) -> Callable[[], object]:

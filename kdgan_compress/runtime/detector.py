@@ -139,13 +139,17 @@ class Detector:
                 f"it has {', '.join(self._names)}",
                 "Export it with --reconstruction or --error-map",
             )
-        given = images if self.input == "uint8" else (images.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
+        given = self.as_taken(images)
         threshold = np.asarray(self.threshold, dtype=np.float32)
         batches = [given[i : i + 1] for i in range(len(given))] if self._takes_one else [given]
         parts = [self.session.run(names, {"image": batch, "threshold": threshold}) for batch in batches]
         return Scores(
             **{name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
         )
+
+    def as_taken(self, images: NDArray[np.uint8]) -> NDArray[np.generic]:
+        """Images (N, H, W, C) uint8 as the file's own input has them: floats (N, C, H, W) where it takes those."""
+        return images if self.input == "uint8" else (images.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
 
     @property
     def _names(self) -> list[str]:

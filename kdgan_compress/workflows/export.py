@@ -81,61 +81,31 @@ def export_detector(
         raise KdganError("The detector's file name must end in .onnx", f"got {path}", "Give -o NAME.onnx")
     checkpoint = load_model(model)
     settings = _with_shapes(settings or ExportSettings(), checkpoint)
-    judges = None
-    if rule is not None or not settings.is_exact or data is not None:
-        judges = load_judges(checkpoint, data, data_root)
+    if rule is None and data is not None:
+        rule = ThresholdRule()
+    judges = None if rule is None and settings.is_exact else load_judges(checkpoint, data, data_root)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         written = scratch / path.name
         report = write_checkpoint(written, checkpoint, settings, judges, rule)
-        beside = _names_beside(path)
-        detector = Detector(written)
-        golden = write_golden(scratch / beside["npz"], scratch / beside["json"], detector, path.name)
-        purposes = {
-            beside["npz"]: "golden vectors for NumPy: images and the scores they must get",
-            beside["json"]: "the same for every other language, pixels as base64",
-        }
-        usability = None
-        if settings.mobile:
-            usability = _before(scratch / "before.onnx", checkpoint, settings), check_usability(written)
-            ort, config = f"{path.stem}.ort", f"{path.stem}.required_operators.config"
-            write_ort(written, scratch / ort, scratch / config)
-            purposes |= {
-                ort: "the detector in ONNX Runtime's own format, optimised for ARM",
-                config: "the operators that a reduced build of ONNX Runtime needs for it",
-            }
-        latency = _latency(scratch, checkpoint, settings, detector)
-        facts = cards.Facts(
-            trained_on=checkpoint.data.name,
-            teacher=_teacher_name(checkpoint),
-            auc=_auc(model, report),
-            latency=latency,
-            machine=machine_name(),
-            usability=usability,
-            beside=purposes,
-        )
-        final = dataclasses.replace(report, path=str(path))
-        text = cards.write(path.name, detector, final, facts, golden)
-        (scratch / beside["card"]).write_text(text, encoding="utf-8")
-        page = (
-            write_page(Path(web), written, scratch / beside["json"], Path(ort_web) if ort_web else None)
-            if web
-            else None
-        )
-        names = (*purposes, beside["card"], path.name)  # the detector last: where it is, all is
-        for each in names:
-            with atomic_path(path.with_name(each)) as temporary:
-                temporary.write_bytes((scratch / each).read_bytes())
-    slower = None
-    if settings.precision != "fp32":
-        slower = latency[THIS].median > SLOWER * latency[FP32].median
+        report = dataclasses.replace(report, path=str(path))
+        names = _names_beside(path)
+        facts = _write_beside(scratch, path.name, names, checkpoint, settings, report, _auc(model, report))
+        page = None
+        if web is not None:
+            page = write_page(Path(web), written, scratch / names["json"], Path(ort_web) if ort_web else None)
+        files = [path.with_name(each) for each in (*facts.beside, names["card"], path.name)]  # last the detector itself
+        for file in files:
+            with atomic_path(file) as temporary:
+                temporary.write_bytes((scratch / file.name).read_bytes())
+    fp32 = facts.latency.get(FP32)
     return ExportResult(
-        **{field.name: getattr(final, field.name) for field in dataclasses.fields(ExportReport)},
+        **{field.name: getattr(report, field.name) for field in dataclasses.fields(ExportReport)},
         auc=facts.auc,
-        latency_us=latency,
-        slower_than_fp32=slower,
-        usability=usability,
-        files=tuple(str(path.with_name(each)) for each in names),
+        latency_us=facts.latency,
+        slower_than_fp32=None if fp32 is None else facts.latency[THIS].median > SLOWER * fp32.median,
+        usability=facts.usability,
+        files=tuple(map(str, files)),
         page=str(page) if page else None,
     )
 
@@ -204,6 +174,42 @@ def _with_shapes(settings: ExportSettings, checkpoint: Checkpoint) -> ExportSett
     side = checkpoint.architecture.image_size
     frame = settings.interface.frame or (side, side)
     return dataclasses.replace(settings, interface=dataclasses.replace(settings.interface, single=True, frame=frame))
+
+
+def _write_beside(
+    scratch: Path,
+    name: str,
+    names: dict[str, str],
+    checkpoint: Checkpoint,
+    settings: ExportSettings,
+    report: ExportReport,
+    auc: float | None,
+) -> cards.Facts:
+    """All that goes beside the detector ``scratch / name``; what the card says of it."""
+    detector = Detector(scratch / name)
+    golden = write_golden(scratch / names["npz"], scratch / names["json"], detector, name)
+    beside = {
+        names["npz"]: "golden vectors for NumPy: images and the scores they must get",
+        names["json"]: "the same for every other language, pixels as base64",
+    }
+    usability = None
+    if settings.mobile:
+        usability = _before(scratch / "before.onnx", checkpoint, settings), check_usability(scratch / name)
+        ort, config = (Path(name).stem + suffix for suffix in (".ort", ".required_operators.config"))
+        write_ort(scratch / name, scratch / ort, scratch / config)
+        beside[ort] = "the detector in ONNX Runtime's own format, optimised for ARM"
+        beside[config] = "the operators that a reduced build of ONNX Runtime needs for it"
+    facts = cards.Facts(
+        trained_on=checkpoint.data.name,
+        teacher=_teacher_name(checkpoint),
+        auc=auc,
+        latency=_latency(scratch, checkpoint, settings, detector),
+        machine=machine_name(),
+        usability=usability,
+        beside=beside,
+    )
+    (scratch / names["card"]).write_text(cards.write(name, detector, report, facts, golden), encoding="utf-8")
+    return facts
 
 
 def _before(scratch: Path, checkpoint: Checkpoint, settings: ExportSettings) -> list[Usability]:

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from kdgan_compress.data import DataSettings
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import detection_metrics, score_images, score_spearman
-from kdgan_compress.export.detector_file import PARITY_TOLERANCE, parity, relative_difference, weights_sha256
+from kdgan_compress.export.detector_file import weights_sha256
 from kdgan_compress.export.gate import LEAST_AGREEMENT, MOST_AUC_LOST
 from kdgan_compress.export.golden import read_golden
+from kdgan_compress.export.parity import PARITY_TOLERANCE, parity, relative_difference
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.seal import SEAL_KEY
 from kdgan_compress.storage import Checkpoint

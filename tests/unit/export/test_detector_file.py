@@ -16,7 +16,8 @@ from tiny_graphs import architecture, by_torch, generator_of, photos
 import kdgan_compress
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export import ExportSettings, Interface, Judges, ThresholdRule, detector_file, write_detector
-from kdgan_compress.export.detector_file import parity, relative_difference, weights_sha256
+from kdgan_compress.export.detector_file import weights_sha256
+from kdgan_compress.export.parity import parity, relative_difference
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.seal import OPEN_SEAL

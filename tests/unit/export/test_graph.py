@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export import REWRITES, Interface
 from kdgan_compress.export.core import trace
-from kdgan_compress.export.detector_file import FOR_FLOATS
+from kdgan_compress.export.settings import FOR_FLOATS
 from kdgan_compress.gans import ImageFormat
 
 SIZES = [(16, 16), (13, 21), (48, 16), (97, 64), (7, 5), (1, 30), (17, 16)]

@@ -23,8 +23,8 @@ from tiny_graphs import (
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export import ExportSettings, Judges, ThresholdRule, write_detector
-from kdgan_compress.export.detector_file import FOR_FLOATS
 from kdgan_compress.export.precision import to_fp16
+from kdgan_compress.export.settings import FOR_FLOATS
 from kdgan_compress.runtime import Detector
 
 COUNT = 200

@@ -25,8 +25,8 @@ from torch.nn.functional import conv_transpose2d
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export import ExportSettings, Interface
-from kdgan_compress.export.detector_file import FOR_BYTES, FOR_FLOATS
 from kdgan_compress.export.rewrites import REWRITES, rewrite
+from kdgan_compress.export.settings import FOR_BYTES, FOR_FLOATS
 from kdgan_compress.gans import Architecture
 
 ALL = frozenset(REWRITES)

@@ -103,7 +103,9 @@ def test_an_auc_that_differs_fails_at_any_precision(files, pair, monkeypatch):
     disagreeing(monkeypatch, swap_best)
     for precision in ("fp32", "fp16"):
         found = verify(files[precision], against=pair / "student", data=f"npz:{pair / 'set.npz'}")
-        assert abs(found.auc_diff) > 0.005
+        _, theirs, novel = by_hand(pair, files[precision])
+        assert found.auc_diff == pytest.approx(found.auc - roc_auc_score(novel, swap_best(theirs)), abs=1e-6)
+        assert found.auc_diff > 0.005
         assert [reason for reason in found.failed if "AUC differs from torch's" in reason]
         assert [reason for reason in found.failed if "verdicts" in reason] or precision == "fp16"
 
