@@ -9,8 +9,8 @@ from kdgan_compress.runtime.detector import SCHEMA_VERSION
 from kdgan_compress.runtime.seal import OPEN_SEAL, SEAL_KEY, seal
 
 
-def write_brightness(path: Path, channels: int = 1, threshold: float = 100.5, **changed: str) -> Path:
-    """Write it; ``changed`` are further metadata."""
+def brightness(channels: int, threshold: float) -> onnx.ModelProto:
+    """Its graph, without metadata."""
     nodes = [
         helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["levels", "axes"], ["score"], keepdims=0),
@@ -32,7 +32,12 @@ def write_brightness(path: Path, channels: int = 1, threshold: float = 100.5, **
             helper.make_tensor("threshold", TensorProto.FLOAT, [], [threshold]),
         ],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def write_brightness(path: Path, channels: int = 1, threshold: float = 100.5, **changed: str) -> Path:
+    """Write it; ``changed`` are further metadata."""
+    model = brightness(channels, threshold)
     metadata = {
         "schema_version": str(SCHEMA_VERSION),
         "image_channels": str(channels),

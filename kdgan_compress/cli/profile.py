@@ -52,8 +52,11 @@ def profile(
     from kdgan_compress.workflows.profile import profile as run_profile
 
     if all_forms:
-        if family is not None:
-            raise click.UsageError("--all goes with a --model, or alone.")
+        for name in ("family", "width", "channels", "image_channels", "image_size", "latent", "norm"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--all goes with a --model, or alone; leave out --{name.replace('_', '-')}.")
+        if model is None and against is not None:
+            raise click.UsageError("--against goes with a --model.")
         _print_forms(profile_forms(model, against), as_json)
         return
     if (model is None) == (family is None):

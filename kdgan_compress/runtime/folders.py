@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdgan_compress.errors import KdganError
 from kdgan_compress.runtime.detector import Detector
 
-LARGEST_BATCH_PIXELS = 1 << 22
+LARGEST_BATCH_BYTES = 1 << 22
 """A batch is no larger, so that photographs go through one by one and don't fill the memory."""
 
 Pixels = NDArray[np.uint8]
@@ -43,7 +43,7 @@ def score_files(detector: Detector, paths: Iterable[Path], batch: int = 32, thre
             isinstance(image, str)
             or image.shape != waiting[0][1].shape
             or len(waiting) == batch
-            or (len(waiting) + 1) * image.size > LARGEST_BATCH_PIXELS
+            or (len(waiting) + 1) * image.size > LARGEST_BATCH_BYTES
         ):
             yield from _score(detector, waiting)
             waiting = []

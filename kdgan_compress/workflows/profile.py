@@ -10,6 +10,7 @@ import numpy as np
 
 from kdgan_compress.data import DataSettings, load_split
 from kdgan_compress.export import Agreement, ExportReport, ExportSettings, Judges, write_detector
+from kdgan_compress.export.precision import FEWEST_CALIBRATION_IMAGES
 from kdgan_compress.gans import Architecture, Gan, build
 from kdgan_compress.profiling import Latency, measure_latency, passing_through, scoring
 from kdgan_compress.runtime import Detector
@@ -142,8 +143,8 @@ def profile_forms(model: str | Path | None = None, against: str | Path | None = 
     """Profile every form that models can be exported in, and an identity graph, in one run.
 
     Args:
-        model: A run folder or model file, judged on its own data; None for the plans of P-KDGAN's tables with fresh
-            weights, whose scores mean nothing.
+        model: A run folder or model file, judged on its own data (without int8 where it has fewer than 32 normals);
+            None for the plans of P-KDGAN's tables with fresh weights, whose scores mean nothing.
         against: Its teacher; None for the one it was distilled from, if that is still there.
     """
     if model is None:
@@ -160,6 +161,8 @@ def profile_forms(model: str | Path | None = None, against: str | Path | None = 
         rows: list[tuple[str, str, Path, ExportReport]] = []
         for name, gan, architecture, judges in subjects:
             for form, settings in FORMS.items():
+                if settings.precision == "int8" and len(judges.train) < FEWEST_CALIBRATION_IMAGES:
+                    continue
                 file = Path(scratch) / f"{len(rows)}.onnx"
                 report = write_detector(
                     file, gan.generator, architecture, 0.0, "none", settings, judges=judges, gate=False

@@ -69,8 +69,7 @@ def verify(
     Args:
         detector: The ``.onnx`` file, with ``golden.npz`` beside it.
         against: The run or model file it was exported from.
-        data: Source of labelled test images; with ``against`` None takes the model's own, if ``data_root`` or the
-            cache has them.
+        data: Source of labelled test images; None takes those of ``against`` where a ``data_root`` is given.
         normal: The normal class.
         data_root: Where named sets are.
 
@@ -100,6 +99,7 @@ def verify(
         failed.append(f"golden scores differ by {difference:.2g}, more than {golden.tolerance:g}")
     checkpoint = None if against is None else load_model(against)
     if checkpoint is not None:
+        _require_same_images(opened, checkpoint, str(against))
         generator = checkpoint.build().generator
         found["score_max_rel"] = parity(opened, generator, checkpoint.architecture)
         found["worst"] = "sample images"
@@ -113,6 +113,17 @@ def verify(
             found |= on_samples
     failed += _out_of_tolerance(found, is_exact)
     return Verification(ok=not failed, detector=str(path), failed=tuple(failed), **found)  # type: ignore[arg-type]
+
+
+def _require_same_images(detector: Detector, checkpoint: Checkpoint, against: str) -> None:
+    ours = (detector.image_channels, detector.image_size)
+    theirs = (checkpoint.architecture.image_channels, checkpoint.architecture.image_size)
+    if ours != theirs:
+        raise KdganError(
+            "Detector and model must see images of the same channels and size",
+            f"the detector sees {ours}, {against} {theirs}",
+            "Give the run that the detector was exported from",
+        )
 
 
 def _on_data(

@@ -1,7 +1,8 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from brightness import brightness
+from onnx import helper
 from PIL import Image
 
 from kdgan_compress.errors import KdganError
@@ -11,35 +12,9 @@ from kdgan_compress.runtime.seal import OPEN_SEAL, SEAL_KEY, seal
 METADATA = {"schema_version": "2", "image_channels": "3", "image_size": "32", "threshold": "100.5"}
 
 
-def brightness(channels: int) -> onnx.ModelProto:
-    """A detector whose score is the mean level of an image."""
-    nodes = [
-        helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["levels", "axes"], ["score"], keepdims=0),
-        helper.make_node("Greater", ["score", "threshold"], ["is_anomaly"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "brightness",
-        [
-            helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", channels]),
-            helper.make_tensor_value_info("threshold", TensorProto.FLOAT, []),
-        ],
-        [
-            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
-            helper.make_tensor_value_info("is_anomaly", TensorProto.BOOL, ["N"]),
-        ],
-        [
-            helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
-            helper.make_tensor("threshold", TensorProto.FLOAT, [], [1e9]),
-        ],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
 def save(path, channels: int = 3, **changed: str | None):
     metadata = METADATA | {"image_channels": str(channels)} | changed
-    model = brightness(channels)
+    model = brightness(channels, 1e9)
     metadata = {key: value for key, value in metadata.items() if value is not None} | {SEAL_KEY: OPEN_SEAL}
     helper.set_model_props(model, metadata)
     path.write_bytes(seal(model.SerializeToString()))
@@ -145,7 +120,7 @@ def test_other_content(tmp_path, content):
 
 
 def test_graph_that_does_not_hang_together(tmp_path):
-    model = brightness(3)
+    model = brightness(3, 1e9)
     model.graph.node[1].input[0] = "nowhere"
     path = tmp_path / "d.onnx"
     path.write_bytes(model.SerializeToString())
@@ -155,7 +130,7 @@ def test_graph_that_does_not_hang_together(tmp_path):
 
 def test_loading_prints_nothing(tmp_path, capfd):
     """Stdout belongs to ``--json``; this name is no UTF-8, which ONNX Runtime's fallback remarks on."""
-    model = brightness(3)
+    model = brightness(3, 1e9)
     model.graph.node[0].op_type = "Caat"
     path = tmp_path / "d.onnx"
     path.write_bytes(model.SerializeToString().replace(b"Caat", b"Ca\xa4t"))

@@ -99,7 +99,7 @@ def test_a_list_without_an_end_can_be_left():
 
 
 def test_large_images_are_not_piled_up(monkeypatch):
-    monkeypatch.setattr(folders, "LARGEST_BATCH_PIXELS", 1000)
+    monkeypatch.setattr(folders, "LARGEST_BATCH_BYTES", 1000)
     names = ["10x10-1"] * 25 + ["20x30-2"] * 3 + ["40x40-3"] * 3 + ["10x10-4"] * 2
     detector = Fake()
     assert list(score_files(detector, map(Path, names), batch=32)) == list(expected(names))
