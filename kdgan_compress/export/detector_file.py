@@ -99,11 +99,7 @@ def write_detector(
     generator.eval()
     if rule is None and not settings.is_exact:
         rule = ThresholdRule()
-    if rule is not None and judges is None:
-        must = f"{settings.precision} with its own threshold must have normal images"
-        raise KdganError(must, "found none", "Give images that the model was trained on")
-    if settings.interface.maps and x_hat is None:
-        raise KdganError("Maps must have a reconstruction", "found no tap x_hat", "Leave them out, or name the tap")
+    _check_given(settings, x_hat, judges, rule)
     core = trace(generator, image_format, x_hat if settings.interface.maps else None, settings.opset)
     reference = core.clone()
     lost = None if settings.latent_rank is None else _truncate(core, settings.latent_rank)
@@ -141,6 +137,16 @@ def weights_sha256(generator: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _check_given(
+    settings: ExportSettings, x_hat: str | None, judges: Judges | None, rule: ThresholdRule | None
+) -> None:
+    if rule is not None and judges is None:
+        must = f"{settings.precision} with its own threshold must have normal images"
+        raise KdganError(must, "found none", "Give images that the model was trained on")
+    if settings.interface.maps and x_hat is None:
+        raise KdganError("Maps must have a reconstruction", "found no tap x_hat", "Leave them out, or name the tap")
 
 
 def _truncate(core: ir.Model, rank: int) -> float:

@@ -76,10 +76,7 @@ def export_detector(
     Raises:
         KdganError: The model or its data can't be read, the path can't be written, a check or gate doesn't hold.
     """
-    name = model_name(model)
-    path = Path(out) if out else Path("exports") / name / f"{name}.onnx"
-    if path.suffix != ".onnx":
-        raise KdganError("The detector's file name must end in .onnx", f"got {path}", "Give -o NAME.onnx")
+    path = _place(model, out)
     checkpoint = load_model(model)
     settings = _with_shapes(settings or ExportSettings(), checkpoint)
     if rule is None and data is not None:
@@ -152,6 +149,14 @@ def write_checkpoint(
         judges=judges,
         rule=rule,
     )
+
+
+def _place(model: str | Path, out: str | Path | None) -> Path:
+    name = model_name(model)
+    path = Path(out) if out else Path("exports") / name / f"{name}.onnx"
+    if path.suffix != ".onnx":
+        raise KdganError("The detector's file name must end in .onnx", f"got {path}", "Give -o NAME.onnx")
+    return path
 
 
 def _names_beside(path: Path) -> dict[str, str]:
