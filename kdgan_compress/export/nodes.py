@@ -6,6 +6,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+ELEMENTWISE = frozenset({"Relu", "LeakyRelu", "Tanh", "Sigmoid"})
+"""Activations, which don't mind where a number stands."""
+
 SHAPE_ONLY = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators that leave numbers and their order as they are."""
 

@@ -13,8 +13,7 @@ from onnx_ir.passes import common as passes
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.core import IMAGES, quiet
-from kdgan_compress.export.nodes import add_constant, array, only_consumer
-from kdgan_compress.export.rewrites import ELEMENTWISE
+from kdgan_compress.export.nodes import ELEMENTWISE, add_constant, array, only_consumer
 from kdgan_compress.gans import to_network_range
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})

@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
+from kdgan_compress.export.conv_transpose import geometry_of, split_conv_transposes
 from kdgan_compress.export.latent import collapse_latent
-from kdgan_compress.export.nodes import Array, add_constant, array, num_groups, only_consumer, replace
-
-ELEMENTWISE = frozenset({"Relu", "LeakyRelu", "Tanh", "Sigmoid"})
+from kdgan_compress.export.nodes import ELEMENTWISE, add_constant, array, num_groups, only_consumer, replace
 
 
 def fold_batch_norms(model: ir.Model) -> int:
@@ -38,39 +36,6 @@ def fold_batch_norms(model: ir.Model) -> int:
         shift = beta + ((0 if bias is None else bias) - mean) * scale
         inputs = [before.inputs[0], add_constant(graph, folded), add_constant(graph, shift)]
         replace(graph, [before, node], ir.node(before.op_type, inputs, before.attributes))
-        count += 1
-    return count
-
-
-def split_conv_transposes(model: ir.Model) -> int:
-    """Transposed convolution becomes convolution + DepthToSpace, a kernel for each of the s × s places it makes of one.
-
-    Needs kernel − 2·padding = stride s, as 4, 1, 2 has it; on an image of 1×1 any stride will do. A convolution's
-    activation goes before the DepthToSpace, where runtimes fuse it.
-    """
-    graph, count = model.graph, 0
-    for node in list(graph):
-        geometry = _geometry(node) if node.op_type == "ConvTranspose" else None
-        weight = array(node.inputs[1]) if geometry else None
-        if geometry is None or weight is None:
-            continue
-        stride, padding = geometry
-        kernel, reach = _kernels_by_place(weight, stride, padding)
-        inputs = [node.inputs[0], add_constant(graph, kernel)]
-        if len(node.inputs) > 2 and node.inputs[2] is not None:
-            bias = array(node.inputs[2])
-            assert bias is not None
-            inputs.append(add_constant(graph, np.tile(bias, stride * stride)))
-        convolution = ir.node(
-            "Conv", inputs, {"kernel_shape": kernel.shape[2:], "strides": (1, 1), "pads": (*reach[0], *reach[1])}
-        )
-        last, old = convolution, [node]
-        follower = only_consumer(node.outputs[0])
-        if follower is not None and follower.op_type in ELEMENTWISE:
-            last = ir.node(follower.op_type, [convolution.outputs[0]], follower.attributes)
-            old.append(follower)
-        spread = ir.node("DepthToSpace", [last.outputs[0]], {"blocksize": stride, "mode": "DCR"})
-        replace(graph, old, *([convolution] if last is convolution else [convolution, last]), spread)
         count += 1
     return count
 
@@ -121,7 +86,7 @@ def fold_scale(model: ir.Model) -> int:
         if minus is None or layer is None or (minus.op_type, layer.op_type) != ("Sub", "Conv"):
             continue
         half, one, weight = array(divide.inputs[1]), array(minus.inputs[1]), array(layer.inputs[1])
-        if half is None or weight is None or one is None or not np.array_equal(one, np.ones(())):
+        if half is None or weight is None or one is None or half.size != 1 or not np.array_equal(one, np.ones(())):
             continue
         layer.replace_input_with(1, add_constant(graph, weight / half))
         replace(graph, [divide, minus], ir.node("Sub", divide.inputs))
@@ -243,7 +208,8 @@ def _spread(graph: ir.Graph, node: ir.Node) -> None:
     else:
         new = [ir.node("Flatten", [image], {"axis": 1})]
         flat = new[0].outputs[0]
-        flat.shape, flat.type = ir.Shape([image.shape[0], len(weight)] if image.shape else []), image.type
+        assert image.shape is not None
+        flat.shape, flat.type = ir.Shape([image.shape[0], len(weight)]), image.type
     inputs = [flat, add_constant(graph, weight.reshape(len(weight), -1).T)]
     bias = array(node.inputs[2]) if len(node.inputs) > 2 else None
     if bias is not None:
@@ -262,8 +228,7 @@ def _spreads_vector(node: ir.Node) -> bool:
     image, weight = node.inputs[0], array(node.inputs[1])
     if image is None or image.shape is None or weight is None:
         return False
-    geometry = _geometry(node)
-    return geometry is not None and list(image.shape[2:]) == [1, 1] and geometry == (weight.shape[2], 0)
+    return list(image.shape[2:]) == [1, 1] and geometry_of(node) == (weight.shape[2], 0)
 
 
 def _covers_input(node: ir.Node) -> bool:
@@ -274,45 +239,3 @@ def _covers_input(node: ir.Node) -> bool:
     unpadded = "pads" not in node.attributes or not any(node.attributes["pads"].as_ints())
     fits = list(image.shape[2:]) == list(weight.shape[2:]) != [1] * (weight.ndim - 2)
     return num_groups(node) == 1 and unpadded and fits
-
-
-def _geometry(node: ir.Node) -> tuple[int, int] | None:
-    """Stride and padding of a transposed convolution whose output is stride times its input; None of any other."""
-    weight, image = array(node.inputs[1]), node.inputs[0]
-    if weight is None or weight.ndim != 4 or image is None:
-        return None
-
-    def ints(name: str, default: list[int]) -> list[int]:
-        return list(node.attributes[name].as_ints()) if name in node.attributes else default
-
-    kernel = list(weight.shape[2:])
-    strides, pads = ints("strides", [1, 1]), ints("pads", [0] * 4)
-    plain = ints("dilations", [1, 1]) == [1, 1] and ints("output_padding", [0, 0]) == [0, 0]
-    if image.shape is not None and list(image.shape[2:]) == [1, 1] and not any(pads):
-        strides = kernel
-    fits = len({*kernel}) == len({*strides}) == len({*pads}) == 1 and kernel[0] - 2 * pads[0] == strides[0]
-    return (strides[0], pads[0]) if plain and num_groups(node) == 1 and fits else None
-
-
-def _kernels_by_place(weight: Array, stride: int, padding: int) -> tuple[Array, list[tuple[int, int]]]:
-    """The convolution's kernel (s·s·out, in, k, k) and how far it reaches beyond the image: before and behind, by axis.
-
-    A transposed convolution adds x[i]·w[k] to place s·i − padding + k. Place s·m + a hence gets x[m + d]·w[a + padding
-    − s·d] for every offset d that leaves the index within the kernel.
-    """
-    size = weight.shape[2]
-    taps = [
-        (place, offset, place + padding - stride * offset)
-        for place in range(stride)
-        for offset in range(-size, size + 1)
-        if 0 <= place + padding - stride * offset < size
-    ]
-    first, last = min(offset for _, offset, _ in taps), max(offset for _, offset, _ in taps)
-    kernel: NDArray[np.float64] = np.zeros(
-        (stride, stride, weight.shape[1], weight.shape[0], last - first + 1, last - first + 1)
-    )
-    for row, row_offset, row_index in taps:
-        for column, column_offset, column_index in taps:
-            place = (row, column, slice(None), slice(None), row_offset - first, column_offset - first)
-            kernel[place] = weight[:, :, row_index, column_index].T
-    return kernel.reshape(-1, *kernel.shape[3:]), [(-first, -first), (last, last)]
