@@ -116,14 +116,8 @@ def write_detector(
     assemble(core, image_format, threshold, settings.interface)
     counts |= rewrite(core, settings.chosen_rewrites & {"scale"})
     metadata = _metadata(generator, image_format, settings, counts, threshold, threshold_rule)
-    metadata["num_weights"] = str(_num_weights(core))
-    content = _serialised(core, metadata)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-        difference = parity(Detector(temporary), generator, image_format)
-        if settings.is_exact:
-            require_parity(difference)
-        written = _opset_read_back(temporary, settings.opset)
+    content = _serialised(core, metadata | {"num_weights": str(_num_weights(core))})
+    difference, written = _write_checked(path, content, generator, image_format, settings)
     size = path.stat().st_size
     return ExportReport(
         str(path), settings.precision, size, written, threshold, threshold_rule, difference, counts, lost, found
@@ -183,6 +177,18 @@ def _judge_fp32(
         expected = anomaly_score(generator, to_network_range(images)).numpy()
     require_parity(relative_difference(judged.normals[: len(images)], expected))
     return judged
+
+
+def _write_checked(
+    path: Path, content: bytes, generator: nn.Module, image_format: ImageFormat, settings: ExportSettings
+) -> tuple[float, int]:
+    """Write the file if its scores and opset are as they must be; the largest difference of scores, and the opset."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+        difference = parity(Detector(temporary), generator, image_format)
+        if settings.is_exact:
+            require_parity(difference)
+        return difference, _opset_read_back(temporary, settings.opset)
 
 
 def _opset_read_back(path: Path, asked: int) -> int:

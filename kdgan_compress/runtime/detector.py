@@ -78,8 +78,8 @@ class Detector:
         if not content:
             raise KdganError("The detector must be a whole ONNX file", f"{path} is empty", FIX)
         digest = find_seal(content)
-        if digest is not None:
-            _require_intact(content, digest, path)
+        if digest is not None and not is_intact(content, digest):
+            raise _changed(path)
         try:
             self.session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"], enable_fallback=0
@@ -98,7 +98,8 @@ class Detector:
         if version != SCHEMA_VERSION:
             fix = "Upgrade kdgan-compress" if version > SCHEMA_VERSION else "Export the model again"
             raise KdganError(f"The detector must be of schema {SCHEMA_VERSION}", f"{path} has schema {version}", fix)
-        _require_intact(content, self.metadata.get(SEAL_KEY, "none"), path)
+        if digest is None or self.metadata.get(SEAL_KEY) != digest:
+            raise _changed(path)
         (image,) = self.session.get_inputs()
         self.input = "uint8" if image.type == "tensor(uint8)" else "float"
         self._takes_one = image.shape[0] == 1
@@ -177,7 +178,6 @@ def _shape(dimensions: list[int | str]) -> str:
     return f"({', '.join(map(str, dimensions))})"
 
 
-def _require_intact(content: bytes, digest: str, path: Path) -> None:
-    if not is_intact(content, digest):
-        found = f"{path} was changed after its export: its hash is another"
-        raise KdganError("The detector must be as it was written", found, "Export the model again")
+def _changed(path: Path) -> KdganError:
+    found = f"{path} was changed after its export: its hash is another"
+    return KdganError("The detector must be as it was written", found, "Export the model again")

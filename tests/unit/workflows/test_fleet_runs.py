@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interruption import stop_after
 from safetensors.torch import load_file
 
 from kdgan_compress.errors import KdganError
@@ -150,18 +151,6 @@ def assert_alike(ours, theirs):
 
 def nothing_at(folder):
     return not folder.exists() or list(folder.iterdir()) == []
-
-
-def stop_after(number, of_run=None):
-    """Ctrl-C when this many records (of one run) have been shown."""
-    seen = []
-
-    def show_progress(progress):
-        seen.append(progress)
-        if sum(of_run is None or shown.run == of_run for shown in seen) == number:
-            raise KeyboardInterrupt
-
-    return show_progress
 
 
 def test_the_comparison_tells_trainings_apart(alone):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from interruption import stop_after
 from safetensors.torch import load_file
 
 from kdgan_compress.data import load_split
@@ -64,18 +65,6 @@ def start(kind, base, recipe, out, **options):
 
 def resume(kind, out):
     return (resume_train if kind == "train" else resume_distill)(out, track_auc=True)
-
-
-def stop_after(number):
-    """Ctrl-C when this many records have been shown."""
-    seen = []
-
-    def show_progress(progress):
-        seen.append(progress)
-        if len(seen) == number:
-            raise KeyboardInterrupt
-
-    return show_progress
 
 
 def metrics_of(out):

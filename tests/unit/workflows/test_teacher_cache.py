@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interruption import stop_after
 from safetensors.torch import load_file
 
 from kdgan_compress.errors import KdganError
@@ -357,17 +358,6 @@ def test_the_resolved_recipe_names_an_absolute_folder_and_off_stays_off(base, tm
     assert load_recipe("run/recipe.yaml").distillation.cache.folder == str(tmp_path / "cache")
     distill(base / "teacher-0", student_recipe("2", enabled=False), "off")
     assert load_recipe("off/recipe.yaml").distillation.cache.enabled is False
-
-
-def stop_after(number):
-    seen = []
-
-    def show_progress(progress):
-        seen.append(progress)
-        if len(seen) == number:
-            raise KeyboardInterrupt
-
-    return show_progress
 
 
 @pytest.mark.parametrize("number", [1, 3])
