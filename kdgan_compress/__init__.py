@@ -8,24 +8,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdgan_compress.api.distill import distill as distill
+    from kdgan_compress.api.distill import distill_fleet as distill_fleet
+    from kdgan_compress.api.evaluate import evaluate as evaluate
+    from kdgan_compress.api.export import export_detector as export_detector
+    from kdgan_compress.api.pictures import pictures as pictures
+    from kdgan_compress.api.profile import profile as profile
+    from kdgan_compress.api.train import train as train
+    from kdgan_compress.api.train import train_fleet as train_fleet
+    from kdgan_compress.api.trials import trials as trials
+    from kdgan_compress.api.verify import verify as verify
     from kdgan_compress.data import DataSettings as DataSettings
     from kdgan_compress.errors import KdganError as KdganError
+    from kdgan_compress.experiment.recipe import Recipe as Recipe
+    from kdgan_compress.experiment.recipe import load_recipe as load_recipe
     from kdgan_compress.export import ExportSettings as ExportSettings
     from kdgan_compress.gans import Architecture as Architecture
     from kdgan_compress.gans import Gan as Gan
-    from kdgan_compress.recipe import Recipe as Recipe
-    from kdgan_compress.recipe import load_recipe as load_recipe
     from kdgan_compress.runtime import Detector as Detector
-    from kdgan_compress.workflows.distill import distill as distill
-    from kdgan_compress.workflows.distill import distill_fleet as distill_fleet
-    from kdgan_compress.workflows.evaluate import evaluate as evaluate
-    from kdgan_compress.workflows.export import export_detector as export_detector
-    from kdgan_compress.workflows.pictures import pictures as pictures
-    from kdgan_compress.workflows.profile import profile as profile
-    from kdgan_compress.workflows.train import train as train
-    from kdgan_compress.workflows.train import train_fleet as train_fleet
-    from kdgan_compress.workflows.trials import trials as trials
-    from kdgan_compress.workflows.verify import verify as verify
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 """Else ONNX Runtime 1.31 notes the process and a device's id in the user's cache; set it to 0 if you want that."""
@@ -37,18 +37,18 @@ _HOMES = {
     "ExportSettings": "kdgan_compress.export",
     "Gan": "kdgan_compress.gans",
     "KdganError": "kdgan_compress.errors",
-    "Recipe": "kdgan_compress.recipe",
-    "distill": "kdgan_compress.workflows.distill",
-    "distill_fleet": "kdgan_compress.workflows.distill",
-    "evaluate": "kdgan_compress.workflows.evaluate",
-    "export_detector": "kdgan_compress.workflows.export",
-    "load_recipe": "kdgan_compress.recipe",
-    "pictures": "kdgan_compress.workflows.pictures",
-    "profile": "kdgan_compress.workflows.profile",
-    "train": "kdgan_compress.workflows.train",
-    "train_fleet": "kdgan_compress.workflows.train",
-    "trials": "kdgan_compress.workflows.trials",
-    "verify": "kdgan_compress.workflows.verify",
+    "Recipe": "kdgan_compress.experiment.recipe",
+    "distill": "kdgan_compress.api.distill",
+    "distill_fleet": "kdgan_compress.api.distill",
+    "evaluate": "kdgan_compress.api.evaluate",
+    "export_detector": "kdgan_compress.api.export",
+    "load_recipe": "kdgan_compress.experiment.recipe",
+    "pictures": "kdgan_compress.api.pictures",
+    "profile": "kdgan_compress.api.profile",
+    "train": "kdgan_compress.api.train",
+    "train_fleet": "kdgan_compress.api.train",
+    "trials": "kdgan_compress.api.trials",
+    "verify": "kdgan_compress.api.verify",
 }
 
 

@@ -1,21 +1,21 @@
-"""The one exception that is a user's to mend: what must hold, what was found, what to do."""
+"""The package's exception class."""
 
 
 class KdganError(ValueError):
-    """An input that can't be used, told in the three parts every message of this package has.
+    """An error that the user can fix. The message reads ``<problem>; <found>. <hint>.``
 
     Args:
-        must: What must hold, as a clause without a full stop.
-        found: What was found instead.
-        do: What to do about it, as an imperative sentence without a full stop.
+        problem: What is wrong or required, as a clause without a full stop.
+        found: What was found.
+        hint: How to fix it, as an imperative sentence without a full stop.
     """
 
-    def __init__(self, must: str, found: str, do: str) -> None:
-        super().__init__(f"{must}; {found}. {do}.")
-        self.must, self.found, self.do = must, found, do
+    def __init__(self, problem: str, found: str, hint: str) -> None:
+        super().__init__(f"{problem}; {found}. {hint}.")
+        self.problem, self.found, self.hint = problem, found, hint
 
     def __reduce__(self) -> tuple[type["KdganError"], tuple[str, str, str]]:
-        return type(self), (self.must, self.found, self.do)
+        return type(self), (self.problem, self.found, self.hint)
 
 
 def first_line(error: BaseException) -> str:

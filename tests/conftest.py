@@ -21,9 +21,9 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Float64 throughout: Adam blows up roundings of tiny gradients, and a loop by hand rounds in another order."""
     import torch
 
-    from kdgan_compress.training import engine
+    from kdgan_compress.distillation import trainer as engine
 
-    monkeypatch.setattr(engine, "to_network_range", lambda images: images.double() / 127.5 - 1)
+    monkeypatch.setattr(engine, "normalize_images", lambda images: images.double() / 127.5 - 1)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

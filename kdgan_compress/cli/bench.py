@@ -9,7 +9,7 @@ from kdgan_compress.cli.options import json_option
 from kdgan_compress.cli.output import print_json
 
 if TYPE_CHECKING:
-    from kdgan_compress.workflows.bench import BenchRow
+    from kdgan_compress.bench.bench import BenchRow
 
 
 @click.command()
@@ -39,15 +39,15 @@ def bench(
     kdgan-compress bench --plot speed.png
     kdgan-compress bench --work train --channels 2-4-8 --batch 1
     """
-    from kdgan_compress.workflows.bench import CASES
-    from kdgan_compress.workflows.bench import bench as run_bench
+    from kdgan_compress.bench.bench import CASES
+    from kdgan_compress.bench.bench import bench as run_bench
 
-    wanted = {"work": work, "plan": channels, "batch": batch}
+    wanted = {"work": work, "channels_str": channels, "batch": batch}
     chosen = [
         case for case in CASES if all(value is None or getattr(case, name) == value for name, value in wanted.items())
     ]
     if not chosen:
-        plans = ", ".join(dict.fromkeys(case.plan for case in CASES))
+        plans = ", ".join(dict.fromkeys(case.channels_str for case in CASES))
         raise click.UsageError(f"There is no such case; plans are {plans}, batches 1, 8, 16 and 64.")
     if rounds < 1:
         raise click.UsageError(f"--rounds must be at least 1; got {rounds}.")

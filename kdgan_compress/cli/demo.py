@@ -9,7 +9,7 @@ from kdgan_compress.cli.options import json_option
 from kdgan_compress.cli.output import compact, percent, print_json, progress_display
 
 if TYPE_CHECKING:
-    from kdgan_compress.workflows.demo import Demo
+    from kdgan_compress.api.demo import Demo
 
 
 @click.command()
@@ -22,7 +22,7 @@ def demo(out: Path, quick: bool, as_json: bool) -> None:
     \b
     kdgan-compress demo
     """
-    from kdgan_compress.workflows.demo import demo as run_demo
+    from kdgan_compress.api.demo import demo as run_demo
 
     with progress_display() as show:
         result = run_demo(out, quick=quick, announce=lambda line: click.echo(line, err=True), show_progress=show)

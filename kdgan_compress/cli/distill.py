@@ -28,7 +28,7 @@ from kdgan_compress.cli.output import finish, print_fleet, print_run, progress_d
 @click.option("--schedule", help='Structures in a row.  [default: the recipe\'s, "2->3"]')
 @click.option(
     "--norm",
-    type=click.Choice(["per_image", "batch"]),
+    type=click.Choice(["instance", "batch"]),
     help="The student's; batch costs nothing on the device.  [default: the recipe's, batch]",
 )
 @click.option("--teacher-learning-rate", type=float, help="Adam's rate for a teacher that goes on training (③, ④).")
@@ -73,9 +73,9 @@ def distill(
     kdgan-compress distill --teacher runs/teacher --channels 8,16,64 --schedule "2->4" --out runs/student
     kdgan-compress distill --teacher runs/teachers/* --width 2 --out runs/students
     """
-    from kdgan_compress.recipe import load_recipe
-    from kdgan_compress.workflows.distill import distill as run_distill
-    from kdgan_compress.workflows.distill import distill_fleet, resume_distill, resume_distill_fleet
+    from kdgan_compress.api.distill import distill as run_distill
+    from kdgan_compress.api.distill import distill_fleet, resume_distill, resume_distill_fleet
+    from kdgan_compress.experiment.recipe import load_recipe
 
     if resume is not None:
         forbid_beside_resume(context)

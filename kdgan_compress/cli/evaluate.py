@@ -14,7 +14,7 @@ from kdgan_compress.cli.options import (
 from kdgan_compress.cli.output import percent, print_json
 
 if TYPE_CHECKING:
-    from kdgan_compress.workflows.evaluate import Mode
+    from kdgan_compress.api.evaluate import Mode
 
 
 @click.command()
@@ -48,7 +48,7 @@ def evaluate(
     kdgan-compress evaluate --model runs/student
     kdgan-compress evaluate --model student.onnx --data mnist --normal 5
     """
-    from kdgan_compress.workflows.evaluate import evaluate as run_evaluate
+    from kdgan_compress.api.evaluate import evaluate as run_evaluate
 
     given = {name: value for name, value in protocol.items() if value is not None}
     result = run_evaluate(
@@ -71,8 +71,8 @@ def evaluate(
     click.echo(f"best F1            {percent(result.best_f1)} at {result.best_f1_threshold:.4g} (an oracle threshold)")
     if result.threshold is not None:
         click.echo(
-            f"own threshold      {result.threshold:.4g}: finds {percent(result.detection_rate)} of novel images, "
-            f"false alarm on {percent(result.false_alarm_rate)} of normal ones"
+            f"own threshold      {result.threshold:.4g}: finds {percent(result.tpr)} of novel images, "
+            f"false alarm on {percent(result.fpr)} of normal ones"
         )
     if result.auc_gap is not None:
         click.echo(f"against teacher    AUC gap {100 * result.auc_gap:+.2f} points (teacher minus student)")

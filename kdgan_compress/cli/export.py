@@ -9,8 +9,8 @@ from kdgan_compress.cli.options import data_root_option, json_option
 from kdgan_compress.cli.output import percent, print_json
 
 if TYPE_CHECKING:
+    from kdgan_compress.api.export import ExportResult
     from kdgan_compress.export import ExportSettings, ThresholdRule
-    from kdgan_compress.workflows.export import ExportResult
 
 
 class Frame(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
@@ -77,7 +77,7 @@ def export(
     kdgan-compress export --model runs/student -o exports/phone/student.onnx --mobile
     kdgan-compress export --model runs/student -o exports/small/student.onnx --precision int8 --web page
     """
-    from kdgan_compress.workflows.export import export_detector
+    from kdgan_compress.api.export import export_detector
 
     if best_f1 and data is None:
         raise click.UsageError("--best-f1 goes with --data, whose labelled images it is found on.")

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from kdgan_compress.errors import KdganError
 
 if TYPE_CHECKING:
-    from kdgan_compress.recipe import Recipe
+    from kdgan_compress.experiment.recipe import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from kdgan_compress.workflows.fleet import FleetResult
-    from kdgan_compress.workflows.job import Progress, RunResult, ShowProgress
+    from kdgan_compress.experiment.fleets import FleetResult
+    from kdgan_compress.experiment.job import Progress, RunResult, ShowProgress
 
 
 def print_json(result: Any) -> None:

@@ -20,7 +20,7 @@ def pictures(model: str, out: Path | None, data_root: str | None, as_json: bool)
     \b
     kdgan-compress pictures --model runs/teacher
     """
-    from kdgan_compress.workflows.pictures import pictures as run_pictures
+    from kdgan_compress.api.pictures import pictures as run_pictures
 
     made = run_pictures(model, out, data_root)
     if as_json:

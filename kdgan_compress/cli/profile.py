@@ -9,7 +9,7 @@ from kdgan_compress.cli.options import channels_option, json_option
 from kdgan_compress.cli.output import compact, percent, print_json
 
 if TYPE_CHECKING:
-    from kdgan_compress.workflows.profile import FormsReport, ProfileReport
+    from kdgan_compress.api.profile import FormsReport, ProfileReport
 
 
 @click.command()
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--image-channels", type=click.Choice(["1", "3"]), default="1", show_default=True)
 @click.option("--image-size", type=int, default=32, show_default=True)
 @click.option("--latent", type=int, default=256, show_default=True)
-@click.option("--norm", type=click.Choice(["per_image", "batch"]), default="per_image", show_default=True)
+@click.option("--norm", type=click.Choice(["instance", "batch"]), default="instance", show_default=True)
 @click.option("--against", metavar="RUN|FILE", help="Hold it against this one, usually its teacher.")
 @click.option("--all", "all_forms", is_flag=True, help="Every precision; without a model, of the paper's plans.")
 @json_option
@@ -47,9 +47,9 @@ def profile(
     kdgan-compress profile --family ede --channels 64,128,256 --image-channels 3
     kdgan-compress profile --all
     """
-    from kdgan_compress.gans import Architecture, plan_for_width
-    from kdgan_compress.workflows.profile import Subject, profile_forms
-    from kdgan_compress.workflows.profile import profile as run_profile
+    from kdgan_compress.api.profile import Subject, profile_forms
+    from kdgan_compress.api.profile import profile as run_profile
+    from kdgan_compress.gans import Architecture, channels_from_width
 
     if all_forms:
         for name in ("family", "width", "channels", "image_channels", "image_size", "latent", "norm"):
@@ -70,11 +70,11 @@ def profile(
     if family is not None:
         subject = Architecture(
             family=family,
-            channels=tuple(channels) if channels else plan_for_width(width or 0, image_size),
+            channels=tuple(channels) if channels else channels_from_width(width or 0, image_size),
             image_channels=int(image_channels),
             image_size=image_size,
             latent_size=latent,
-            norm="batch" if norm == "batch" else "per_image",
+            norm="batch" if norm == "batch" else "instance",
         )
     assert subject is not None
     report = run_profile(subject, against)

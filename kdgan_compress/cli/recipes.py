@@ -27,7 +27,7 @@ def list_recipes(as_json: bool) -> None:
     \b
     kdgan-compress recipes list
     """
-    from kdgan_compress.recipe import load_recipe, recipe_names
+    from kdgan_compress.experiment.recipe import load_recipe, recipe_names
 
     described = {name: load_recipe(name).description for name in recipe_names()}
     if as_json:
@@ -47,7 +47,7 @@ def show(name: str, as_json: bool) -> None:
     \b
     kdgan-compress recipes show paper
     """
-    from kdgan_compress.recipe import load_recipe
+    from kdgan_compress.experiment.recipe import load_recipe
 
     recipe = load_recipe(name)
     if as_json:
@@ -65,7 +65,7 @@ def check(file: Path, as_json: bool) -> None:
     \b
     kdgan-compress recipes check mine.yaml
     """
-    from kdgan_compress.recipe import load_recipe
+    from kdgan_compress.experiment.recipe import load_recipe
 
     load_recipe(str(file))
     if as_json:

@@ -47,8 +47,8 @@ def score(
     kdgan-compress score student.onnx photo.jpg more_photos/
     kdgan-compress score student.onnx archive/ --csv --threads 4 > scores.csv
     """
-    from kdgan_compress.images import find_images
     from kdgan_compress.runtime import Detector, score_files
+    from kdgan_compress.runtime.images import find_images
 
     if as_json and as_csv:
         raise click.UsageError("Give --json or --csv, not both.")

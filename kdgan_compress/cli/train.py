@@ -27,7 +27,7 @@ from kdgan_compress.cli.output import finish, print_fleet, print_run, progress_d
 @click.option("--image-size", type=int, help="Side in pixels, a power of two from 16 up.")
 @click.option("--latent", type=int, help="Length of z1 and z2.")
 @click.option("--num-clusters", type=int, help="cvgad: K, how many kinds of normal images there are.")
-@click.option("--norm", type=click.Choice(["per_image", "batch"]), help="Whose statistics normalise an image.")
+@click.option("--norm", type=click.Choice(["instance", "batch"]), help="Whose statistics normalise an image.")
 @training_options
 @click.pass_context
 def train(
@@ -59,9 +59,9 @@ def train(
     kdgan-compress train --data mnist --normal 0..9 --out runs/teachers
     kdgan-compress train --recipe cvgad --data fashion-mnist --normal sneaker --protocol gpnd-5fold --trial 2
     """
-    from kdgan_compress.recipe import load_recipe
-    from kdgan_compress.workflows.train import resume_train, resume_train_fleet, train_fleet
-    from kdgan_compress.workflows.train import train as run_train
+    from kdgan_compress.api.train import resume_train, resume_train_fleet, train_fleet
+    from kdgan_compress.api.train import train as run_train
+    from kdgan_compress.experiment.recipe import load_recipe
 
     if resume is not None:
         forbid_beside_resume(context)

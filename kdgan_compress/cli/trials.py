@@ -9,8 +9,8 @@ from kdgan_compress.cli.options import data_root_option, json_option, set_option
 from kdgan_compress.cli.output import percent, print_json
 
 if TYPE_CHECKING:
+    from kdgan_compress.api.trials import Trial
     from kdgan_compress.evaluation import Summary
-    from kdgan_compress.workflows.trials import Trial
 
 
 @click.command()
@@ -38,8 +38,8 @@ def trials(
     kdgan-compress trials --recipe cvgad-coil100 --num-trials 10 --jobs 2 --out runs/coil100
     kdgan-compress trials --recipe cvgad-coil100 --set data.num_categories=4 --out runs/coil100-4
     """
-    from kdgan_compress.recipe import load_recipe
-    from kdgan_compress.workflows.trials import trials as run_trials
+    from kdgan_compress.api.trials import trials as run_trials
+    from kdgan_compress.experiment.recipe import load_recipe
 
     loaded = load_recipe(recipe).replace(*settings)
     loaded = loaded.model_copy(update={"data": loaded.data.override(None, None, data_root)})

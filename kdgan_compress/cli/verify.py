@@ -32,7 +32,7 @@ def verify(
     kdgan-compress verify exports/student.onnx
     kdgan-compress verify exports/student.onnx --against runs/student --data mnist
     """
-    from kdgan_compress.workflows.verify import verify as run_verify
+    from kdgan_compress.api.verify import verify as run_verify
 
     found = run_verify(detector, against=against, data=data, normal=normal, data_root=data_root)
     if as_json:

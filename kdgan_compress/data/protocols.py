@@ -40,19 +40,19 @@ class IndexSplit:
         train: Normal images to train on, int64 (N,).
         validation: Normal images to find the threshold on, int64 (V,); V is 0 where the protocol has none.
         test: int64 (M,).
-        test_is_novel: (M,) whether a test image is novel.
+        test_is_anomalous: (M,) whether a test image is novel.
     """
 
     train: Indices
     validation: Indices
     test: Indices
-    test_is_novel: NDArray[np.bool_]
+    test_is_anomalous: NDArray[np.bool_]
 
     @property
     def sha256(self) -> str:
         """A fingerprint of the whole split in hex: two runs that share it saw and were tested on the same images."""
         digest = hashlib.sha256()
-        for part in (self.train, self.validation, self.test, self.test_is_novel):
+        for part in (self.train, self.validation, self.test, self.test_is_anomalous):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -73,9 +73,9 @@ def simo(labels: Indices, num_official_train: int, normal: int) -> IndexSplit:
     """
     official = labels[:num_official_train]
     require_class(official, normal, "The normal class must have training images")
-    is_novel = labels[num_official_train:] != normal
+    is_anomalous = labels[num_official_train:] != normal
     test = np.arange(num_official_train, len(labels), dtype=np.int64)
-    return IndexSplit(where(official == normal), none(), test, is_novel)
+    return IndexSplit(where(official == normal), none(), test, is_anomalous)
 
 
 def miso_8020(labels: Indices, novel_class: int, seed: int) -> IndexSplit:
@@ -220,6 +220,6 @@ def held_out(num_train: int) -> NDArray[np.bool_]:
 def _index_split(train: Indices, normals: Indices, novel: Indices, validation: Indices | None = None) -> IndexSplit:
     test = np.concatenate([normals, novel])
     order = np.argsort(test)
-    is_novel = np.repeat([False, True], [len(normals), len(novel)])
+    is_anomalous = np.repeat([False, True], [len(normals), len(novel)])
     kept = none() if validation is None else np.sort(validation)
-    return IndexSplit(np.sort(train), kept, test[order], is_novel[order])
+    return IndexSplit(np.sort(train), kept, test[order], is_anomalous[order])

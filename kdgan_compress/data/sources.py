@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.images import read_image
+from kdgan_compress.runtime.images import read_image
 
 DEFAULT_ROOT = Path("~/.cache/kdgan-compress")
 SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist_sample.npz"
@@ -33,7 +33,7 @@ TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CI
 
 
 @dataclass(frozen=True)
-class Arrays:
+class RawDataset:
     """A labelled set: images (N, H, W) or (N, H, W, C) uint8 and labels (N,), training and test split.
 
     A set without an official test split has all its images in the training split.
@@ -45,7 +45,7 @@ class Arrays:
     y_test: NDArray[np.int64]
 
 
-def load_arrays(source: str, root: Path | None) -> Arrays:
+def load_arrays(source: str, root: Path | None) -> RawDataset:
     """Read a set.
 
     Args:
@@ -73,17 +73,17 @@ def load_arrays(source: str, root: Path | None) -> Arrays:
     return _read_npz(npz) if npz.exists() else _read_torchvision(source, root)
 
 
-def _read_npz(path: Path) -> Arrays:
+def _read_npz(path: Path) -> RawDataset:
     x_train, y_train, x_test, y_test = _read_arrays(path, NPZ_KEYS, NPZ_FIX)
     for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
             raise _misfit(NPZ_KEYS, f"x_{split} in {path} is {x.dtype} {x.shape}", NPZ_FIX)
         if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
             raise _misfit(NPZ_KEYS, f"y_{split} in {path} is {y.dtype} {y.shape} for {len(x)} images", NPZ_FIX)
-    return Arrays(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64))
+    return RawDataset(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64))
 
 
-def _read_coil100(root: Path) -> Arrays:
+def _read_coil100(root: Path) -> RawDataset:
     """All of COIL-100, by object and angle whichever way it is stored, so that a split is the same images."""
     npz, folder = root / "coil100.npz", root / "coil-100"
     files = [(path, match) for path in folder.glob("*.png") if (match := COIL100_FILE.fullmatch(path.name))]
@@ -112,7 +112,7 @@ def _read_coil100(root: Path) -> Arrays:
         )
     order = np.lexsort((angles, objects))
     images, labels = images[order], objects[order].astype(np.int64) - 1
-    return Arrays(images, labels, images[:0], labels[:0])
+    return RawDataset(images, labels, images[:0], labels[:0])
 
 
 def _read_alike(paths: list[Path]) -> NDArray[np.uint8]:
@@ -153,7 +153,7 @@ def _misfit(keys: tuple[str, ...], found: str, fix: str) -> KdganError:
     return KdganError(f"An .npz data set must hold {', '.join(keys)}", found, fix)
 
 
-def _read_torchvision(source: str, root: Path) -> Arrays:
+def _read_torchvision(source: str, root: Path) -> RawDataset:
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
@@ -172,4 +172,4 @@ def _read_torchvision(source: str, root: Path) -> Arrays:
             "Give --data-root a folder that has it, or connect to the network once",
         ) from None
     train, test = ((np.asarray(s.data, dtype=np.uint8), np.asarray(s.targets, dtype=np.int64)) for s in splits)
-    return Arrays(*train, *test)
+    return RawDataset(*train, *test)

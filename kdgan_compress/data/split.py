@@ -12,9 +12,9 @@ from torch import Tensor
 from kdgan_compress.data.prepare import resize, to_channels
 from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, held_out, miso_8020, ocgan_p1, simo
 from kdgan_compress.data.settings import DEFAULT_NORMAL, DataSettings
-from kdgan_compress.data.sources import CLASS_NAMES, Arrays, load_arrays
+from kdgan_compress.data.sources import CLASS_NAMES, RawDataset, load_arrays
 from kdgan_compress.errors import KdganError
-from kdgan_compress.images import find_images, is_grey, read_image
+from kdgan_compress.runtime.images import find_images, is_grey, read_image
 
 GOOD = "good"
 COLOURED = ("cifar10", "coil100")
@@ -29,7 +29,7 @@ class Split:
         calibration: Normal images to find the threshold on: the protocol's validation images; where it has none, those
             held out of a small set, else ``train`` itself.
         test: uint8 (M, C, S, S); M may be 0 where a folder has no ``test``.
-        test_is_novel: (M,) whether a test image is novel.
+        test_is_anomalous: (M,) whether a test image is novel.
         test_classes: (M,) the name of each test image's class.
         split_sha256: Fingerprint of which images are where; None for a folder.
     """
@@ -37,7 +37,7 @@ class Split:
     train: Tensor
     calibration: Tensor
     test: Tensor
-    test_is_novel: NDArray[np.bool_]
+    test_is_anomalous: NDArray[np.bool_]
     test_classes: NDArray[np.str_]
     split_sha256: str | None = None
 
@@ -49,7 +49,7 @@ class Split:
     @property
     def is_labelled(self) -> bool:
         """Whether the test split has both normal and novel images, so that an AUC exists."""
-        return bool(self.test_is_novel.any() and not self.test_is_novel.all())
+        return bool(self.test_is_anomalous.any() and not self.test_is_anomalous.all())
 
 
 def load_split(data: DataSettings, image_size: int, image_channels: int) -> Split:
@@ -79,7 +79,7 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         train=normals,
         calibration=calibration,
         test=test,
-        test_is_novel=chosen.test_is_novel,
+        test_is_anomalous=chosen.test_is_anomalous,
         test_classes=np.array([names[label] if names else str(label) for label in labels[chosen.test]], dtype=np.str_),
         split_sha256=chosen.sha256,
     )
@@ -112,7 +112,7 @@ def _choose(
             return simo(labels, num_official_train, _class_number(data, names, "normal"))
 
 
-def _images(arrays: Arrays, indices: NDArray[np.int64], size: int, channels: int) -> Tensor:
+def _images(arrays: RawDataset, indices: NDArray[np.int64], size: int, channels: int) -> Tensor:
     """Images of the pool at the network's size; the official splits may differ in theirs."""
     images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
     num_train = len(arrays.x_train)
@@ -147,7 +147,7 @@ def _folder_split(folder: Path, size: int, channels: int) -> Split:
         train=train,
         calibration=calibration,
         test=torch.cat([train[:0], *tests]),
-        test_is_novel=np.array([name != GOOD for name in names], dtype=np.bool_),
+        test_is_anomalous=np.array([name != GOOD for name in names], dtype=np.bool_),
         test_classes=np.array(names, dtype=np.str_),
     )
 
@@ -165,7 +165,7 @@ def _read_folder(folder: Path, size: int, channels: int) -> Tensor:
         try:
             resized.append(resize(pixels[None], size))
         except KdganError as error:
-            raise KdganError(error.must, f"{path}: {error.found}", error.do) from None
+            raise KdganError(error.problem, f"{path}: {error.found}", error.hint) from None
     return torch.cat(resized)
 
 

@@ -13,7 +13,7 @@ THRESHOLD_QUANTILE = 0.99
 
 
 @dataclass(frozen=True)
-class Detection:
+class DetectionMetrics:
     """How scores separate novel images (the positive class) from normal ones.
 
     Attributes:
@@ -33,7 +33,7 @@ class Detection:
     num_novel: int
 
 
-def detection_metrics(scores: NDArray[np.float64], is_novel: NDArray[np.bool_]) -> Detection:
+def detection_metrics(scores: NDArray[np.float64], is_anomalous: NDArray[np.bool_]) -> DetectionMetrics:
     """Figures of scores (N,), higher is more novel, against labels (N,) of which both kinds must be there.
 
     Raises:
@@ -44,16 +44,16 @@ def detection_metrics(scores: NDArray[np.float64], is_novel: NDArray[np.bool_]) 
         raise KdganError(
             "Scores must be finite", f"{num_bad} of {len(scores)} are not", "Train the model again at a lower rate"
         )
-    precision, recall, thresholds = precision_recall_curve(is_novel, scores)
+    precision, recall, thresholds = precision_recall_curve(is_anomalous, scores)
     f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], np.finfo(float).tiny)
     best = int(np.argmax(f1))
-    return Detection(
-        auc=float(roc_auc_score(is_novel, scores)),
-        average_precision=float(average_precision_score(is_novel, scores)),
+    return DetectionMetrics(
+        auc=float(roc_auc_score(is_anomalous, scores)),
+        average_precision=float(average_precision_score(is_anomalous, scores)),
         best_f1=float(f1[best]),
         best_f1_threshold=float(thresholds[best]),
-        num_normal=int((~is_novel).sum()),
-        num_novel=int(is_novel.sum()),
+        num_normal=int((~is_anomalous).sum()),
+        num_novel=int(is_anomalous.sum()),
     )
 
 

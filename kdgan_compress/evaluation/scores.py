@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import Gan, anomaly_score, evaluating, has_score_terms, to_network_range
-from kdgan_compress.taps import Taps
+from kdgan_compress.gans import Gan, anomaly_score, eval_mode, has_score_terms, normalize_images
 
 BATCH = 256
-MOST_TO_FIT_ON = 5000
+MAX_CALIBRATION_IMAGES = 5000
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -31,20 +31,20 @@ def score_images(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
     return _over_batches(generator, lambda batch: anomaly_score(generator, batch), images).numpy()
 
 
-def fit_on_normals(generator: nn.Module, normals: Tensor) -> None:
+def recalibrate(generator: nn.Module, normals: Tensor) -> None:
     """Find on training normals what a finished training leaves open; nothing happens to generators without it.
 
     Batch norm's running statistics, which belong to the weights of many steps ago and, of averaged weights, to others
     altogether, are taken anew. So are the scales of a score that is a sum of terms.
 
     Args:
-        generator: Where it has ``score_terms``, its ``fit_score`` is called with them.
+        generator: Where it has ``score_terms``, its ``fit_score_scale`` is called with them.
         normals: uint8 (N, C, S, S), N ≥ 1; of more than 5,000 an even choice is taken.
     """
-    chosen = normals[:: -(-len(normals) // MOST_TO_FIT_ON)]
+    chosen = normals[:: -(-len(normals) // MAX_CALIBRATION_IMAGES)]
     _fit_batch_norms(generator, chosen)
     if has_score_terms(generator):
-        generator.fit_score(_score_terms(generator, chosen))  # type: ignore[operator]
+        generator.fit_score_scale(_score_terms(generator, chosen))  # type: ignore[operator]
 
 
 def _fit_batch_norms(generator: nn.Module, normals: Tensor) -> None:
@@ -53,13 +53,13 @@ def _fit_batch_norms(generator: nn.Module, normals: Tensor) -> None:
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
-    with torch.no_grad(), evaluating(generator):
+    with torch.no_grad(), eval_mode(generator):
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the mean of all batches
             layer.train()
         for batch in normals.chunk(-(-len(normals) // BATCH)):
-            generator(to_network_range(batch.to(layers[0].weight.device)))
+            generator(normalize_images(batch.to(layers[0].weight.device)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 
@@ -100,7 +100,7 @@ def reconstruct(gan: Gan, images: Tensor) -> Tensor:
 
 
 def _tapped(gan: Gan, name: str, images: Tensor) -> Tensor:
-    with Taps(gan.generator, {name: gan.taps[name]}) as taps:
+    with FeatureHooks(gan.generator, {name: gan.taps[name]}) as taps:
         return _over_batches(gan.generator, lambda batch: taps(batch)[name], images).float()
 
 
@@ -111,5 +111,5 @@ def _score_terms(generator: nn.Module, images: Tensor) -> Tensor:
 def _over_batches(generator: nn.Module, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """What ``compute`` makes of all images, float64 on the CPU."""
     device = next((parameter.device for parameter in generator.parameters()), images.device)
-    with torch.no_grad(), evaluating(generator):
-        return torch.cat([compute(to_network_range(batch.to(device))).double().cpu() for batch in images.split(BATCH)])
+    with torch.no_grad(), eval_mode(generator):
+        return torch.cat([compute(normalize_images(batch.to(device))).double().cpu() for batch in images.split(BATCH)])

@@ -11,9 +11,9 @@ import torch
 from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
+from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.export.nodes import SHAPE_ONLY, array, replace
 from kdgan_compress.gans import ImageFormat, Scorer
-from kdgan_compress.taps import Taps
 
 OPSET = 18
 IMAGES, SCORE, X_HAT = "images", "score", "x_hat"
@@ -90,7 +90,7 @@ class _ScorerAndReconstructor(nn.Module):
     def __init__(self, generator: nn.Module, x_hat: str) -> None:
         super().__init__()
         self.scorer = Scorer(generator)
-        self.taps = Taps(self.scorer, {SCORE: "", X_HAT: f"generator.{x_hat}"})
+        self.taps = FeatureHooks(self.scorer, {SCORE: "", X_HAT: f"generator.{x_hat}"})
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with self.taps as taps:

@@ -17,16 +17,16 @@ from kdgan_compress.export.core import OPSET, trace
 from kdgan_compress.export.gate import Agreement, Judged, Judges, ThresholdRule, agreement, judge
 from kdgan_compress.export.graph import assemble, tidy
 from kdgan_compress.export.latent import find_latent, truncate_latent
-from kdgan_compress.export.parity import parity, relative_difference, require_parity
+from kdgan_compress.export.parity import check_parity, parity, relative_difference
 from kdgan_compress.export.precision import to_fp16, to_int8
 from kdgan_compress.export.rewrites import rewrite
 from kdgan_compress.export.settings import FOR_FLOATS, ExportSettings, Precision
-from kdgan_compress.gans import ImageFormat, anomaly_score, to_network_range
+from kdgan_compress.files import atomic_path
+from kdgan_compress.gans import ImageFormat, anomaly_score, normalize_images
 from kdgan_compress.profiling import count
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.detector import SCHEMA_VERSION
 from kdgan_compress.runtime.seal import OPEN_SEAL, SEAL_KEY, seal
-from kdgan_compress.storage import atomic_path
 
 IMAGES_HELD_AGAINST_TORCH = 64
 
@@ -174,8 +174,8 @@ def _judge_fp32(
     judged = judge(reference, image_format, judges, rule)
     images = torch.from_numpy(judges.normals[:IMAGES_HELD_AGAINST_TORCH]).permute(0, 3, 1, 2)
     with torch.no_grad():
-        expected = anomaly_score(generator, to_network_range(images)).numpy()
-    require_parity(relative_difference(judged.normals[: len(images)], expected))
+        expected = anomaly_score(generator, normalize_images(images)).numpy()
+    check_parity(relative_difference(judged.normals[: len(images)], expected))
     return judged
 
 
@@ -187,7 +187,7 @@ def _write_checked(
         temporary.write_bytes(content)
         difference = parity(Detector(temporary), generator, image_format)
         if settings.is_exact:
-            require_parity(difference)
+            check_parity(difference)
         return difference, _opset_read_back(temporary, settings.opset)
 
 

@@ -26,18 +26,18 @@ class Judges:
         train: Normal training images, uint8 (N, S, S, C): they calibrate int8.
         normals: Normal images to find the threshold on, likewise; often the same.
         test: uint8 (M, S, S, C), M may be 0.
-        test_is_novel: (M,) its labels.
+        test_is_anomalous: (M,) its labels.
     """
 
     train: NDArray[np.uint8]
     normals: NDArray[np.uint8]
     test: NDArray[np.uint8]
-    test_is_novel: NDArray[np.bool_]
+    test_is_anomalous: NDArray[np.bool_]
 
     @property
     def has_labels(self) -> bool:
         """Whether an AUC exists."""
-        return bool(self.test_is_novel.any() and not self.test_is_novel.all())
+        return bool(self.test_is_anomalous.any() and not self.test_is_anomalous.all())
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,12 @@ class ThresholdRule:
         if not judges.has_labels:
             raise KdganError(
                 "A threshold by the best F1 must have labelled images, normal and novel",
-                f"found {int((~judges.test_is_novel).sum())} and {int(judges.test_is_novel.sum())}",
+                f"found {int((~judges.test_is_anomalous).sum())} and {int(judges.test_is_anomalous.sum())}",
                 "Give --data with a labelled test split, or leave the threshold to the normals' quantile",
             )
-        best = detection_metrics(test_scores, judges.test_is_novel).best_f1_threshold  # the lowest that is an anomaly
+        best = detection_metrics(
+            test_scores, judges.test_is_anomalous
+        ).best_f1_threshold  # the lowest that is an anomaly
         below = test_scores[test_scores < best]
         return float((best + below.max()) / 2) if below.size else float(np.nextafter(np.float32(best), np.float32(-1)))
 
@@ -126,8 +128,8 @@ def agreement(judged: Judged, reference: Judged, judges: Judges) -> Agreement:
     ours, theirs = (judged.test, reference.test) if judges.has_labels else (judged.normals, reference.normals)
     auc = auc_diff = None
     if judges.has_labels:
-        auc = detection_metrics(judged.test, judges.test_is_novel).auc
-        auc_diff = auc - detection_metrics(reference.test, judges.test_is_novel).auc
+        auc = detection_metrics(judged.test, judges.test_is_anomalous).auc
+        auc_diff = auc - detection_metrics(reference.test, judges.test_is_anomalous).auc
     return Agreement(
         auc=auc,
         auc_diff=auc_diff,

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.files import atomic_path
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.seal import SEAL_KEY
-from kdgan_compress.storage import atomic_path
 
 SCHEMA_VERSION = 1
 IMAGES_A_SIZE = 2
@@ -83,7 +83,7 @@ def write_golden(npz: Path, as_json: Path, detector: Detector, name: str) -> Gol
     """Write a detector's golden vectors as ``.npz`` and, for everything but NumPy, as JSON with base64 pixels.
 
     Args:
-        npz: Arrays ``image_0``, …, ``score``, ``is_anomaly``, ``tolerance``, ``file_sha256``.
+        npz: RawDataset ``image_0``, …, ``score``, ``is_anomaly``, ``tolerance``, ``file_sha256``.
         as_json: The same and what a program must know to call the detector.
         detector: Opened.
         name: Of its file.

@@ -13,8 +13,8 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.export.core import quiet
 from kdgan_compress.export.golden import make_golden
 from kdgan_compress.export.parity import relative_difference
+from kdgan_compress.files import atomic_path
 from kdgan_compress.runtime import Detector
-from kdgan_compress.storage import atomic_path
 
 LOG_WARNINGS, LOG_ERRORS = 2, 3
 RUNTIMES = ("NNAPI", "CoreML")

@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.golden import sample_images, sample_sizes
-from kdgan_compress.gans import ImageFormat, anomaly_score, to_network_range
+from kdgan_compress.gans import ImageFormat, anomaly_score, normalize_images
 from kdgan_compress.runtime import Detector
 
 PARITY_TOLERANCE = 1e-4
@@ -25,7 +25,7 @@ def parity(detector: Detector, generator: nn.Module, image_format: ImageFormat) 
         chw = torch.from_numpy(images).permute(0, 3, 1, 2).float()
         with torch.no_grad():
             resized = interpolate(chw, (side, side), mode="bilinear", antialias=True, align_corners=False)
-            expected = anomaly_score(generator, to_network_range(resized)).numpy()
+            expected = anomaly_score(generator, normalize_images(resized)).numpy()
         differences.append(relative_difference(detector.score(images).score, expected))
     return float(np.max(differences))  # NaN if any is, which the built-in max would pass over
 
@@ -36,7 +36,7 @@ def relative_difference(scores: NDArray[np.generic], expected: NDArray[np.generi
     return float(np.max(difference / np.maximum(np.abs(expected), SMALLEST_SCORE)))
 
 
-def require_parity(difference: float) -> None:
+def check_parity(difference: float) -> None:
     """Hold the bound of what is exact.
 
     Raises:

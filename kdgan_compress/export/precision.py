@@ -14,7 +14,7 @@ from onnx_ir.passes import common as passes
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.core import IMAGES, quiet
 from kdgan_compress.export.nodes import ELEMENTWISE, add_constant, array, only_consumer
-from kdgan_compress.gans import to_network_range
+from kdgan_compress.gans import normalize_images
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 QUANTISED = ("Conv", "Gemm")
@@ -93,7 +93,7 @@ def _quantised(model: ir.Model, nodes: list[ir.Node], normals: NDArray[np.uint8]
         def __init__(self) -> None:
             chosen = normals[:: -(-len(normals) // MOST_CALIBRATION_IMAGES)]
             self._batches: Iterator[dict[str, Any]] = (
-                {IMAGES: to_network_range(torch.from_numpy(batch).permute(0, 3, 1, 2)).numpy()}
+                {IMAGES: normalize_images(torch.from_numpy(batch).permute(0, 3, 1, 2)).numpy()}
                 for batch in np.array_split(chosen, -(-len(chosen) // CALIBRATION_BATCH))
             )
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.files import atomic_path, unwritable
 from kdgan_compress.runtime.seal import OPEN_SEAL, is_intact
-from kdgan_compress.storage.atomic import atomic_path, unwritable
 
 ORT_WEB_VERSION = "1.30.0"
 PACKAGE = f"onnxruntime-web@{ORT_WEB_VERSION}"

@@ -1,17 +1,17 @@
 """GAN families: each is a generator, a discriminator, its taps and its score."""
 
-from kdgan_compress.gans.architecture import Architecture, ImageFormat, Norm, num_blocks, plan_for_width
-from kdgan_compress.gans.catalog import FAMILIES, build
-from kdgan_compress.gans.fleet import split_weights, stack_gans, stacked_weights
+from kdgan_compress.accel.stacking import stack_gans, stack_weights, unstack_weights
+from kdgan_compress.gans.architecture import Architecture, ImageFormat, Norm, channels_from_width, num_blocks
 from kdgan_compress.gans.gan import (
     Gan,
     Scorer,
     anomaly_score,
-    evaluating,
+    eval_mode,
     has_score_terms,
+    normalize_images,
     to_device,
-    to_network_range,
 )
+from kdgan_compress.gans.registry import FAMILIES, build
 
 __all__ = [
     "FAMILIES",
@@ -22,13 +22,13 @@ __all__ = [
     "Scorer",
     "anomaly_score",
     "build",
-    "evaluating",
+    "channels_from_width",
+    "eval_mode",
     "has_score_terms",
+    "normalize_images",
     "num_blocks",
-    "plan_for_width",
-    "split_weights",
     "stack_gans",
-    "stacked_weights",
+    "stack_weights",
     "to_device",
-    "to_network_range",
+    "unstack_weights",
 ]

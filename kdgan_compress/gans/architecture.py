@@ -5,7 +5,7 @@ from typing import Literal
 
 from kdgan_compress.errors import KdganError
 
-Norm = Literal["per_image", "batch"]
+Norm = Literal["instance", "batch"]
 MIN_IMAGE_SIZE = 16
 
 
@@ -36,7 +36,7 @@ class Architecture(ImageFormat):
             down to 4×4, so three numbers at 32×32 (Table II of P-KDGAN).
         image_size: Side of the square image in pixels, a power of two ≥ 16.
         latent_size: Length of z1 and z2.
-        norm: ``"per_image"``: each image is normalised by its own statistics, what batch norm at batch 1 does in
+        norm: ``"instance"``: each image is normalised by its own statistics, what batch norm at batch 1 does in
             training. ``"batch"``: batch norm, with running statistics in evaluation.
         num_clusters: K, the Gaussians of ``cvgad``'s latent space; None in families that have none.
     """
@@ -44,7 +44,7 @@ class Architecture(ImageFormat):
     family: str = "ede"
     channels: tuple[int, ...] = (64, 128, 256)
     latent_size: int = 256
-    norm: Norm = "per_image"
+    norm: Norm = "instance"
     num_clusters: int | None = None
 
     def __post_init__(self) -> None:
@@ -52,12 +52,12 @@ class Architecture(ImageFormat):
         if len(self.channels) != expected:
             raise KdganError(
                 f"A {self.image_size}×{self.image_size} image must have {expected} channel numbers",
-                f"got {len(self.channels)} ({self.plan})",
+                f"got {len(self.channels)} ({self.channels_str})",
                 f"Name {expected} numbers, or give --width u for u, 2u, 4u, …",
             )
         if min(self.channels) < 1:
             raise KdganError(
-                "Every channel number must be at least 1", f"got {self.plan}", "Choose a width of 1 or more"
+                "Every channel number must be at least 1", f"got {self.channels_str}", "Choose a width of 1 or more"
             )
         if self.image_channels not in (1, 3):
             raise KdganError(
@@ -65,7 +65,7 @@ class Architecture(ImageFormat):
             )
         if self.latent_size < 1:
             raise KdganError("The latent size must be at least 1", f"got {self.latent_size}", "The papers use 256")
-        if self.norm not in ("per_image", "batch"):
+        if self.norm not in ("instance", "batch"):
             raise KdganError("norm must be per_image or batch", f"got {self.norm!r}", "Choose one of the two")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise KdganError(
@@ -76,13 +76,18 @@ class Architecture(ImageFormat):
 
     def describe(self) -> dict[str, str]:
         """Every attribute as text, for a detector's metadata."""
-        own = {"family": self.family, "channels": self.plan, "latent_size": str(self.latent_size), "norm": self.norm}
+        own = {
+            "family": self.family,
+            "channels": self.channels_str,
+            "latent_size": str(self.latent_size),
+            "norm": self.norm,
+        }
         if self.num_clusters is not None:
             own["num_clusters"] = str(self.num_clusters)
         return super().describe() | own
 
     @property
-    def plan(self) -> str:
+    def channels_str(self) -> str:
         """The channel plan as people write it: ``64-128-256``."""
         return "-".join(map(str, self.channels))
 
@@ -98,7 +103,7 @@ def num_blocks(image_size: int) -> int:
     return image_size.bit_length() - 3
 
 
-def plan_for_width(width: int, image_size: int = 32) -> tuple[int, ...]:
+def channels_from_width(width: int, image_size: int = 32) -> tuple[int, ...]:
     """Channel plan (u, 2u, 4u, …) of width u, one number a block (Table II, student units)."""
     if width < 1:
         raise KdganError(

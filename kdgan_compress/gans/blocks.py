@@ -9,9 +9,9 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from kdgan_compress.accel.layers import Conv2d, ConvTranspose2d, InstanceNorm2d
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans.architecture import Architecture
-from kdgan_compress.gans.layers import Conv2d, ConvTranspose2d, InstanceNorm2d
 
 LEAKY_SLOPE = 0.2
 INIT_STD = 0.02

@@ -66,7 +66,7 @@ class Generator(nn.Module):
 
     Attributes:
         means: μ_y (K, latent_size), learnable, N(0, 1) at first.
-        score_scale: (2,) the ranges of −log SSIM and of L1 over training normals, which ``fit_score`` finds.
+        score_scale: (2,) the ranges of −log SSIM and of L1 over training normals, which ``fit_score_scale`` finds.
     """
 
     means: Tensor
@@ -94,7 +94,7 @@ class Generator(nn.Module):
         x_hat = self.decoder(self.encoder.mu(self.encoder.features(images)))
         return torch.stack([ssim_loss_per_image(images, x_hat), l1_per_image(images, x_hat)], dim=1)
 
-    def fit_score(self, terms: Tensor) -> None:
+    def fit_score_scale(self, terms: Tensor) -> None:
         """Take the scale of both terms from those of training normals (N, 2), so that each ranges over 1 there."""
         self.score_scale.copy_((terms.amax(0) - terms.amin(0)).clamp(min=SMALLEST_RANGE))
 

@@ -13,7 +13,7 @@ from kdgan_compress.gans.architecture import Architecture
 from kdgan_compress.gans.blocks import Decoder, Encoder, initialise
 from kdgan_compress.gans.gan import Gan
 
-SCORED_BY_LATENT = "ede"
+LATENT_SCORE_FAMILY = "ede"
 WITHOUT_SECOND_ENCODER = "ed"
 
 
@@ -24,7 +24,7 @@ class Generator(nn.Module):
 
     def __init__(self, architecture: Architecture, groups: int = 1) -> None:
         super().__init__()
-        self.scored_by_latent = architecture.family == SCORED_BY_LATENT
+        self.scored_by_latent = architecture.family == LATENT_SCORE_FAMILY
         self.encoder = Encoder(architecture, architecture.latent_size, groups)
         self.decoder = Decoder(architecture, groups)
         has_second = architecture.family != WITHOUT_SECOND_ENCODER
@@ -74,12 +74,12 @@ def build(architecture: Architecture, num_members: int = 1) -> Gan:
     taps = {"z1": "encoder", "x_hat": "decoder"}
     if generator.encoder2 is not None:
         taps["z2"] = "encoder2"
-    per_image = architecture.norm == "per_image"
+    per_image = architecture.norm == "instance"
     return Gan(
         generator,
         taps,
         discriminator,
-        separates_images=per_image,
+        is_batch_independent=per_image,
         num_members=num_members,
         build_fleet=functools.partial(build, architecture) if per_image else None,
     )

@@ -16,12 +16,12 @@ class Gan:
         generator: Takes images (B, C, S, S) in [−1, 1]. It is only called and tapped, so any module will do. To be
             scored and exported it has a method ``anomaly_score``: images to scores (B,), higher is more novel. Where
             that is a sum of terms by their scales on normal images, it also has ``score_terms`` (images to (B, T)) and
-            ``fit_score``, which takes the scales from normals' terms (N, T).
+            ``fit_score_scale``, which takes the scales from normals' terms (N, T).
         taps: Which submodule's output is ``z1``, ``x_hat`` and ``z2``: names to dotted paths in the generator. A family
             without a second encoder has no ``z2``.
         discriminator: Returns for images what the objective reads: (f(x), logit), or a critic's value. Needed only
             where L_g's adversarial term or L_d is trained.
-        separates_images: Whether no image of a batch touches another on its way through the networks in training, as
+        is_batch_independent: Whether no image of a batch touches another in the networks in training mode, as
             with per-image norm; D then sees x and x̂ in one call.
         num_members: K. In a fleet of K the networks run K GANs of one shape as one: channels of images, features and
             vectors stand member after member, and every parameter has the members along its first axis.
@@ -31,7 +31,7 @@ class Gan:
     generator: nn.Module
     taps: Mapping[str, str]
     discriminator: nn.Module | None = None
-    separates_images: bool = False
+    is_batch_independent: bool = False
     num_members: int = 1
     build_fleet: "Callable[[int], Gan] | None" = None
 
@@ -40,7 +40,7 @@ class Gan:
         """Where the networks are."""
         return next(self.generator.parameters()).device
 
-    def modules(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
         """The networks that exist, by name."""
         networks = {"generator": self.generator}
         return networks if self.discriminator is None else networks | {"discriminator": self.discriminator}
@@ -48,13 +48,13 @@ class Gan:
 
 def to_device(gan: Gan, device: str) -> Gan:
     """Move a GAN's networks in place; the same GAN."""
-    for network in gan.modules().values():
+    for network in gan.networks().values():
         network.to(device)
     return gan
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
+def eval_mode(network: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode inside ``with``; each part has its own mode back afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -87,6 +87,6 @@ class Scorer(nn.Module):
         return anomaly_score(self.generator, images)
 
 
-def to_network_range(images: Tensor) -> Tensor:
+def normalize_images(images: Tensor) -> Tensor:
     """uint8 images (0 … 255) of any shape → float32 in [−1, 1]: the one scaling there is."""
     return images.float() / 127.5 - 1

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kdgan_compress.storage import atomic_path
+from kdgan_compress.files import atomic_path
 
 GAP = 2
 ROW_INCHES, TILE_INCHES, LABEL_INCHES = 0.6, 0.6, 1.4

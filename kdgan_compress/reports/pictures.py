@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdgan_compress.storage import atomic_path
+from kdgan_compress.files import atomic_path
 
 
 @dataclass(frozen=True, eq=False)

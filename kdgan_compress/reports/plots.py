@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from kdgan_compress.storage import atomic_path
+from kdgan_compress.files import atomic_path
 
 NOT_A_LOSS = frozenset({"stage_index", "stage", "epoch", "num_images", "seconds", "images_per_s", "auc", "auc_raw"})
 TEACHER = "teacher_"
@@ -56,7 +56,7 @@ def plot_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
 def plot_scores(
     calibration: NDArray[np.float64],
     test: NDArray[np.float64],
-    is_novel: NDArray[np.bool_],
+    is_anomalous: NDArray[np.bool_],
     threshold: float,
     path: Path,
 ) -> None:
@@ -65,7 +65,7 @@ def plot_scores(
     Args:
         calibration: Scores of the normals that the threshold was found on.
         test: Scores of the test split; may be empty.
-        is_novel: Whether each test image is novel.
+        is_anomalous: Whether each test image is novel.
         threshold: Scores above it are anomalies.
         path: The PNG to write.
     """
@@ -74,8 +74,8 @@ def plot_scores(
     edges = np.linspace(0, np.quantile(np.concatenate([calibration, test]), 0.995), BINS).tolist()
     groups = (
         ("normals for the threshold", calibration),
-        ("test normals", test[~is_novel]),
-        ("test novel", test[is_novel]),
+        ("test normals", test[~is_anomalous]),
+        ("test novel", test[is_anomalous]),
     )
     for label, scores in groups:
         if len(scores):

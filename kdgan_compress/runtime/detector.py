@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.images import read_image
+from kdgan_compress.runtime.images import read_image
 from kdgan_compress.runtime.seal import SEAL_KEY, find_seal, is_intact
 
 SCHEMA_VERSION = 2

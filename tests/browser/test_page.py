@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, PngImagePlugin
 
 from kdgan_compress.export.web import ORT_WEB_VERSION, write_page
-from kdgan_compress.images import read_image
+from kdgan_compress.runtime.images import read_image
 
 selenium = pytest.importorskip("selenium", reason="the page's test must have selenium: pip install selenium")
 

@@ -9,7 +9,7 @@ import pytest
 from command_line import Cli, assert_refused
 
 from kdgan_compress.cli import main
-from kdgan_compress.objectives import cvgad
+from kdgan_compress.gans import cvgad_objective as cvgad
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_an_interrupt_is_exit_code_130(cli: Cli, monkeypatch: pytest.MonkeyPatch
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdgan_compress.recipe.load_recipe", interrupted)
+    monkeypatch.setattr("kdgan_compress.experiment.recipe.load_recipe", interrupted)
     code, _, err = cli("train")
     assert code == 130
     assert "--resume" in err
@@ -159,7 +159,7 @@ def test_a_missing_extra_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
     def no_torch(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("kdgan_compress.recipe.load_recipe", no_torch)
+    monkeypatch.setattr("kdgan_compress.experiment.recipe.load_recipe", no_torch)
     assert_refused(cli("train"), "torch", "kdgan-compress[train]")
 
 

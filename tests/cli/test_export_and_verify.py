@@ -18,9 +18,9 @@ from traces import trace_once
 
 from kdgan_compress.cli.main import run
 from kdgan_compress.data import DataSettings, load_split
+from kdgan_compress.experiment.checkpoint import load_checkpoint
 from kdgan_compress.export import detector_file, web
 from kdgan_compress.runtime import Detector
-from kdgan_compress.storage import load_checkpoint
 
 KEYS = {"path", "precision", "size_bytes", "opset", "threshold", "parity_max_rel"}
 MORE_KEYS = {

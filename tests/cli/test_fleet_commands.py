@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from kdgan_compress.cli import output
 from kdgan_compress.cli.main import run
-from kdgan_compress.storage import load_checkpoint
+from kdgan_compress.experiment.checkpoint import load_checkpoint
 
 RUN_KEYS = {
     "run",
@@ -29,7 +29,7 @@ RUN_KEYS = {
     "teacher_cache",
 }
 TINY = ("--width", 1, "--image-size", 16, "--latent", 8, "--batch-size", 8, "--epochs", 1)
-STUDENT = ("--width", 1, "--norm", "per_image", "--batch-size", 8, "--epochs", 1)
+STUDENT = ("--width", 1, "--norm", "instance", "--batch-size", 8, "--epochs", 1)
 NAMES = [f"set-{normal}-ede-1-2-seed0" for normal in range(3)]
 
 
@@ -42,7 +42,7 @@ def _no_plots() -> Iterator[None]:
     """Drawing takes most of a tiny run's time."""
     with pytest.MonkeyPatch.context() as patched:
         for name in ("plot_curves", "plot_scores"):
-            patched.setattr(f"kdgan_compress.workflows.run.{name}", quick_plot)
+            patched.setattr(f"kdgan_compress.experiment.runner.{name}", quick_plot)
         yield
 
 
@@ -239,7 +239,7 @@ def spoil_the_second_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the model of the class with 9 images begin with a weight that is NaN."""
     import torch
 
-    from kdgan_compress.workflows.run import Schedule
+    from kdgan_compress.experiment.runner import Schedule
 
     original = Schedule.begin_stage
 
@@ -394,7 +394,7 @@ def test_the_same_seed_twice_is_refused(cli: Cli, data: str, tmp_path: Path) -> 
 def test_a_fleet_larger_than_memory(
     cli: Cli, data: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdgan_compress.workflows.fleet._free_bytes", lambda device: 1000)
+    monkeypatch.setattr("kdgan_compress.experiment.fleets._free_bytes", lambda device: 1000)
     options = ["train", "--data", data, *TINY, "--normal", "0..2", "--out", tmp_path / "D"]
     assert_refused(cli(*options, "--fleet", 3), "half of the free memory", "got 3, 1 fit", "--fleet 1 or less")
     students = ["distill", "--teacher", trained / "*", *STUDENT, "--out", tmp_path / "E"]

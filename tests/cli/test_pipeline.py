@@ -10,7 +10,7 @@ from command_line import Cli, only_json
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from kdgan_compress.storage import load_checkpoint
+from kdgan_compress.experiment.checkpoint import load_checkpoint
 
 RUN_KEYS = {"run", "model", "auc", "auc_raw", "epochs", "num_images", "seconds", "images_per_s"}
 

@@ -8,7 +8,7 @@ import pytest
 from command_line import Cli, assert_refused, only_json
 
 from kdgan_compress.data import load_split
-from kdgan_compress.storage import load_checkpoint
+from kdgan_compress.experiment.checkpoint import load_checkpoint
 
 SMALL = ("--width", 1, "--image-size", 16, "--latent", 8, "--batch-size", 8, "--epochs", 1)
 

@@ -28,13 +28,13 @@ def check_is_sound(split: IndexSplit, labels: np.ndarray, normal: set[int]) -> N
     for part in (split.train, split.validation, split.test):
         assert part.dtype == np.int64
         assert part.tolist() == sorted(set(part.tolist()))
-    assert split.test_is_novel.dtype == np.bool_
+    assert split.test_is_anomalous.dtype == np.bool_
     assert not set(train) & set(test)
     assert not set(train) & set(validation)
     assert not set(validation) & set(test)
     assert all(0 <= index < len(labels) for index in train + validation + test)
     assert all(int(labels[index]) in normal for index in train + validation)
-    assert split.test_is_novel.tolist() == [int(labels[index]) not in normal for index in test]
+    assert split.test_is_anomalous.tolist() == [int(labels[index]) not in normal for index in test]
 
 
 def class_sizes(labels: np.ndarray, indices: np.ndarray) -> dict[int, int]:
@@ -46,7 +46,7 @@ def class_sizes(labels: np.ndarray, indices: np.ndarray) -> dict[int, int]:
 
 def check_fraction(split: IndexSplit, outliers: float) -> None:
     """To within one image, and at least one of either kind."""
-    num_novel, num_test = int(split.test_is_novel.sum()), len(split.test)
+    num_novel, num_test = int(split.test_is_anomalous.sum()), len(split.test)
     assert 1 <= num_novel < num_test
     assert abs(num_novel - Fraction(outliers) * num_test) < 1
 
@@ -74,7 +74,7 @@ def test_simo_trains_on_one_class_and_tests_on_all(y_train, y_test, normal):
     assert split.train.tolist() == expected
     assert split.validation.tolist() == []
     assert split.test.tolist() == list(range(len(y_train), len(pool)))
-    assert split.test_is_novel.tolist() == [label != normal for label in y_test]
+    assert split.test_is_anomalous.tolist() == [label != normal for label in y_test]
 
 
 def test_missing_class_lists_those_there():
@@ -93,7 +93,7 @@ def test_miso_trains_on_80_percent_of_every_normal_class(pool, seed):
     assert trained == {label: round(Fraction(4, 5) * sizes[label]) for label in normal}
     assert all(trained[label] < sizes[label] for label in normal)
     assert sorted(split.train.tolist() + split.test.tolist()) == list(range(len(pool)))
-    assert int(split.test_is_novel.sum()) == sizes[novel]
+    assert int(split.test_is_anomalous.sum()) == sizes[novel]
 
 
 @examples
@@ -147,7 +147,7 @@ def test_gpnds_five_trials_test_each_normal_image_once(pool, permutation):
     normal = int(pool[0])
     splits = [gpnd_5fold(pool, normal, 0.01, 5 * permutation + fold) for fold in range(5)]
     images = [index for index, label in enumerate(pool) if label == normal]
-    tested = [split.test[~split.test_is_novel].tolist() for split in splits]
+    tested = [split.test[~split.test_is_anomalous].tolist() for split in splits]
     assert sorted(index for fold in tested for index in fold) == images
     assert max(map(len, tested)) - min(map(len, tested)) <= 1
     assert [split.validation.tolist() for split in splits] == tested[1:] + tested[:1]
@@ -163,7 +163,7 @@ def test_gpnd_at_fashion_mnists_size():
     assert sizes.pop(7) == 1400
     assert sorted(sizes.values()) == [155] * 4 + [156] * 5
     smaller = gpnd_5fold(pool, 7, 0.1, 0)
-    assert int(smaller.test_is_novel.sum()) == round(1400 / 9)
+    assert int(smaller.test_is_anomalous.sum()) == round(1400 / 9)
     assert set(smaller.test.tolist()) < set(split.test.tolist())
 
 
@@ -208,15 +208,15 @@ def test_coil100_as_in_the_paper(num_categories, outliers, num_novel):
     pool = np.repeat(np.arange(100), 72)
     split = coil100(pool, num_categories, outliers, seed=0)
     assert len(split.train) == 70 * num_categories
-    assert int((~split.test_is_novel).sum()) == 2 * num_categories
-    assert int(split.test_is_novel.sum()) == num_novel
+    assert int((~split.test_is_anomalous).sum()) == 2 * num_categories
+    assert int(split.test_is_anomalous.sum()) == num_novel
 
 
 def test_coil100_draws_every_category_sometimes():
     pool = np.repeat(np.arange(5), 4)
     drawn = [coil100(pool, 1, 0.5, seed) for seed in range(60)]
     assert {int(pool[split.train[0]]) for split in drawn} == set(range(5))
-    assert {int(pool[index]) for split in drawn for index in split.test[split.test_is_novel]} == set(range(5))
+    assert {int(pool[index]) for split in drawn for index in split.test[split.test_is_anomalous]} == set(range(5))
     assert {index for split in drawn for index in split.test.tolist()} == set(range(20))
 
 
@@ -230,7 +230,7 @@ def test_ocgan_tests_as_many_novel_images_as_normal_ones(pool, seed):
     num_train = round(Fraction(4, 5) * num_normal)
     assert len(split.train) == num_train
     num_each = min(num_normal - num_train, len(pool) - num_normal)
-    assert int(split.test_is_novel.sum()) == int((~split.test_is_novel).sum()) == num_each
+    assert int(split.test_is_anomalous.sum()) == int((~split.test_is_anomalous).sum()) == num_each
     assert split.validation.tolist() == []
 
 
@@ -283,8 +283,8 @@ def test_fingerprint_is_of_lengths_and_little_endian_numbers():
     content = b"".join(value.to_bytes(8, "little") for part in numbers for value in [len(part), *part])
     assert split.sha256 == hashlib.sha256(content).hexdigest()
     big_endian = (part.astype(">i8") for part in (split.train, split.validation, split.test))
-    assert IndexSplit(*big_endian, split.test_is_novel).sha256 == split.sha256
-    moved = IndexSplit(np.array([1]), np.array([258]), split.test, split.test_is_novel)
+    assert IndexSplit(*big_endian, split.test_is_anomalous).sha256 == split.sha256
+    moved = IndexSplit(np.array([1]), np.array([258]), split.test, split.test_is_anomalous)
     assert moved.sha256 != split.sha256
 
 

@@ -67,7 +67,7 @@ def test_npz_without_a_key_is_refused_in_one_clean_message(tmp_path, key):
     del content[key]
     with pytest.raises(KdganError) as caught:
         read_bytes(tmp_path, zipped(content))
-    assert caught.value.must == "An .npz data set must hold x_train, y_train, x_test, y_test"
+    assert caught.value.problem == "An .npz data set must hold x_train, y_train, x_test, y_test"
     assert caught.value.found == f"{tmp_path / 'set.npz'} lacks {key}"
 
 

@@ -76,7 +76,7 @@ def test_npz_under_simo(tmp_path):
     split = load_split(DataSettings(f"npz:{tmp_path / 'set.npz'}", normal="3"), SIZE, 1)
     np.testing.assert_array_equal(split.train[:, 0].numpy(), content["x_train"][[0, 2, 5]])
     np.testing.assert_array_equal(split.test[:, 0].numpy(), content["x_test"])
-    assert split.test_is_novel.tolist() == [True, False, True, False, True]
+    assert split.test_is_anomalous.tolist() == [True, False, True, False, True]
     assert split.test_classes.tolist() == ["5", "3", "0", "3", "1"]
     assert split.is_labelled
 
@@ -107,8 +107,8 @@ def test_samples_normal_class_is_sneaker():
     split = load_split(DataSettings("sample"), SIZE, 1)
     by_number = load_split(DataSettings("sample", "7"), SIZE, 1)
     assert torch.equal(split.train, by_number.train)
-    assert (split.test_classes[~split.test_is_novel] == "sneaker").all()
-    assert (split.test_classes[split.test_is_novel] != "sneaker").all()
+    assert (split.test_classes[~split.test_is_anomalous] == "sneaker").all()
+    assert (split.test_classes[split.test_is_anomalous] != "sneaker").all()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_folder_layout(bottle, channels):
     assert split.test.shape == (4, channels, SIZE, SIZE)
     assert split.train.dtype == split.test.dtype == torch.uint8
     assert split.test_classes.tolist() == ["dent", "good", "good", "scratch"]
-    assert split.test_is_novel.tolist() == [True, False, False, True]
+    assert split.test_is_anomalous.tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
@@ -175,7 +175,7 @@ def test_folder_without_test(tmp_path):
     split = load_split(settings(tmp_path), SIZE, 1)
     assert split.train.shape == (1, 1, SIZE, SIZE)
     assert split.test.shape == (0, 1, SIZE, SIZE)
-    assert (len(split.test_is_novel), len(split.test_classes)) == (0, 0)
+    assert (len(split.test_is_anomalous), len(split.test_classes)) == (0, 0)
     assert not split.is_labelled
 
 
@@ -280,7 +280,7 @@ def test_protocols_take_their_images_out_of_the_pool(pool, settings, choose):
     split = load_split(DataSettings("mnist", root=root, **settings), SIZE, 1)
     assert numbers(split.train) == expected.train.tolist()
     assert numbers(split.test) == expected.test.tolist()
-    assert split.test_is_novel.tolist() == expected.test_is_novel.tolist()
+    assert split.test_is_anomalous.tolist() == expected.test_is_anomalous.tolist()
     assert split.test_classes.tolist() == [str(labels[index]) for index in expected.test]
     assert split.split_sha256 == expected.sha256
     assert split.is_labelled
@@ -335,8 +335,8 @@ def test_folders_have_no_fingerprint(bottle):
 def test_novel_class_by_name_or_number(tmp_path, novel):
     save_pool(tmp_path / "cifar10.npz", noise(10, SIZE, SIZE, 3), np.array([3, 4] * 5))
     split = load_split(DataSettings("cifar10", root=str(tmp_path), protocol="miso-8020", novel=novel), SIZE, 3)
-    assert split.test_classes[split.test_is_novel].tolist() == ["deer"] * 5
-    assert split.test_classes[~split.test_is_novel].tolist() == ["cat"]
+    assert split.test_classes[split.test_is_anomalous].tolist() == ["deer"] * 5
+    assert split.test_classes[~split.test_is_anomalous].tolist() == ["cat"]
 
 
 @pytest.mark.parametrize(
@@ -360,5 +360,5 @@ def test_coil100_in_colour(tmp_path, protocol):
     data = DataSettings("coil100", "obj2" if protocol == "ocgan-p1" else None, str(tmp_path), protocol)
     split = load_split(data, SIZE, native_channels(data))
     assert split.train.shape == ((3, 3, SIZE, SIZE) if protocol == "coil100" else (4, 3, SIZE, SIZE))
-    assert len(set(split.test_classes[~split.test_is_novel].tolist())) == 1
-    assert (split.test_classes[split.test_is_novel] != "obj2").all() or protocol == "coil100"
+    assert len(set(split.test_classes[~split.test_is_anomalous].tolist())) == 1
+    assert (split.test_classes[split.test_is_anomalous] != "obj2").all() or protocol == "coil100"

@@ -8,38 +8,38 @@ from kdgan_compress.evaluation.metrics import detection_metrics, quantile_thresh
 
 def with_ties(seed: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
-    is_novel = generator.random(60) < 0.3
-    is_novel[:2] = True, False
-    return np.round(generator.normal(size=60) + is_novel, 1), is_novel
+    is_anomalous = generator.random(60) < 0.3
+    is_anomalous[:2] = True, False
+    return np.round(generator.normal(size=60) + is_anomalous, 1), is_anomalous
 
 
-def auc_by_pairs(scores, is_novel) -> float:
+def auc_by_pairs(scores, is_anomalous) -> float:
     """Share of pairs in which the novel image has the higher score; a tie is half a win."""
-    wins = [(n > o) + 0.5 * (n == o) for n in scores[is_novel] for o in scores[~is_novel]]
+    wins = [(n > o) + 0.5 * (n == o) for n in scores[is_anomalous] for o in scores[~is_anomalous]]
     return sum(wins) / len(wins)
 
 
-def f1_at(threshold, scores, is_novel) -> float:
-    hits = int((is_novel & (scores >= threshold)).sum())
-    return 2 * hits / (int((scores >= threshold).sum()) + int(is_novel.sum()))
+def f1_at(threshold, scores, is_anomalous) -> float:
+    hits = int((is_anomalous & (scores >= threshold)).sum())
+    return 2 * hits / (int((scores >= threshold).sum()) + int(is_anomalous.sum()))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_auc_and_average_precision(seed):
-    scores, is_novel = with_ties(seed)
-    ours = detection_metrics(scores, is_novel)
-    assert ours.auc == pytest.approx(roc_auc_score(is_novel, scores))
-    assert ours.auc == pytest.approx(auc_by_pairs(scores, is_novel))
-    assert ours.average_precision == pytest.approx(average_precision_score(is_novel, scores))
-    assert (ours.num_normal, ours.num_novel) == (int((~is_novel).sum()), int(is_novel.sum()))
+    scores, is_anomalous = with_ties(seed)
+    ours = detection_metrics(scores, is_anomalous)
+    assert ours.auc == pytest.approx(roc_auc_score(is_anomalous, scores))
+    assert ours.auc == pytest.approx(auc_by_pairs(scores, is_anomalous))
+    assert ours.average_precision == pytest.approx(average_precision_score(is_anomalous, scores))
+    assert (ours.num_normal, ours.num_novel) == (int((~is_anomalous).sum()), int(is_anomalous.sum()))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_best_f1_is_the_best_of_all_thresholds(seed):
-    scores, is_novel = with_ties(seed)
-    ours = detection_metrics(scores, is_novel)
-    assert ours.best_f1 == pytest.approx(max(f1_at(threshold, scores, is_novel) for threshold in scores))
-    assert ours.best_f1 == pytest.approx(f1_at(ours.best_f1_threshold, scores, is_novel))
+    scores, is_anomalous = with_ties(seed)
+    ours = detection_metrics(scores, is_anomalous)
+    assert ours.best_f1 == pytest.approx(max(f1_at(threshold, scores, is_anomalous) for threshold in scores))
+    assert ours.best_f1 == pytest.approx(f1_at(ours.best_f1_threshold, scores, is_anomalous))
 
 
 def test_by_hand():

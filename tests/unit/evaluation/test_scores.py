@@ -6,7 +6,7 @@ import torch
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import scores as module
-from kdgan_compress.evaluation.scores import encode, fit_on_normals, paper_scores, reconstruct, score_images
+from kdgan_compress.evaluation.scores import encode, paper_scores, recalibrate, reconstruct, score_images
 from kdgan_compress.gans import Architecture, Gan, build
 
 
@@ -35,7 +35,7 @@ def one_by_one(generator: torch.nn.Module, pixels: torch.Tensor) -> list[float]:
 
 
 @pytest.mark.parametrize("family", ["ede", "ed", "ed_ehat", "cvgad"])
-@pytest.mark.parametrize("norm", ["per_image", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_scores_are_those_of_single_images(monkeypatch, family, norm):
     monkeypatch.setattr(module, "BATCH", 4)
     generator = gan(family, norm).generator
@@ -45,7 +45,7 @@ def test_scores_are_those_of_single_images(monkeypatch, family, norm):
     assert scores.std() > 0
 
 
-@pytest.mark.parametrize("norm", ["per_image", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_rest_of_the_batch_never_leaks(norm, training):
     generator = gan("ede", norm).generator.train(training)
@@ -85,7 +85,7 @@ def test_training_mode_comes_back_after_an_error():
     ("family", "run"),
     [
         *itertools.product(("ede", "cvgad"), (score_images, reconstruct, encode)),
-        *itertools.product(("cvgad",), (paper_scores, fit_on_normals)),
+        *itertools.product(("cvgad",), (paper_scores, recalibrate)),
     ],
 )
 def test_images_of_another_kind_are_refused(family, run):
@@ -97,7 +97,7 @@ def test_images_of_another_kind_are_refused(family, run):
 
 
 def test_no_images():
-    scores = score_images(gan("ede", "per_image").generator, images(0))
+    scores = score_images(gan("ede", "instance").generator, images(0))
     assert scores.shape == (0,)
     assert scores.dtype == np.float64
 
@@ -122,7 +122,7 @@ def terms_one_by_one(generator, pixels):
         return np.array([generator.score_terms(image[None].float() / 127.5 - 1)[0].tolist() for image in pixels])
 
 
-@pytest.mark.parametrize("norm", ["per_image", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_paper_scores_scale_each_term_over_the_test_set(monkeypatch, norm):
     monkeypatch.setattr(module, "BATCH", 4)
     generator = gan("cvgad", norm).generator.train()
@@ -139,7 +139,7 @@ def test_paper_scores_scale_each_term_over_the_test_set(monkeypatch, norm):
 def test_paper_scores_do_not_know_the_models_own_scale():
     generator = gan("cvgad", "batch").generator
     before = paper_scores(generator, images(6))
-    generator.fit_score(torch.tensor([[0.0, 0.0], [7.0, 0.01]]))
+    generator.fit_score_scale(torch.tensor([[0.0, 0.0], [7.0, 0.01]]))
     np.testing.assert_array_equal(paper_scores(generator, images(6)), before)
 
 
@@ -156,9 +156,9 @@ def test_paper_scores_of_a_score_without_terms(family):
 
 def test_fit_on_normals_scales_by_the_normals_ranges(monkeypatch):
     monkeypatch.setattr(module, "BATCH", 4)
-    generator = gan("cvgad", "per_image").generator
+    generator = gan("cvgad", "instance").generator
     unscaled = terms_one_by_one(generator, images(10))
-    fit_on_normals(generator.train(), images(10))
+    recalibrate(generator.train(), images(10))
     assert generator.training
     np.testing.assert_allclose(generator.score_scale, unscaled.max(0) - unscaled.min(0), rtol=1e-4)
     others = terms_one_by_one(generator, images(5, seed=9))
@@ -168,21 +168,21 @@ def test_fit_on_normals_scales_by_the_normals_ranges(monkeypatch):
 
 def test_fit_on_normals_takes_an_even_choice_of_many(monkeypatch):
     chosen, all_of_them = gan("cvgad", "batch").generator, images(8)
-    fit_on_normals(chosen, all_of_them[[0, 3, 6]])
-    monkeypatch.setattr(module, "MOST_TO_FIT_ON", 3)
+    recalibrate(chosen, all_of_them[[0, 3, 6]])
+    monkeypatch.setattr(module, "MAX_CALIBRATION_IMAGES", 3)
     generator = gan("cvgad", "batch").generator
-    fit_on_normals(generator, all_of_them)
+    recalibrate(generator, all_of_them)
     torch.testing.assert_close(generator.score_scale, chosen.score_scale)
-    monkeypatch.setattr(module, "MOST_TO_FIT_ON", 8)
-    fit_on_normals(generator, all_of_them)
+    monkeypatch.setattr(module, "MAX_CALIBRATION_IMAGES", 8)
+    recalibrate(generator, all_of_them)
     assert not torch.allclose(generator.score_scale, chosen.score_scale)
 
 
 @pytest.mark.parametrize("family", ["ede", "ed", "ed_ehat"])
 def test_fit_on_normals_is_nothing_to_per_image_norm_and_a_score_without_terms(family):
-    generator = gan(family, "per_image").generator
+    generator = gan(family, "instance").generator
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    fit_on_normals(generator, images(3))
+    recalibrate(generator, images(3))
     torch.testing.assert_close(dict(generator.state_dict()), before, rtol=0, atol=0)
 
 
@@ -209,7 +209,7 @@ def test_fit_on_normals_takes_batch_norms_statistics_anew(monkeypatch):
     generator[1].running_mean.fill_(7.0)
     weights = [parameter.clone() for parameter in generator.parameters()]
     normals = images(8)
-    fit_on_normals(generator, normals)
+    recalibrate(generator, normals)
     first, means, variances = generator[0], [], []
     with torch.no_grad():
         for batch in (normals[:4], normals[4:]):

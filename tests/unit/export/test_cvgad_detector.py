@@ -43,7 +43,7 @@ def trained(described):
     return generator.eval()
 
 
-@pytest.fixture(scope="module", params=[(1, "batch", 3), (3, "per_image", 2), (1, "per_image", None)], ids=str)
+@pytest.fixture(scope="module", params=[(1, "batch", 3), (3, "instance", 2), (1, "instance", None)], ids=str)
 def written(request, tmp_path_factory):
     described = architecture(*request.param)
     path = tmp_path_factory.mktemp("cvgad") / "d.onnx"

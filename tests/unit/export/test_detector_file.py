@@ -51,14 +51,14 @@ KINDS = {
 def written(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports") / "new" / "folder"
     found = {}
-    for norm in ("batch", "per_image"):
+    for norm in ("batch", "instance"):
         for kind, settings in KINDS.items():
             path = folder / f"{norm} {kind}.onnx"
             found[norm, kind] = (write(path, "ede", norm, settings, judges=judges(), gate=False), path)
     return found
 
 
-@pytest.fixture(scope="module", params=[(norm, kind) for norm in ("batch", "per_image") for kind in KINDS], ids=str)
+@pytest.fixture(scope="module", params=[(norm, kind) for norm in ("batch", "instance") for kind in KINDS], ids=str)
 def each(request, written):
     return written[request.param]
 
@@ -201,7 +201,7 @@ def test_metadata_is_complete(papers):
         "image_channels": "1",
         "image_size": "32",
         "latent_size": "16",
-        "norm": "per_image",
+        "norm": "instance",
         "preprocessing": "antialiased bilinear resize, scaled to -1 ... 1",
         "precision": "fp32",
         "rewrites": "heads, opening, difference, scale",
@@ -227,9 +227,9 @@ def test_hash_of_weights_is_of_every_weight(papers):
 @pytest.mark.usefixtures("quick")
 def test_second_encoder_of_ed_ehat_stays_behind(tmp_path):
     settings = ExportSettings(rewrites=frozenset())
-    write(tmp_path / "d.onnx", "ed_ehat", "per_image", settings)
+    write(tmp_path / "d.onnx", "ed_ehat", "instance", settings)
     content = (tmp_path / "d.onnx").read_bytes()
-    generator = generator_of(architecture("ed_ehat", "per_image"))
+    generator = generator_of(architecture("ed_ehat", "instance"))
     assert generator.encoder.head.weight.detach().numpy().tobytes() in content
     assert generator.encoder2.head.weight.detach().numpy().tobytes() not in content
 

@@ -41,7 +41,7 @@ class Case:
 
 @pytest.fixture(
     scope="module",
-    params=[("ede", "batch", 3), ("ed", "per_image", 1), ("cvgad", "batch", 1)],
+    params=[("ede", "batch", 3), ("ed", "instance", 1), ("cvgad", "batch", 1)],
     ids=lambda combination: "-".join(map(str, combination)),
 )
 def case(request, traced):

@@ -30,7 +30,7 @@ def test_weights_of_the_papers_students(traced, channels, before, after):
     rest = 3 * (16 * (one + one * two + two * three) + 2 * (one + two + three))
     assert before == 3 * 16 * three * 256 + rest
     assert after == (16 * three) ** 2 * 2 + 16 * three * min(32 * three, 256) + rest
-    generator, core, described = traced("ede", "per_image", channels=channels, image_size=32, latent_size=256)
+    generator, core, described = traced("ede", "instance", channels=channels, image_size=32, latent_size=256)
     model, _ = detector_of(core, described, {"latent"})
     assert (num_floats(core), num_floats(model)) == (before, after)
     images = photos(200, 32, 32, 1)
@@ -50,7 +50,7 @@ def test_weights_of_the_papers_students(traced, channels, before, after):
     ],
 )
 def test_latent_collapses_only_where_that_saves_weights(traced, family, channels, latent, changes):
-    _, core, described = traced(family, "per_image", channels=channels, latent_size=latent)
+    _, core, described = traced(family, "instance", channels=channels, latent_size=latent)
     model, counts = detector_of(core, described, {"latent"})
     assert counts == {"latent": changes}
     assert (num_floats(model) < num_floats(core)) is bool(changes)

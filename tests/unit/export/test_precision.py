@@ -34,8 +34,8 @@ def make_judges(*, test_seed=1, train_seed=0, train_count=COUNT, labels=True) ->
     """Novel: noise. Normal: ramps."""
     train = photos(2 * train_count, 16, 16, 1, seed=train_seed)[::2]
     test = photos(COUNT, 16, 16, 1, seed=test_seed)
-    is_novel = np.arange(COUNT) % 2 == 1
-    return Judges(train, train, test, is_novel) if labels else Judges(train, train, test[:0], is_novel[:0])
+    is_anomalous = np.arange(COUNT) % 2 == 1
+    return Judges(train, train, test, is_anomalous) if labels else Judges(train, train, test[:0], is_anomalous[:0])
 
 
 def described(norm="batch"):
@@ -120,8 +120,8 @@ def expected_agreement(written, precision):
     scores = {name: Detector(written[name][1]).score(judges.test) for name in ("fp32", precision)}
     ours, theirs = scores[precision], scores["fp32"]
     return (
-        roc_auc_score(judges.test_is_novel, ours.score),
-        roc_auc_score(judges.test_is_novel, ours.score) - roc_auc_score(judges.test_is_novel, theirs.score),
+        roc_auc_score(judges.test_is_anomalous, ours.score),
+        roc_auc_score(judges.test_is_anomalous, ours.score) - roc_auc_score(judges.test_is_anomalous, theirs.score),
         np.mean(ours.is_anomaly == theirs.is_anomaly),
         spearmanr(ours.score, theirs.score).statistic,
     )
@@ -153,8 +153,8 @@ def test_threshold_is_each_precisions_own_best_f1(written, precision):
     judges = make_judges()
     detector = Detector(path)
     scores = detector.score(judges.test)
-    best = max(f1_score(judges.test_is_novel, scores.score > t) for t in [*scores.score, scores.score.min() - 1])
-    assert f1_score(judges.test_is_novel, scores.is_anomaly) == pytest.approx(best)
+    best = max(f1_score(judges.test_is_anomalous, scores.score > t) for t in [*scores.score, scores.score.min() - 1])
+    assert f1_score(judges.test_is_anomalous, scores.is_anomaly) == pytest.approx(best)
     assert (detector.threshold, detector.metadata["threshold_rule"]) == (report.threshold, report.threshold_rule)
     assert report.threshold_rule == f"best F1 on {COUNT} labelled images"
 
@@ -247,8 +247,8 @@ def test_calibration_sees_training_normals_alone(written, generator, tmp_path):
     reference = weights_and_scales(written["int8"][1])
     train = make_judges().train
     other = make_judges(test_seed=7, labels=True)
-    assert export(Judges(train, other.test[1::2], other.test, ~other.test_is_novel)) == reference
-    assert export(Judges(other.test[1::2], train, other.test, other.test_is_novel)) != reference
+    assert export(Judges(train, other.test[1::2], other.test, ~other.test_is_anomalous)) == reference
+    assert export(Judges(other.test[1::2], train, other.test, other.test_is_anomalous)) != reference
 
 
 @pytest.mark.usefixtures("quick")

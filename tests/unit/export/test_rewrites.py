@@ -54,7 +54,7 @@ class Case:
 @pytest.fixture(
     scope="module",
     params=[(family, norm, 1 if (i + j) % 2 else 3) for i, family in enumerate(FAMILIES) for j, norm in
-            enumerate(("batch", "per_image"))],
+            enumerate(("batch", "instance"))],
     ids=lambda combination: "-".join(map(str, combination)),
 )  # fmt: skip
 def case(request, traced):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import FAMILIES, Architecture, build, num_blocks, plan_for_width
+from kdgan_compress.gans import FAMILIES, Architecture, build, channels_from_width, num_blocks
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
@@ -28,24 +28,24 @@ def test_other_image_sizes_are_refused(image_size):
 @few
 @given(width=st.integers(1, 100), image_size=st.sampled_from([16, 32, 64, 128]))
 def test_a_width_doubles_from_block_to_block(width, image_size):
-    plan = plan_for_width(width, image_size)
+    plan = channels_from_width(width, image_size)
     assert plan[0] == width
     assert all(after == 2 * before for before, after in itertools.pairwise(plan))
     architecture = Architecture(channels=plan, image_size=image_size)
-    assert tuple(int(number) for number in architecture.plan.split("-")) == plan
+    assert tuple(int(number) for number in architecture.channels_str.split("-")) == plan
 
 
 @pytest.mark.parametrize("width", [0, -2])
 def test_a_width_is_at_least_1(width):
     with pytest.raises(KdganError, match=f"width must be at least 1; got {width}"):
-        plan_for_width(width)
+        channels_from_width(width)
 
 
 def test_the_default_is_the_papers_teacher_for_grey_images():
     architecture = Architecture()
-    assert architecture.plan == "64-128-256"
+    assert architecture.channels_str == "64-128-256"
     assert (architecture.family, architecture.image_channels, architecture.image_size) == ("ede", 1, 32)
-    assert (architecture.latent_size, architecture.norm) == (256, "per_image")
+    assert (architecture.latent_size, architecture.norm) == (256, "instance")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from scipy.stats import kstest, rankdata
 from sklearn.preprocessing import MinMaxScaler
 from torch import nn
 
+from kdgan_compress.accel.layers import Conv2d
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import Architecture, Scorer, anomaly_score, build, has_score_terms, plan_for_width
-from kdgan_compress.gans.layers import Conv2d
+from kdgan_compress.gans import Architecture, Scorer, anomaly_score, build, channels_from_width, has_score_terms
 from kdgan_compress.losses import discriminator_cross_entropy, ssim_per_image
 from kdgan_compress.profiling import count
 
@@ -29,11 +29,11 @@ def noise(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-@pytest.mark.parametrize("norm", ["per_image", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("image_channels", [1, 3])
 @pytest.mark.parametrize("side", [16, 32, 64])
 def test_every_output_has_its_shape(side, image_channels, norm):
-    channels = plan_for_width(2, side)
+    channels = channels_from_width(2, side)
     gan = build(small(channels=channels, image_size=side, image_channels=image_channels, norm=norm))
     generator, images = gan.generator, noise(3, image_channels, side, side)
     mu, x_hat = generator(images)
@@ -133,7 +133,7 @@ def test_a_fitted_score_ranges_over_1_in_both_terms_and_ranks_as_min_max_scaling
     others = (others * torch.linspace(1, 0.05, 20).view(-1, 1, 1, 1) + 0.3).clamp(-1, 1)
     with torch.no_grad():
         terms = generator.score_terms(normals)
-        generator.fit_score(terms)
+        generator.fit_score_scale(terms)
         scaled = terms / generator.score_scale
         scores = anomaly_score(generator, others).numpy()
     torch.testing.assert_close(scaled.amax(0) - scaled.amin(0), torch.ones(2))
@@ -147,7 +147,7 @@ def test_a_fitted_score_ranges_over_1_in_both_terms_and_ranks_as_min_max_scaling
 
 def test_a_fitted_score_is_saved_with_the_weights():
     fitted, fresh = build(small()).generator, build(small(), seed=1).generator
-    fitted.fit_score(torch.tensor([[1.0, 0.2], [4.0, 0.7], [2.0, 0.1]]))
+    fitted.fit_score_scale(torch.tensor([[1.0, 0.2], [4.0, 0.7], [2.0, 0.1]]))
     fresh.load_state_dict(fitted.state_dict())
     torch.testing.assert_close(fresh.score_scale, torch.tensor([3.0, 0.6]))
     images = noise(2, 1, 16, 16)
@@ -156,7 +156,7 @@ def test_a_fitted_score_is_saved_with_the_weights():
 
 def test_normals_that_are_all_alike_leave_the_score_finite():
     generator = build(small()).generator
-    generator.fit_score(generator.score_terms(noise(1, 1, 16, 16)).detach())
+    generator.fit_score_scale(generator.score_terms(noise(1, 1, 16, 16)).detach())
     assert anomaly_score(generator, noise(2, 1, 16, 16, seed=1)).isfinite().all()
 
 
@@ -234,7 +234,7 @@ def test_the_critic_is_strided_convolutions_without_norm():
         assert value == pytest.approx((weights["head.weight"][0] @ x.ravel() + weights["head.bias"]).item(), abs=1e-9)
 
 
-@pytest.mark.parametrize("norm", ["per_image", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_no_value_of_the_critic_depends_on_another_image(norm):
     critic = build(small(norm=norm)).discriminator
     assert not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in critic.modules())
@@ -285,8 +285,8 @@ def test_build_is_seeded_and_leaves_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(6)
     again, other = build(small(), seed=3), build(small(), seed=4)
-    for name, network in first.modules().items():
+    for name, network in first.networks().items():
         for key, weight in network.state_dict().items():
-            assert torch.equal(weight, again.modules()[name].state_dict()[key])
+            assert torch.equal(weight, again.networks()[name].state_dict()[key])
             if weight.unique().numel() > 1:
-                assert not torch.equal(weight, other.modules()[name].state_dict()[key])
+                assert not torch.equal(weight, other.networks()[name].state_dict()[key])

@@ -7,7 +7,7 @@ from scipy.signal import convolve2d, correlate2d
 from scipy.stats import kstest
 from torch import nn
 
-from kdgan_compress.gans import Architecture, Gan, Scorer, anomaly_score, build, plan_for_width, to_network_range
+from kdgan_compress.gans import Architecture, Gan, Scorer, anomaly_score, build, channels_from_width, normalize_images
 
 FAMILIES = ("ed", "ed_ehat", "ede")
 
@@ -23,7 +23,7 @@ def noise(*shape, seed=0):
 @pytest.mark.parametrize("image_channels", [1, 3])
 @pytest.mark.parametrize("side", [16, 32, 64, 128])
 def test_every_output_has_its_shape(side, image_channels):
-    channels = plan_for_width(2, side)
+    channels = channels_from_width(2, side)
     gan = build(small(channels=channels, image_size=side, image_channels=image_channels))
     images = noise(3, image_channels, side, side)
     z1, x_hat, z2 = gan.generator(images)
@@ -110,7 +110,7 @@ def test_reconstructions_lie_between_minus_1_and_1():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_per_image_norm_is_batch_norm_in_training_on_a_batch_of_one(family):
-    per_image, batch = (build(small(family, norm=norm)).generator for norm in ("per_image", "batch"))
+    per_image, batch = (build(small(family, norm=norm)).generator for norm in ("instance", "batch"))
     batch.load_state_dict(per_image.state_dict(), strict=False)
     for image in noise(3, 1, 1, 32, 32):
         for ours, theirs in zip(per_image.eval()(image), batch.train()(image), strict=True):
@@ -189,7 +189,7 @@ def test_second_encoder_has_weights_of_its_own():
     assert first["head.weight"].data_ptr() != second["head.weight"].data_ptr()
 
 
-@pytest.mark.parametrize("norm", ["per_image", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_initial_weights_are_drawn_as_the_paper_says(norm):
     gan = build(Architecture(norm=norm))
     standard = []
@@ -214,24 +214,24 @@ def test_build_is_seeded_and_leaves_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(6)
     again, other = build(small(), seed=3), build(small(), seed=4)
-    for name, network in first.modules().items():
+    for name, network in first.networks().items():
         for key, weight in network.state_dict().items():
-            assert torch.equal(weight, again.modules()[name].state_dict()[key])
+            assert torch.equal(weight, again.networks()[name].state_dict()[key])
             if weight.unique().numel() > 1:
-                assert not torch.equal(weight, other.modules()[name].state_dict()[key])
+                assert not torch.equal(weight, other.networks()[name].state_dict()[key])
 
 
 def test_a_gan_names_the_networks_it_has():
     generator, discriminator = nn.Identity(), nn.Identity()
-    assert Gan(generator, {}).modules() == {"generator": generator}
-    both = Gan(generator, {}, discriminator).modules()
+    assert Gan(generator, {}).networks() == {"generator": generator}
+    both = Gan(generator, {}, discriminator).networks()
     assert both == {"generator": generator, "discriminator": discriminator}
     assert list(both) == ["generator", "discriminator"]
 
 
 def test_pixels_are_scaled_to_minus_1_and_1():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
-    scaled = to_network_range(pixels)
+    scaled = normalize_images(pixels)
     assert scaled.dtype == torch.float32
     assert scaled.min() == -1
     assert scaled.max() == 1

@@ -56,7 +56,7 @@ def test_counts_are_the_table(channels, image_channels, params, macs):
     assert sum(parameter.numel() for parameter in generator.parameters()) == params
 
 
-@pytest.mark.parametrize("norm", ["per_image", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("side", [16, 64])
 def test_counts_at_other_sizes_agree_with_the_formula(norm, side):
     channels = (3, 5) if side == 16 else (2, 4, 3, 5)
@@ -67,7 +67,7 @@ def test_counts_at_other_sizes_agree_with_the_formula(norm, side):
     assert (counts.num_params, counts.conv_macs) == (params, macs)
     assert macs_by_torch(generator.eval(), architecture) == macs
     # fvcore charges 5 FLOPs for normalising a number, 2 where the statistics are known beforehand.
-    assert counts.fvcore_flops == macs + (5 if norm == "per_image" else 2) * normalised
+    assert counts.fvcore_flops == macs + (5 if norm == "instance" else 2) * normalised
 
 
 def test_a_second_encoder_that_does_not_score_is_not_counted():
@@ -106,7 +106,7 @@ def ssim_macs(architecture):
     return 5 * architecture.image_channels * (inside * side * side + inside * side * inside)
 
 
-@pytest.mark.parametrize("norm", ["per_image", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize(("side", "image_channels"), [(16, 1), (32, 3)])
 def test_cvgad_counts_encoder_decoder_and_ssim_and_no_more(side, image_channels, norm):
     channels = (3, 5) if side == 16 else (2, 4, 3)

@@ -91,7 +91,7 @@ def test_unreadable_image_file(tmp_path, detector):
 def test_other_arrays_are_refused(detector, images):
     with pytest.raises(KdganError) as caught:
         detector.score(images)
-    assert caught.value.must == "Images must be uint8 (N, H, W, 3)"
+    assert caught.value.problem == "Images must be uint8 (N, H, W, 3)"
     assert caught.value.found == f"got {images.dtype} {images.shape}"
 
 

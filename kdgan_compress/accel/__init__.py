@@ -1,0 +1,1 @@
+"""Speed and nothing else: teacher cache, fleets, im2col layers, CUDA graphs."""

@@ -1,0 +1,64 @@
+"""Trivial detectors by scikit-learn: what a GAN has to be better than, at the bytes each must ship.
+
+Images are centred and scaled to unit length one by one first, which makes Euclidean distance Pearson's correlation.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+NUM_COMPONENTS = 16
+MAX_REFERENCE_IMAGES = 5000
+
+
+def nearest_neighbour_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]:
+    """Distance to the nearest training image; of more than 5,000 training images an even choice is taken.
+
+    Args:
+        train: Normal images, uint8 (N, C, S, S), N ≥ 1.
+        test: uint8 (M, C, S, S).
+
+    Returns:
+        (M,) in [0, 2], higher is more novel.
+    """
+    kept = train[:: -(-len(train) // MAX_REFERENCE_IMAGES)]
+    neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_unit_length(kept))
+    distances, _ = neighbours.kneighbors(_unit_length(test))
+    return np.asarray(distances[:, 0], dtype=np.float64)
+
+
+def pca_residual_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]:
+    """Length of what 16 principal components of the training images leave over.
+
+    Args:
+        train: Normal images, uint8 (N, C, S, S), N ≥ 1; of fewer than 17 there are N − 1 components.
+        test: uint8 (M, C, S, S).
+
+    Returns:
+        (M,) ≥ 0, higher is more novel.
+    """
+    normals, images = _unit_length(train), _unit_length(test)
+    num_components = min(NUM_COMPONENTS, len(normals) - 1, normals.shape[1])
+    if num_components == 0:
+        rest = images - normals
+    else:
+        pca = PCA(num_components, random_state=0).fit(normals)
+        rest = images - pca.inverse_transform(pca.transform(images))
+    return np.asarray(np.linalg.norm(rest, axis=1), dtype=np.float64)
+
+
+BASELINES: dict[str, Callable[[Tensor, Tensor], NDArray[np.float64]]] = {
+    "nearest neighbour": nearest_neighbour_scores,
+    "PCA-16 residual": pca_residual_scores,
+}
+
+
+def _unit_length(images: Tensor) -> NDArray[np.float32]:
+    pixels = images.flatten(1).numpy().astype(np.float32)
+    centred = pixels - pixels.mean(1, keepdims=True)
+    unit: NDArray[np.float32] = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)
+    return unit

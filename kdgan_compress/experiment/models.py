@@ -1,0 +1,33 @@
+"""From what a user names, a run folder or a file, to a loaded model."""
+
+from pathlib import Path
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment.checkpoint import Checkpoint, load_checkpoint
+from kdgan_compress.experiment.run_folder import MODEL_FILE
+
+
+def model_path(model: str | Path) -> Path:
+    """The file behind a run folder or a file."""
+    path = Path(model)
+    return path / MODEL_FILE if path.is_dir() else path
+
+
+def load_model(model: str | Path) -> Checkpoint:
+    """Read a run folder's model or a model file.
+
+    Raises:
+        KdganError: It is missing, unfinished, damaged or of a newer format.
+    """
+    path = model_path(model)
+    if not path.exists() and (path.parent / "recipe.yaml").exists():
+        raise KdganError("The run must be finished", f"{model} has no model yet", "Finish it with --resume")
+    return load_checkpoint(path)
+
+
+def model_name(model: str | Path) -> str:
+    """A short name: the run folder's, or the file's without its ending."""
+    path = Path(model).resolve()
+    if path.name == MODEL_FILE:
+        path = path.parent
+    return path.stem if path.is_file() else path.name

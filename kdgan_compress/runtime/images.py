@@ -1,0 +1,91 @@
+"""Image files: which there are in a folder, and their pixels as training and the device both see them."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kdgan_compress.errors import KdganError, first_line
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+MPO_FORMAT = "MPO"
+"""JPEG with further pictures behind the first, as phones write it; the first is the photo."""
+
+READ_ERRORS = (OSError, SyntaxError, TypeError, ValueError, struct.error, Image.DecompressionBombError)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files below a folder by their suffix, sorted by path; hidden files and folders are passed over.
+
+    Raises:
+        KdganError: No such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise KdganError("The folder must exist", f"found none at {folder}", "Check the path")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise KdganError(
+            "The folder must hold images",
+            f"found none in {folder}",
+            f"Put images of these kinds there: {', '.join(sorted(SUFFIXES))}",
+        )
+    return found
+
+
+def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Read one image upright (EXIF orientation applied).
+
+    Args:
+        path: A file Pillow can read, 8 bits a channel, one frame, no CMYK.
+        channels: 1 for grey (ITU-R 601 luma), 3 for RGB; transparency is dropped.
+        size: Height and width to resize it to, bilinear and antialiased; None leaves it as it is.
+
+    Returns:
+        Pixels (H, W, channels), 0 to 255.
+
+    Raises:
+        KdganError: The file is missing, no image, cut short, animated, deeper than 8 bits or CMYK.
+    """
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1 and image.format != MPO_FORMAT:
+                raise KdganError("An image must have one frame", f"{path} has {image.n_frames}", "Save one frame of it")  # type: ignore[attr-defined]
+            if image.mode.startswith(("I", "F")) or ";16" in str(image.tile):
+                raise KdganError(
+                    "An image must have 8 bits a channel", f"{path} has mode {image.mode}", "Convert it to 8 bits"
+                )
+            if image.mode == "CMYK":
+                raise KdganError("An image must be grey or RGB", f"{path} is CMYK, for print", "Convert it to RGB")
+            if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+                del image.info["transparency"]  # Pillow warns that it drops it, and that is what is wanted
+            upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+            if size is not None and upright.size != size[::-1]:
+                upright = upright.resize(size[::-1], Image.Resampling.BILINEAR)
+            pixels = np.array(upright, dtype=np.uint8)
+    except KdganError:
+        raise
+    except FileNotFoundError:
+        raise KdganError("The image must exist", f"found no file {path}", "Check the path") from None
+    except READ_ERRORS as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
+        raise KdganError(
+            "The file must be an image that can be read", f"{path}: {reason}", "Remove or replace the file"
+        ) from None
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def is_grey(path: Path) -> bool:
+    """Whether an image file is stored without colour."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("1", "L", "LA")
+    except READ_ERRORS:
+        return False

@@ -1,0 +1,141 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from kdgan_compress.api import export as module
+from kdgan_compress.api.export import FP32, IDENTITY, TEACHER, THIS, export_detector, golden_beside, load_judges
+from kdgan_compress.data import load_split
+from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment.checkpoint import load_checkpoint
+from kdgan_compress.export import ExportSettings
+from kdgan_compress.profiling import Latency
+
+pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")
+
+
+def checkpoint_of(folder):
+    return load_checkpoint(folder / "model.safetensors")
+
+
+def test_judges_are_the_models_own_images_unless_others_are_given(pair, tmp_path):
+    checkpoint = checkpoint_of(pair / "student")
+    own = load_judges(checkpoint)
+    split = load_split(checkpoint.data, 16, 1)
+    for images, expected in ((own.train, split.train), (own.normals, split.calibration), (own.test, split.test)):
+        np.testing.assert_array_equal(images, expected.numpy().transpose(0, 2, 3, 1))
+        assert images.flags.c_contiguous
+    assert own.has_labels
+    with np.load(pair / "set.npz") as arrays:
+        np.savez(tmp_path / "other.npz", **{**arrays, "x_test": arrays["x_test"][:30], "y_test": arrays["y_test"][:30]})
+    other = load_judges(checkpoint, f"npz:{tmp_path / 'other.npz'}")
+    assert (len(own.test), len(other.test)) == (40, 30)
+    np.testing.assert_array_equal(other.test_is_anomalous, [False] * 20 + [True] * 10)
+
+
+def test_a_folder_has_its_own_normal_class(pair, tmp_path):
+    for part, count in (("train/good", 5), ("test/good", 2), ("test/hole", 3)):
+        (tmp_path / part).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / part / f"{number}.pgm").write_bytes(b"P5 16 16 255\n" + bytes([20 * number] * 256))
+    judges = load_judges(checkpoint_of(pair / "student"), f"folder:{tmp_path}")
+    assert (len(judges.train), judges.test_is_anomalous.tolist()) == (5, [False] * 2 + [True] * 3)
+
+
+def timed(monkeypatch, *microseconds):
+    """The medians that the next export measures."""
+    monkeypatch.setattr(
+        module, "measure_latency", lambda calls: [Latency(us, us / 2) for us in microseconds[: len(calls)]]
+    )
+
+
+@pytest.mark.parametrize(("own", "slower"), [(104.0, False), (106.0, True), (20.0, False)])
+def test_a_precision_that_is_slower_is_told(pair, tmp_path, monkeypatch, own, slower):
+    timed(monkeypatch, own, 100.0, 300.0, 5.0)
+    result = export_detector(pair / "student", tmp_path / "s.onnx", settings=ExportSettings("fp16"))
+    assert result.slower_than_fp32 is slower
+    medians = {name: latency.median for name, latency in result.latency_us.items()}
+    assert medians == {THIS: own, FP32: 100.0, TEACHER: 300.0, IDENTITY: 5.0}
+
+
+def test_each_time_is_that_of_its_own_file(pair, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(calls):
+        measured.extend(calls)
+        return [Latency(float(i + 1), 1.0) for i in range(len(calls))]
+
+    monkeypatch.setattr(module, "scoring", lambda detector: detector)
+    monkeypatch.setattr(module, "passing_through", lambda size, channels: (size, channels))
+    monkeypatch.setattr(module, "measure_latency", measure)
+    export_detector(pair / "student", tmp_path / "s.onnx", settings=ExportSettings("fp16"))
+    told = [(each.metadata["precision"], each.metadata["channels"]) for each in measured[:3]]
+    assert told == [("fp16", "1-2"), ("fp32", "1-2"), ("fp32", "4-8")]
+    assert measured[3] == (16, 1)
+
+
+def test_a_teacher_that_is_gone_is_still_named(pair, tmp_path):
+    shutil.copytree(pair / "teacher", tmp_path / "gone")
+    student = checkpoint_of(pair / "student")
+    from kdgan_compress.experiment.checkpoint import save_checkpoint
+
+    student.provenance["teacher"] = str(tmp_path / "gone")
+    save_checkpoint(tmp_path / "student.safetensors", student)
+    with_teacher = export_detector(tmp_path / "student.safetensors", tmp_path / "a" / "s.onnx")
+    shutil.rmtree(tmp_path / "gone")
+    without = export_detector(tmp_path / "student.safetensors", tmp_path / "b" / "s.onnx")
+    assert list(with_teacher.latency_us) == [THIS, TEACHER, IDENTITY]
+    assert list(without.latency_us) == [THIS, IDENTITY]
+    assert "the teacher `gone`" in (tmp_path / "b" / "card.md").read_text()
+    assert without.auc is None
+
+
+def test_a_model_trained_alone_has_no_teacher(pair, tmp_path):
+    result = export_detector(pair / "teacher", tmp_path / "t.onnx")
+    assert list(result.latency_us) == [THIS, IDENTITY]
+    assert "distilled" not in (tmp_path / "card.md").read_text()
+    assert result.auc == json.loads((pair / "teacher" / "result.json").read_text())["auc"]
+
+
+@pytest.mark.parametrize("step", ["write_golden", "_latency", "machine_name", "write_ort", "check_usability"])
+def test_whatever_fails_leaves_nothing(pair, tmp_path, monkeypatch, step):
+    def fail(*_, **__):
+        raise KdganError("This must not fail", "it did", "Try again")
+
+    monkeypatch.setattr(module, step, fail)
+    with pytest.raises(KdganError, match="it did"):
+        export_detector(pair / "student", tmp_path / "s.onnx", settings=ExportSettings(mobile=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_detector_comes_last(pair, tmp_path):
+    """Where it is, all that belongs to it is."""
+    (tmp_path / "card.md").mkdir()
+    with pytest.raises(KdganError, match="writable"):
+        export_detector(pair / "student", tmp_path / "s.onnx")
+    assert not (tmp_path / "s.onnx").exists()
+
+
+def test_the_same_export_is_the_same_file(pair, tmp_path, monkeypatch):
+    timed(monkeypatch, 10.0, 20.0, 30.0)
+    for folder in "ab":
+        export_detector(pair / "student", tmp_path / folder / "s.onnx")
+    for name in ("s.onnx", "golden.npz", "golden.json", "card.md"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("owner", ["gone.onnx", "../s.onnx", "", 3, None])
+def test_only_a_detector_that_is_there_keeps_its_card(pair, tmp_path, owner):
+    (tmp_path / "golden.json").write_text(json.dumps({"detector": owner}))
+    (tmp_path / "s.onnx").touch()
+    result = export_detector(pair / "student", tmp_path / "d.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"s.onnx", "d.onnx", "golden.json", "golden.npz", "card.md"}
+    assert len(result.files) == 4
+
+
+def test_golden_vectors_by_the_detectors_name_come_first(tmp_path):
+    assert golden_beside(tmp_path / "d.onnx") == tmp_path / "golden.npz"
+    (tmp_path / "d.golden.npz").touch()
+    assert golden_beside(tmp_path / "d.onnx") == tmp_path / "d.golden.npz"
+    assert golden_beside(tmp_path / "e.onnx") == tmp_path / "golden.npz"

@@ -1,0 +1,451 @@
+"""Where a distillation's teacher cache comes from, that it is said, and that it changes nothing but the time."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from interruption import stop_after
+from safetensors.torch import load_file
+
+from kdgan_compress.api.distill import distill, distill_fleet, resume_distill, resume_distill_fleet
+from kdgan_compress.api.train import train
+from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.distillation.policies import STRUCTURES, LossSet, Stage
+from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment import teacher_cache as cache_module
+from kdgan_compress.experiment.recipe import CacheSection, load_recipe, parse_recipe
+from kdgan_compress.experiment.teacher_cache import CacheSource
+from kdgan_compress.gans import Architecture, build, normalize_images
+
+NUM_IMAGES = 70  # more than the 64 that are asked of the teacher at once
+SIZE_BYTES = 4 * NUM_IMAGES * (8 + 16 * 16 + 8)
+STAGES = tuple(Stage(str(k), STRUCTURES[k], 1, 1e-3) for k in (2,))
+MODEL = {"width": 2, "image_size": 16, "latent_size": 8}
+TRAINING = {"batch_size": 8, "epochs": 2, "threads": 1}
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_runs")
+
+
+def make_teacher(seed=0):
+    return build(Architecture(channels=(2, 4), image_size=16, latent_size=8), seed)
+
+
+def make_images(seed=0):
+    shape = (NUM_IMAGES, 1, 16, 16)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def teacher():
+    return make_teacher()
+
+
+@pytest.fixture
+def images():
+    return make_images()
+
+
+def get(section, teacher, images, source=None, stages=STAGES, distillation=None):
+    return (source or CacheSource()).get(section, stages, teacher, images, distillation or Distillation())
+
+
+def said_by(teacher, images):
+    """What the teacher says of all images, a row each."""
+    with torch.no_grad():
+        z1 = teacher.generator.encoder(normalize_images(images))
+        x_hat = teacher.generator.decoder(z1)
+        z2 = teacher.generator.encoder2(x_hat)
+    return torch.cat([output.flatten(1) for output in (z1, x_hat, z2)], 1)
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_without_a_folder_it_is_in_memory(teacher, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cache, note = get(CacheSection(), teacher, images)
+    assert note == "computed, 0.1 MB in memory"
+    assert cache.rows.dtype == torch.float32
+    torch.testing.assert_close(cache.rows, said_by(teacher, images), rtol=0, atol=1e-5)
+    assert list(cache.shapes) == ["z1", "x_hat", "z2"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_a_command_share_it_only_where_they_would_compute_the_same(teacher, images):
+    source = CacheSource()
+    first, _ = get(CacheSection(), teacher, images, source)
+    again, note = get(CacheSection(), make_teacher(), make_images(), source)
+    assert again is first
+    assert note == "shared with another run"
+    for other in (
+        {"teacher": make_teacher(1)},
+        {"images": make_images(1)},
+        {"section": CacheSection(dtype="float16")},
+        {"distillation": Distillation(re_encode=True)},
+    ):
+        cache, note = get(**{"section": CacheSection(), "teacher": teacher, "images": images, "source": source} | other)
+        assert cache is not first
+        assert note.startswith("computed")
+    unlike, _ = get(CacheSection(), teacher, images)  # another command
+    assert unlike is not first
+
+
+@pytest.mark.parametrize("folder", [None, "cache"])
+def test_it_can_be_switched_off(folder, teacher, images, tmp_path):
+    section = CacheSection(enabled=False, folder=folder and str(tmp_path / folder))
+    assert get(section, teacher, images) == (None, "none: switched off")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_too_large_for_memory_goes_into_a_folder_or_nowhere(images, tmp_path):
+    wide = build(Architecture(channels=(2, 4), image_size=16, latent_size=8000))
+    cache, note = get(CacheSection(memory_mb=4), wide, images)
+    assert cache is None
+    assert note == "none: 4.55 MB are more than the 4 MB allowed in memory, and no folder is given"
+    for allowed, is_mapped in ((4, True), (5, False)):
+        cache, note = get(CacheSection(memory_mb=allowed, folder=str(tmp_path)), wide, images)
+        assert cache.rows.shape == (NUM_IMAGES, 16256)
+        assert is_mapped_from(cache, tmp_path) == is_mapped
+        torch.testing.assert_close(cache.rows, said_by(wide, images), rtol=0, atol=1e-5)
+        del cache
+    cache, _ = get(CacheSection(memory_mb=5), wide, images)
+    assert cache.rows.nbytes == 4 * NUM_IMAGES * 16256 <= 5_000_000
+
+
+def is_mapped_from(cache, folder):
+    """Whether the rows lie in a mapped file of the folder."""
+    (path,) = folder.glob("*.npy")
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, *rest = line.split()
+        low, high = (int(address, 16) for address in span.split("-"))
+        if low <= cache.rows.data_ptr() < high:
+            return rest[-1] == str(path)
+    raise AssertionError("rows are nowhere")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_folder_has_two_files_and_the_next_command_reads_them(dtype, teacher, images, tmp_path):
+    section = CacheSection(folder=str(tmp_path / "new" / "cache"), dtype=dtype)
+    computed, note = get(section, teacher, images)
+    assert (
+        note == f"computed, {SIZE_BYTES / 1e6 / (2 if dtype == 'float16' else 1):.1f} MB in {section.folder} (none yet)"
+    )
+    (rows_path,), (about_path,) = (list(Path(section.folder).glob(f"*.{kind}")) for kind in ("npy", "json"))
+    assert rows_path.stem == about_path.stem
+    assert len(files_in(Path(section.folder))) == 2
+    rows = np.load(rows_path)
+    assert (rows.dtype, rows.shape) == (np.dtype(dtype), (NUM_IMAGES, 272))
+    np.testing.assert_array_equal(rows, computed.rows)
+    expected = said_by(teacher, images).numpy()
+    np.testing.assert_allclose(rows, expected, rtol=1e-3 if dtype == "float16" else 0, atol=1e-5)
+    assert json.loads(about_path.read_text())["key"] == rows_path.stem
+    before = rows_path.stat().st_mtime_ns
+    read, note = get(section, make_teacher(), make_images())
+    assert note == f"read from {rows_path}"
+    assert torch.equal(read.rows, computed.rows)
+    assert dict(read.shapes) == dict(computed.shapes)
+    assert rows_path.stat().st_mtime_ns == before
+    get(section, make_teacher(1), images)
+    assert len(files_in(Path(section.folder))) == 4
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def pickled(path):
+    np.save(path, np.array([{"a": 1}], dtype=object))
+
+
+def another_shape(path):
+    about = json.loads(path.read_text())
+    about["shapes"]["z1"] = [9]
+    path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        ("npy", flip),
+        ("npy", cut),
+        ("npy", pickled),
+        ("npy", Path.unlink),
+        ("npy", lambda path: path.write_bytes(b"")),
+        ("json", Path.unlink),
+        ("json", cut),
+        ("json", lambda path: path.write_text("[]")),
+        ("json", lambda path: path.write_text("{}")),
+        ("json", another_shape),
+    ],
+)
+def test_a_damaged_cache_is_said_and_made_anew(kind, damage, teacher, images, tmp_path):
+    section = CacheSection(folder=str(tmp_path))
+    first, _ = get(section, teacher, images)
+    whole = files_in(tmp_path)
+    (path,), (rows_path,) = tmp_path.glob(f"*.{kind}"), tmp_path.glob("*.npy")
+    damage(path)
+    assert files_in(tmp_path) != whole
+    cache, note = get(section, teacher, images)
+    assert note == f"computed, 0.1 MB in {tmp_path} ({rows_path} was damaged)"
+    assert torch.equal(cache.rows, first.rows)
+    assert files_in(tmp_path) == whole
+    assert get(section, teacher, images)[1] == f"read from {rows_path}"
+
+
+def test_a_cache_that_was_broken_off_leaves_nothing(teacher, images, tmp_path, monkeypatch):
+    original = cache_module.teacher_rows
+
+    def interrupted(*arguments):
+        yield next(original(*arguments))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_module, "teacher_rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            get(CacheSection(folder=str(tmp_path / "cache")), teacher, images)
+    assert files_in(tmp_path / "cache") == {}
+
+
+@pytest.mark.parametrize(
+    ("sets", "reason"),
+    [
+        ([STRUCTURES[3]], "stage s0 trains the teacher"),
+        ([STRUCTURES[4], STRUCTURES[2]], "stage s0 trains the teacher"),
+        ([LossSet(mu=1, nu=1)], "no teacher is asked before it trains"),
+        ([LossSet(mu=1), STRUCTURES[3]], "no teacher is asked before it trains"),
+        ([STRUCTURES[2], STRUCTURES[3]], None),
+        ([STRUCTURES[1]], None),
+    ],
+)
+def test_a_teacher_that_moves_is_not_cached(sets, reason, teacher, images, tmp_path):
+    stages = [Stage(f"s{place}", losses, 1, 1e-3) for place, losses in enumerate(sets)]
+    in_folder = CacheSection(folder=str(tmp_path / "cache"))
+    if reason is None:
+        assert get(CacheSection(), teacher, images, stages=stages)[1].startswith("computed")
+        assert get(in_folder, teacher, images, stages=stages)[1].startswith("computed")
+        return
+    assert get(CacheSection(), teacher, images, stages=stages) == (None, f"none: {reason}")
+    with pytest.raises(KdganError, match=rf"must stay the same to be cached; {reason}\. Leave the cache out \(--cache"):
+        get(in_folder, teacher, images, stages=stages)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_may_make_the_same_cache(teacher, images, tmp_path, monkeypatch):
+    section, original, others = CacheSection(folder=str(tmp_path)), cache_module.teacher_rows, []
+
+    def meanwhile(*arguments):
+        for portion in original(*arguments):
+            if not others:
+                others.append(None)
+                others[0] = get(section, make_teacher(), make_images())[0]
+            yield portion
+
+    monkeypatch.setattr(cache_module, "teacher_rows", meanwhile)
+    cache, _ = get(section, teacher, images)
+    assert torch.equal(cache.rows, others[0].rows)
+
+
+# From here on by the distillations themselves.
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Data and two trained teachers: of 24 images of class 0 and of 15 of class 1."""
+    path = tmp_path_factory.mktemp("base")
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [24, 15])
+    images = (rng.integers(0, 120, (39, 16, 16)) + 80 * labels[:, None, None]).astype(np.uint8)
+    np.savez(path / "set.npz", x_train=images, y_train=labels, x_test=images[::-1], y_test=labels[::-1])
+    for normal in ("0", "1"):
+        data = {"source": f"npz:{path / 'set.npz'}", "normal": normal}
+        train(parse_recipe({"data": data, "model": MODEL, "training": TRAINING}, "test"), path / f"teacher-{normal}")
+    return path
+
+
+def student_recipe(schedule="2->3", seed=0, **cache):
+    section = {
+        "student": {"width": 1, "norm": "instance"},
+        "schedule": schedule,
+        "training": TRAINING | {"seed": seed},
+        "cache": cache,
+    }
+    return parse_recipe({"distillation": section}, "test")
+
+
+def weights_of(run):
+    return load_file(Path(run) / "model.safetensors")
+
+
+def assert_close(ours, theirs, atol):
+    torch.testing.assert_close(weights_of(ours), weights_of(theirs), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("schedule", ["1", "2", "2->3"])
+def test_a_cache_changes_no_result(schedule, base, tmp_path):
+    teacher, folder = base / "teacher-0", str(tmp_path / "cache")
+    plain = distill(teacher, student_recipe(schedule, enabled=False), tmp_path / "plain")
+    memory = distill(teacher, student_recipe(schedule), tmp_path / "memory")
+    mapped = distill(teacher, student_recipe(schedule, folder=folder, memory_mb=0), tmp_path / "mapped")
+    read = distill(teacher, student_recipe(schedule, folder=folder), tmp_path / "read")
+    halved = distill(teacher, student_recipe(schedule, dtype="float16"), tmp_path / "halved")
+    (rows_path,) = (tmp_path / "cache").glob("*.npy")
+    assert [result.teacher_cache for result in (plain, memory, mapped, read, halved)] == [
+        "none: switched off",
+        "computed, 0.0 MB in memory",
+        f"computed, 0.0 MB in {folder} (none yet)",
+        f"read from {rows_path}",
+        "computed, 0.0 MB in memory",
+    ]
+    for result in (memory, mapped, read):
+        assert_close(result.run, plain.run, 1e-5)
+        assert_close(result.run, memory.run, 0)
+        assert result.auc == pytest.approx(plain.auc, abs=0.02)
+    assert_close(halved.run, plain.run, 5e-3)
+    with pytest.raises(AssertionError):
+        assert_close(halved.run, memory.run, 0)
+    if schedule == "2->3":
+        ours, theirs = (load_file(Path(result.run) / "teacher.safetensors") for result in (read, plain))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_the_cached_numbers_are_the_ones_that_teach(base, tmp_path, monkeypatch):
+    original = cache_module.teacher_rows
+    monkeypatch.setattr(cache_module, "teacher_rows", lambda *given: (rows + 1 for rows in original(*given)))
+    other = distill(base / "teacher-0", student_recipe("1"), tmp_path / "other")
+    monkeypatch.undo()
+    usual = distill(base / "teacher-0", student_recipe("1"), tmp_path / "usual")
+    with pytest.raises(AssertionError):
+        assert_close(other.run, usual.run, 1e-3)
+
+
+def test_result_and_metrics_say_where_it_came_from(base, tmp_path):
+    result = distill(base / "teacher-0", student_recipe("3"), tmp_path / "run")
+    assert result.teacher_cache == "none: stage 3 trains the teacher"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["teacher_cache"] == result.teacher_cache
+    trained = json.loads((base / "teacher-0" / "result.json").read_text())
+    assert trained["teacher_cache"] is None
+
+
+def test_students_of_one_teacher_share_it_and_other_teachers_have_their_own(base, tmp_path):
+    teachers, cache = [base / "teacher-0", base / "teacher-1"], tmp_path / "cache"
+    recipes = [student_recipe("2", seed, folder=str(cache)) for seed in (0, 1)]
+    result = distill_fleet(teachers, recipes, tmp_path / "out", fleet=4)
+    assert [member.teacher_cache.partition(",")[0] for member in result.members] == [
+        "computed",
+        "shared with another run",
+    ] * 2
+    assert len(list(cache.glob("*.npy"))) == len(list(cache.glob("*.json"))) == 2
+    for member in result.members:
+        name = "0" if "teacher-0" in member.run else "1"
+        alone = distill(base / f"teacher-{name}", student_recipe("2", member.seed), tmp_path / f"{name}-{member.seed}")
+        assert_close(member.run, alone.run, 1e-5)
+
+
+def test_the_resolved_recipe_names_an_absolute_folder_and_off_stays_off(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    distill(base / "teacher-0", student_recipe("2", folder="cache"), "run")
+    assert load_recipe("run/recipe.yaml").distillation.cache.folder == str(tmp_path / "cache")
+    distill(base / "teacher-0", student_recipe("2", enabled=False), "off")
+    assert load_recipe("off/recipe.yaml").distillation.cache.enabled is False
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("later", ["there", "gone", "damaged"])
+def test_an_interrupted_distillation_goes_on_with_its_cache(later, number, base, tmp_path):
+    recipe, cache = student_recipe("2->3", folder=str(tmp_path / "cache")), tmp_path / "cache"
+    whole = distill(base / "teacher-0", student_recipe("2->3"), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        distill(base / "teacher-0", recipe, tmp_path / "run", show_progress=stop_after(number))
+    (rows_path,) = cache.glob("*.npy")
+    if later == "gone":
+        for path in cache.iterdir():
+            path.unlink()
+    elif later == "damaged":
+        flip(rows_path)
+    result = resume_distill(tmp_path / "run")
+    assert result.teacher_cache.endswith(
+        {"there": f"read from {rows_path}", "gone": "(none yet)", "damaged": "was damaged)"}[later]
+    )
+    assert_close(tmp_path / "run", whole.run, 0)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_cache_folder_that_cannot_be_written(place, base, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(KdganError, match="The output path must be writable") as info:
+        distill_fleet([base / "teacher-0"], [student_recipe("2", folder=str(tmp_path / place))], tmp_path / "out")
+    assert str(tmp_path / place) in str(info.value)
+    assert "\n" not in str(info.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("when", ["rows", "at the end"])
+def test_a_full_disk(when, base, tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def raise_full(*_):
+        raise full
+
+    class Full:
+        def numpy(self):
+            raise full
+
+    if when == "rows":
+        original = cache_module.teacher_rows
+        monkeypatch.setattr(cache_module, "teacher_rows", lambda *given: iter([next(original(*given)), Full()]))
+    else:
+        monkeypatch.setattr(os, "fsync", raise_full)
+    with pytest.raises(KdganError, match=r"must be writable; .*\.npy: No space left on device\. .* free space"):
+        distill(base / "teacher-0", student_recipe("2", folder=str(tmp_path / "cache")), tmp_path / "out")
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    assert files_in(tmp_path / "cache") == {}
+    again = distill(base / "teacher-0", student_recipe("2", folder=str(tmp_path / "cache")), tmp_path / "out")
+    assert again.teacher_cache.endswith("(none yet)")
+
+
+def test_a_schedule_that_moves_the_teacher_from_the_first_takes_no_folder(base, tmp_path):
+    for schedule in ("3", "4->2"):
+        recipe = student_recipe(schedule, folder=str(tmp_path / "cache"))
+        with pytest.raises(KdganError, match=rf"to be cached; stage {schedule[0]} trains the teacher\. Leave"):
+            distill(base / "teacher-0", recipe, tmp_path / "run")
+        with pytest.raises(KdganError, match=rf"to be cached; stage {schedule[0]} trains the teacher\. Leave"):
+            distill_fleet([base / "teacher-1", base / "teacher-0"], [recipe], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["a run is there", "no fleet"])
+def test_what_is_refused_writes_no_cache(what, base, tmp_path):
+    teacher, recipe = base / "teacher-0", student_recipe("2", folder=str(tmp_path / "cache"))
+    if what == "a run is there":
+        distill(teacher, student_recipe("2", enabled=False), tmp_path / "run")
+        with pytest.raises(KdganError, match="folder of its own"):
+            distill(teacher, recipe, tmp_path / "run")
+    else:
+        with pytest.raises(KdganError, match="at least 1 model"):
+            distill_fleet([teacher], [recipe], tmp_path / "out", fleet=0)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_finished_runs_need_no_cache(base, tmp_path, monkeypatch):
+    distill_fleet([base / "teacher-0"], [student_recipe("2")], tmp_path / "out")
+    monkeypatch.setattr(cache_module, "teacher_rows", lambda *_: pytest.fail("asked the teacher"))
+    assert len(resume_distill_fleet(tmp_path / "out").members) == 1
+
+
+def test_an_empty_name_is_no_folder(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KdganError):
+        distill(base / "teacher-0", student_recipe("2", folder=""), tmp_path / "run")
+    assert list(tmp_path.glob("*.npy")) == []

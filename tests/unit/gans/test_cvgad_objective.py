@@ -1,0 +1,463 @@
+"""CVGAD's updates against Algorithm 1 as a plain loop: losses, optimisers and order written out once more."""
+
+import copy
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import softplus
+
+from kdgan_compress.distillation import trainer as engine
+from kdgan_compress.distillation.hooks import FeatureHooks
+from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
+from kdgan_compress.distillation.scheduler import Schedule
+from kdgan_compress.distillation.train_state import TrainState
+from kdgan_compress.distillation.trainer import TrainingSettings
+from kdgan_compress.errors import KdganError
+from kdgan_compress.gans import Architecture, Gan, build
+from kdgan_compress.gans.cvgad_objective import CvgadObjective, outlier_codes
+from kdgan_compress.gans.objective import Batch
+
+WEIGHTS = {
+    "w_ssim": 3.0,
+    "w_l1": 2.0,
+    "w_latent": 0.7,
+    "w_categorical": 0.3,
+    "w_mutual": 1.5,
+    "w_adv": 0.9,
+    "w_negative": 0.6,
+    "w_penalty": 4.0,
+    "negative_distance": 1.2,
+}
+RECONSTRUCTION, LATENT = ("generator", ("ssim", "l1")), ("generator", ("latent", "categorical"))
+NEGATIVE, MUTUAL = ("generator", ("negative",)), ("generator", ("mutual",))
+CRITIC, ADVERSARIAL, NOTHING = (
+    ("discriminator", ("wasserstein", "penalty")),
+    ("generator", ("adversarial",)),
+    ("generator", ()),
+)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def tiny(seed=1, **changes):
+    return build(
+        Architecture(
+            **{"family": "cvgad", "channels": (2, 4), "image_size": 16, "latent_size": 8, "num_clusters": 2} | changes
+        ),
+        seed,
+    )
+
+
+def noise(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def draw(mu, log_var):
+    return torch.distributions.Normal(mu, (log_var / 2).exp()).rsample()
+
+
+def ssim(a, b):
+    """SSIM of each pair, its windows unfolded."""
+    line = torch.exp(-((torch.arange(11, dtype=a.dtype) - 5) ** 2) / (2 * 1.5**2))
+    line = line / line.sum()
+    windows = [((x + 1) / 2).unfold(2, 11, 1).unfold(3, 11, 1) for x in (a, b)]
+    e, f, ee, ff, ef = (
+        torch.einsum("bcijkl,k,l->bcij", x, line, line)
+        for x in (*windows, windows[0] ** 2, windows[1] ** 2, windows[0] * windows[1])
+    )
+    contrast = (2 * (ef - e * f) + 0.03**2) / (ee - e**2 + ff - f**2 + 0.03**2)
+    return ((2 * e * f + 0.01**2) / (e**2 + f**2 + 0.01**2) * contrast).mean((1, 2, 3))
+
+
+class Plain:
+    """A cvgad GAN that trains by Algorithm 1, line for line."""
+
+    def __init__(self, gan, weight_g, weight_d, threshold, betas):
+        self.gan, self.weight_g, self.weight_d, self.threshold = gan, weight_g, weight_d, threshold
+        self.adam = {name: torch.optim.Adam(net.parameters(), betas=betas) for name, net in gan.networks().items()}
+        self.count = 0
+        self.log = []
+
+    def descend(self, network, loss, rate, name):
+        (group,) = self.adam[network].param_groups
+        group["lr"] = rate
+        gradients = torch.autograd.grad(loss, group["params"], allow_unused=True)
+        for parameter, gradient in zip(group["params"], gradients, strict=True):
+            parameter.grad = gradient
+        self.adam[network].step()
+        self.log.append((self.count, name))
+
+    def reconstruct(self, x):
+        return self.gan.generator.decoder(draw(*self.gan.generator.encoder(x)))
+
+    def distance(self, x, x_hat):
+        loss = -torch.log(ssim(x, x_hat).clamp(min=1e-3)).mean() * WEIGHTS["w_ssim"]
+        return loss + WEIGHTS["w_l1"] * (x - x_hat).abs().mean()
+
+    def step(self, x, rate, k_l=None):
+        generator, critic = self.gan.generator, self.gan.discriminator
+        w, g, num = WEIGHTS, self.weight_g, len(x)
+        extra = 0.0 if k_l is None else k_l(generator)
+        own = g > 0 or self.weight_d > 0
+        if own:
+            x_hat = self.reconstruct(x)
+        if own and self.count <= 4 and self.weight_d > 0:
+            mix = torch.rand(num).view(-1, 1, 1, 1)
+            mix = (mix * x + (1 - mix) * x_hat).detach().requires_grad_()
+            slopes = torch.autograd.grad(critic(mix).sum(), mix, create_graph=True)[0].flatten(1).norm(dim=1)
+            wasserstein = critic(x_hat.detach()).mean() - critic(x).mean()
+            loss = wasserstein + w["w_penalty"] * ((slopes - 1) ** 2).mean()
+            self.descend("discriminator", self.weight_d * loss, rate, "critic")
+        if self.count == 4 or g == 0:
+            if k_l is not None:
+                self.descend("generator", extra, rate, "k_l")
+        elif self.count == 5:
+            self.descend("generator", extra - g * w["w_adv"] * critic(x_hat).mean(), rate, "adversarial")
+        else:
+            self.descend("generator", extra + g * self.distance(x, x_hat), rate, "reconstruction")
+
+            mu, log_var = generator.encoder(x)
+            p = torch.softmax(generator.classifier(draw(mu, log_var)), 1)
+            latent = 0.0
+            for y, mean in enumerate(generator.means):
+                divergence = (log_var.exp() + (mu - mean) ** 2 - 1 - log_var).mean(1) / 2
+                latent = latent + (p[:, y] * divergence).mean()
+            categorical = (p * torch.log(len(generator.means) * p)).sum(1).mean()
+            loss = w["w_latent"] * latent + w["w_categorical"] * categorical
+            self.descend("generator", g * loss, rate, "latent")
+
+            if latent < self.threshold:
+                outliers = self.draw_outliers(num)
+                if len(outliers) > 0:
+                    bad = self.reconstruct(outliers)
+                    loss = w["w_ssim"] * ssim(outliers, bad).mean() - w["w_l1"] * (outliers - bad).abs().mean()
+                    self.descend("generator", g * w["w_negative"] * loss, rate, "negative")
+
+            if num > 1:
+                features = generator.encoder.features(x)
+                z = draw(*generator.encoder(x))
+                other = torch.cat([z[-1:], z[:-1]])
+                judge = generator.feature_discriminator
+                loss = softplus(-judge(features, z)).mean() + softplus(judge(features, other)).mean()
+                self.descend("generator", g * w["w_mutual"] * loss, rate, "mutual")
+
+            self.descend("generator", g * self.distance(x, self.reconstruct(x)), rate, "reconstruction")
+        self.count = 0 if self.count == 5 else self.count + 1
+
+    @torch.no_grad()
+    def draw_outliers(self, num):
+        means, distance = self.gan.generator.means, WEIGHTS["negative_distance"]
+        chosen = torch.randint(len(means), (num,))
+        directions = torch.randn(num, means.shape[1])
+        lengths = torch.empty(num, 1).uniform_(1, 1.5)
+        codes = []
+        for mean, direction, length in zip(means[chosen], directions, lengths, strict=True):
+            code = mean + distance * length * direction / (direction**2).mean() ** 0.5
+            if all(((code - other) ** 2).mean() ** 0.5 > distance for other in means):
+                codes.append(code)
+        return self.gan.generator.decoder(torch.stack(codes)) if codes else torch.empty(0)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(
+    ("loss_set", "threshold"),
+    [
+        (FROM_SCRATCH, 1e9),
+        (FROM_SCRATCH, 0.0),
+        (FROM_SCRATCH, 0.27),
+        (LossSet(mu=0.3, nu=2), 0.27),
+        (LossSet(mu=1), 0.3),
+        (STRUCTURES[2], 0.28),
+        (LossSet(nu=1, lam=0.5), 1.0),
+        (STRUCTURES[1], 1.0),
+    ],
+    ids=[
+        "always negative",
+        "never negative",
+        "alone",
+        "fractions",
+        "no critic",
+        "structure 2",
+        "no L_g",
+        "structure 1",
+    ],
+)
+def test_a_stage_is_algorithm_1_written_by_hand(loss_set, threshold):
+    betas, rate, epochs = (0.5, 0.999), 4e-3, 5
+    student, teacher = tiny(1), tiny(2)
+    plain = Plain(copy.deepcopy(student), loss_set.mu, loss_set.nu, threshold, betas)
+    images = torch.randint(0, 256, (9, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    learner = TrainState(student, betas, 0.0, CvgadObjective(**WEIGHTS, latent_threshold=threshold, reduction="mean"))
+    distilled = (TrainState(teacher), Distillation(w1=4, wx=5)) if loss_set.lam > 0 else (None, None)
+    stage = Stage("x", loss_set, epochs, rate)
+    torch.manual_seed(7)
+    records = list(Schedule([stage], learner, images, *distilled, settings=TrainingSettings(4, seed=3)).run())
+
+    torch.manual_seed(7)
+    batches = [
+        images[chosen].double() / 127.5 - 1  # of 4, 4 and 1
+        for epoch in range(1, epochs + 1)
+        for chosen in engine.epoch_order(9, 3, 0, epoch).split(4)
+    ]
+    for number, x in enumerate(batches):
+
+        def k_l(generator, x=x):
+            (mu, x_hat), (mu_t, x_hat_t) = generator(x), teacher.generator(x)
+            return loss_set.lam * (4 * (mu - mu_t).square().mean() + 5 * (x_hat - x_hat_t).abs().mean())
+
+        plain.step(x, rate * (1 - number / len(batches)), k_l if loss_set.lam > 0 else None)
+
+    assert len(batches) == 15
+    assert len(records) == epochs
+    if loss_set.mu > 0:
+        passed, negative = (sum(name == line for _, name in plain.log) for line in ("latent", "negative"))
+        assert negative in {0.0: [0], 1e9: [passed]}.get(threshold, range(1, passed))
+    for name, network in student.networks().items():
+        ours, theirs = network.state_dict(), plain.gan.networks()[name].state_dict()
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+        moved = any(not torch.equal(value, tiny(1).networks()[name].state_dict()[key]) for key, value in ours.items())
+        assert moved == (name == "generator" or loss_set.nu > 0)
+
+
+# One batch at a time.
+
+
+def step(gan, objective, number=0, weight_g=1.0, weight_d=1.0, distils=False, num=3):
+    images = noise(num, 1, 16, 16)
+    with FeatureHooks(gan.generator, gan.taps) as taps:
+        torch.manual_seed(number)
+        return list(objective.updates(Batch(images, gan, taps, weight_g, weight_d, distils, number)))
+
+
+def names(updates):
+    return [(update.network, tuple(update.terms)) for update in updates]
+
+
+FULL = [CRITIC, RECONSTRUCTION, LATENT, NEGATIVE, MUTUAL, RECONSTRUCTION]
+ALWAYS = CvgadObjective(latent_threshold=1e9)
+
+
+@pytest.mark.parametrize("cycle", [0, 1, 7])
+def test_the_order_of_the_updates_over_a_cycle(cycle):
+    order = [names(step(tiny(), ALWAYS, 6 * cycle + count)) for count in range(6)]
+    assert order == [FULL, FULL, FULL, FULL, [CRITIC, NOTHING], [ADVERSARIAL]]
+
+
+@pytest.mark.parametrize(
+    ("weight", "gone"),
+    [
+        ("w_adv", (CRITIC, ADVERSARIAL)),
+        ("w_mutual", (MUTUAL,)),
+        ("w_negative", (NEGATIVE,)),
+        *((weight, ()) for weight in ("w_ssim", "w_l1", "w_latent", "w_categorical", "w_penalty")),
+    ],
+)
+def test_a_weight_of_0_takes_its_line_out_and_no_other(weight, gone):
+    objective = dataclasses.replace(ALWAYS, **{weight: 0.0})
+    for count, lines in enumerate([FULL] * 4 + [[CRITIC], [ADVERSARIAL]]):
+        left = [line for line in names(step(tiny(), objective, count)) if line != NOTHING]
+        assert left == [line for line in lines if line not in gone]
+
+
+LOSSES = {
+    RECONSTRUCTION: {"ssim": "w_ssim", "l1": "w_l1"},
+    LATENT: {"latent": "w_latent", "categorical": "w_categorical"},
+    NEGATIVE: {"negative": "w_negative"},
+    MUTUAL: {"mutual": "w_mutual"},
+    ADVERSARIAL: {"adversarial": "w_adv"},
+}
+
+
+@pytest.mark.parametrize(
+    "without", [None, *[name for terms in LOSSES.values() for name in terms.values()], "w_penalty"]
+)
+def test_every_loss_is_its_terms_by_their_weights(without):
+    weights = WEIGHTS if without is None else WEIGHTS | {without: 0.0}
+    objective = CvgadObjective(**weights, latent_threshold=1e9)
+    for update in [*step(tiny(), objective, 0, 0.3, 2.0), *step(tiny(), objective, 5, 0.3, 2.0)]:
+        name = update.network, tuple(update.terms)
+        if name == NOTHING:
+            assert without == "w_adv"
+            assert update.loss is None
+        elif name == CRITIC:
+            expected = 2 * (update.terms["wasserstein"] + weights["w_penalty"] * update.terms["penalty"])
+            torch.testing.assert_close(update.loss, expected)
+        else:
+            expected = 0.3 * sum(weights[weight] * update.terms[term] for term, weight in LOSSES[name].items())
+            torch.testing.assert_close(update.loss, expected)
+
+
+def test_without_both_latent_losses_the_latent_loss_is_measured_and_nothing_moved():
+    objective = CvgadObjective(w_latent=0, w_categorical=0, latent_threshold=1e9)
+    updates = step(tiny(), objective)
+    assert names(updates) == FULL
+    assert updates[2].loss is None
+    assert all(update.loss is not None for update in updates if update is not updates[2])
+
+
+def test_negative_training_waits_until_the_latent_loss_is_under_the_threshold():
+    latent = step(tiny(), ALWAYS)[2].terms["latent"].item()
+    under, over = (CvgadObjective(latent_threshold=latent * factor) for factor in (0.999, 1.001))
+    assert NEGATIVE not in names(step(tiny(), under))
+    assert NEGATIVE in names(step(tiny(), over))
+
+
+def test_the_latent_loss_is_summed_over_components_unless_a_mean_is_asked_for():
+    summed, mean = (
+        step(tiny(), objective)[2].terms["latent"] for objective in (ALWAYS, CvgadObjective(reduction="mean"))
+    )
+    torch.testing.assert_close(summed, 8 * mean)
+
+
+def test_outliers_do_not_move_the_running_statistics_of_batch_norm():
+    moved, still = tiny(norm="batch"), tiny(norm="batch")
+    for gan, objective in ((moved, ALWAYS), (still, dataclasses.replace(ALWAYS, w_negative=0.0))):
+        torch.manual_seed(0)
+        step(gan.__class__(gan.generator.train(), gan.taps, gan.discriminator), objective)
+        assert all(module.training for module in gan.generator.modules())
+    counts = [gan.generator.encoder.features[1].num_batches_tracked.item() for gan in (moved, still)]
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("distance", [0.0, 1.0])
+def test_where_every_code_is_near_a_mean_there_is_no_negative_training(distance):
+    gan = tiny(num_clusters=400, latent_size=1)
+    gan.generator.means.data = torch.linspace(-50, 50, 400).view(400, 1)
+    updates = step(gan, dataclasses.replace(ALWAYS, negative_distance=distance))
+    assert names(updates) == [line for line in FULL if line != NEGATIVE]
+
+
+def test_a_single_image_has_no_other_code():
+    assert names(step(tiny(), ALWAYS, num=1)) == [line for line in FULL if line != MUTUAL]
+    assert MUTUAL in names(step(tiny(), ALWAYS, num=2))
+
+
+@pytest.mark.parametrize(
+    ("weight_g", "weight_d", "expected"),
+    [
+        (0.0, 1.0, [[CRITIC, NOTHING]] * 5 + [[NOTHING]]),
+        (1.0, 0.0, [FULL[1:]] * 4 + [[NOTHING], [ADVERSARIAL]]),
+        (0.0, 0.0, [[NOTHING]] * 6),
+    ],
+)
+def test_a_coefficient_of_0_leaves_its_network(weight_g, weight_d, expected):
+    assert [names(step(tiny(), ALWAYS, count, weight_g, weight_d)) for count in range(6)] == expected
+
+
+@pytest.mark.parametrize("w_adv", [0.0, 1.0])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
+def test_one_update_a_batch_carries_outputs_where_k_l_is_to_be_added(weights, w_adv):
+    gan, objective = tiny(), dataclasses.replace(ALWAYS, w_adv=w_adv)
+    mu, x_hat = gan.generator(noise(3, 1, 16, 16))
+    for number in range(12):
+        carriers = [update for update in step(gan, objective, number, *weights, distils=True) if update.outputs]
+        (carrier,) = carriers
+        assert carrier.network == "generator"
+        assert set(carrier.outputs) == {"z1", "x_hat"}
+        torch.testing.assert_close(carrier.outputs["z1"], mu)  # no noise
+        torch.testing.assert_close(carrier.outputs["x_hat"], x_hat)
+        assert carrier.outputs["x_hat"].requires_grad
+        assert not any(update.outputs for update in step(gan, objective, number, *weights))
+
+
+def test_an_update_reaches_whom_it_moves():
+    gan = tiny()
+    expected = {
+        CRITIC: {"features", "head"},
+        RECONSTRUCTION: {"encoder", "decoder"},
+        LATENT: {"encoder", "classifier", "means"},
+        NEGATIVE: {"encoder", "decoder"},
+        MUTUAL: {"encoder", "feature_discriminator"},
+        ADVERSARIAL: {"encoder", "decoder"},
+    }
+    for update in [*step(gan, ALWAYS, 0), *step(gan, ALWAYS, 5)]:
+        name = update.network, tuple(update.terms)
+        owned = dict(gan.networks()[update.network].named_parameters())
+        gradients = torch.autograd.grad(update.loss, list(owned.values()), allow_unused=True, retain_graph=True)
+        reached = {
+            key.split(".")[0] for key, g in zip(owned, gradients, strict=True) if g is not None and g.abs().max() > 0
+        }
+        assert reached == expected[name]
+        if name == CRITIC:
+            of_generator = torch.autograd.grad(update.loss, list(gan.generator.parameters()), allow_unused=True)
+            assert of_generator == (None,) * len(of_generator)
+
+
+def test_default_weights_are_the_papers():
+    ours = CvgadObjective()
+    assert (ours.w_ssim, ours.w_l1, ours.w_latent, ours.w_categorical, ours.w_mutual) == (50, 10, 5, 1, 10)
+    assert (ours.negative_distance, ours.w_penalty) == (2, 10)
+
+
+@pytest.mark.parametrize(
+    "name", [field.name for field in dataclasses.fields(CvgadObjective) if field.name != "reduction"]
+)
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_weights_are_finite_and_at_least_0(name, weight):
+    with pytest.raises(KdganError, match=f"finite number ≥ 0; got {name} = {weight:g}"):
+        CvgadObjective(**{name: weight})
+
+
+def test_without_a_reconstruction_loss_there_is_no_cvgad():
+    with pytest.raises(KdganError, match="must have a reconstruction loss"):
+        CvgadObjective(w_ssim=0, w_l1=0)
+
+
+def test_networks_of_another_family_are_refused():
+    ede = build(Architecture(channels=(2, 4), image_size=16, latent_size=8))
+    with pytest.raises(KdganError, match="cvgad generator and its critic; got Generator and Discriminator"):
+        step(ede, ALWAYS)
+    alone = Gan(tiny().generator, tiny().taps)
+    with pytest.raises(KdganError, match="got Generator and NoneType"):
+        step(alone, ALWAYS)
+
+
+def test_without_losses_of_its_own_any_gan_is_run():
+    alone = Gan(nn.Identity(), {"x_hat": ""})
+    (update,) = step(alone, ALWAYS, 0, 0.0, 0.0, distils=True)
+    assert torch.equal(update.outputs["x_hat"], noise(3, 1, 16, 16))
+
+
+# Outliers
+
+
+@pytest.mark.parametrize("distance", [0.5, 2.0])
+@pytest.mark.parametrize("num_clusters", [1, 4])
+def test_outliers_are_far_from_every_mean_and_not_too_far_from_one(num_clusters, distance):
+    torch.manual_seed(0)
+    means = torch.randn(num_clusters, 8)
+    codes = outlier_codes(means, 300, distance).numpy()
+    distances = np.array([[np.sqrt(((code - mean) ** 2).mean()) for mean in means.numpy()] for code in codes])
+    assert 150 < len(codes) <= 300
+    assert distances.min() > distance
+    assert distances.min(1).max() < 1.5 * distance * (1 + 1e-5)
+    assert distances.min(1).max() > 1.4 * distance
+
+
+def test_outliers_lie_around_every_mean_in_every_direction():
+    torch.manual_seed(0)
+    means = torch.tensor([[0.0, 0.0], [100.0, 0.0]])
+    codes = outlier_codes(means, 4000, 2.0)
+    first = codes[codes[:, 0] < 50]
+    assert len(codes) == 4000  # none is near the other mean
+    assert abs(len(first) - 2000) < 4 * math.sqrt(4000 / 4)
+    angles = torch.atan2(first[:, 1], first[:, 0])
+    counts = torch.histc(angles, 8, -math.pi, math.pi)
+    assert ((counts - len(first) / 8).abs() < 4 * math.sqrt(len(first) / 8)).all()
+    lengths = first.norm(dim=1) / 2**0.5 / 2  # uniform from 1 to 1.5
+    assert lengths.mean() == pytest.approx(1.25, abs=0.02)
+
+
+def test_outliers_near_another_mean_are_left_out():
+    torch.manual_seed(0)
+    means = torch.tensor([[0.0], [2.5]])
+    codes = outlier_codes(means, 1000, 2.0)
+    assert 300 < len(codes) < 700  # those between the two are gone
+    assert ((codes < 0) | (codes > 2.5)).all()
