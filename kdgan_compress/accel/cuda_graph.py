@@ -1,61 +1,64 @@
-"""A step recorded once as a CUDA graph and replayed: hundreds of small kernels for the price of one launch."""
+"""A training step captured as a CUDA graph and replayed: one launch instead of hundreds of small kernels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-WARM_UP = 3
-"""Calls made as they are before the recording, as libraries set themselves up in the first ones."""
+from kdgan_compress.distillation.step import StageModels
 
-Terms = Mapping[str, Tensor]
-Recorder = Callable[[Callable[[], Terms]], tuple[Terms, Callable[[], None]]]
+NUM_WARMUP_CALLS = 3
+"""Calls made before the capture, since libraries initialise themselves in the first ones."""
+
+Losses = dict[str, Tensor]
+Step = Callable[[StageModels, Tensor, int], Losses]
+GraphCapture = Callable[[Callable[[], Losses]], tuple[Losses, Callable[[], Any]]]
 
 
-class CapturedStep:
-    """A function of tensors, each of one shape throughout, that is replayed from its fourth call on.
+class CUDAGraphStep:
+    """A step whose indices have one shape throughout; it is replayed from its fourth call on.
 
     Args:
-        function: Moves weights in place and returns tensors by name. It must not read anything on the host that
-            changes from call to call.
-        record: Records a call without making it: what the call will return, and what makes it.
+        step: Updates weights in place and returns losses. It reads nothing on the host that changes from call to call.
+        capture: Records a call without running it: what it will return, and what runs it.
     """
 
-    def __init__(self, function: Callable[..., Terms], record: "Recorder | None" = None) -> None:
-        self._function = function
-        self._record = record or record_cuda_graph
+    def __init__(self, step: Step, capture: "GraphCapture | None" = None) -> None:
+        self._step = step
+        self._capture = capture or capture_cuda_graph
         self._num_calls = 0
-        self._inputs: tuple[Tensor, ...] = ()
-        self._outputs: Terms = {}
-        self._replay: Callable[[], None] | None = None
+        self._indices = torch.empty(0)
+        self._outputs: Losses = {}
+        self._replay: Callable[[], Any] | None = None
 
-    def __call__(self, *inputs: Tensor) -> Terms:
-        """One call; what it returns is the caller's to keep."""
+    def __call__(self, models: StageModels, indices: Tensor, step: int) -> Losses:
+        """Make one step; the caller may keep what it returns."""
         self._num_calls += 1
-        if self._num_calls <= WARM_UP:
-            return _beside(lambda: self._function(*inputs)) if inputs[0].is_cuda else self._function(*inputs)
+        if self._num_calls <= NUM_WARMUP_CALLS:
+            return _on_side_stream(lambda: self._step(models, indices, step))
         if self._replay is None:
-            self._inputs = tuple(own.clone() for own in inputs)
-            self._outputs, self._replay = self._record(lambda: self._function(*self._inputs))
-        for own, new in zip(self._inputs, inputs, strict=True):
-            own.copy_(new, non_blocking=True)
+            self._indices = indices.clone()
+            self._outputs, self._replay = self._capture(lambda: self._step(models, self._indices, step))
+        self._indices.copy_(indices, non_blocking=True)
         self._replay()
         return {name: output.clone() for name, output in self._outputs.items()}
 
 
-def _beside(function: Callable[[], Terms]) -> Terms:
-    """Make a call on a stream of its own, as torch asks for before a recording."""
-    stream, present = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(present)
-    with torch.cuda.stream(stream):
+def _on_side_stream(function: Callable[[], Losses]) -> Losses:
+    """Call a function on a side stream, which torch requires before a capture."""
+    if not torch.cuda.is_available():
+        return function()
+    side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
         outputs = function()
-    present.wait_stream(stream)
+    current.wait_stream(side)
     return outputs
 
 
-def record_cuda_graph(function: Callable[[], Terms]) -> tuple[Terms, Callable[[], Any]]:
-    """Record a call on the present GPU as a graph."""
+def capture_cuda_graph(function: Callable[[], Losses]) -> tuple[Losses, Callable[[], Any]]:
+    """Capture a call on the current GPU."""
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):

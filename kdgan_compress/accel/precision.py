@@ -1,19 +1,18 @@
-"""In what precision a GPU multiplies matrices."""
+"""The precision of matrix products on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+from kdgan_compress.distillation.scheduler import Precision
 
 
 @contextmanager
-def computing(precision: Precision, device_type: str) -> Iterator[None]:
-    """Compute in this precision inside ``with``; a CPU always does in float32.
+def precision_context(precision: Precision, device_type: str) -> Iterator[None]:
+    """Compute in this precision inside ``with``; a CPU always computes in float32.
 
-    torch lets convolutions on a GPU use TF32 unless told otherwise: ``float32`` tells it.
+    By default torch allows TF32 in convolutions on a GPU; ``float32`` forbids it.
     """
     if device_type != "cuda":
         yield

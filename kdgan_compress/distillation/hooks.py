@@ -40,7 +40,7 @@ class FeatureHooks:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._attached = False
         self._has_versions = True
-        self._fired: dict[str, list[Any]] = {}
+        self._calls: dict[str, list[Any]] = {}
 
     def __enter__(self) -> Self:
         self._attached = True
@@ -53,7 +53,7 @@ class FeatureHooks:
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
-        self._attached, self._fired = False, {}
+        self._attached, self._calls = False, {}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Run the network once and return each tap's output.
@@ -68,17 +68,17 @@ class FeatureHooks:
                 "found no hooks",
                 "Call them inside `with FeatureHooks(...)`",
             )
-        self._fired = {name: [] for name in self._modules}
+        self._calls = {name: [] for name in self._modules}
         self._has_versions = not torch.is_inference_mode_enabled()
         self.network(images)
-        fired, self._fired = self._fired, {}
-        return {name: self._output(name, calls) for name, calls in fired.items()}
+        calls_by_tap, self._calls = self._calls, {}
+        return {name: self._output(name, calls) for name, calls in calls_by_tap.items()}
 
     def _recorder(self, name: str) -> Any:
         def record(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-            if name in self._fired:
+            if name in self._calls:
                 version = output._version if self._has_versions and isinstance(output, Tensor) else None
-                self._fired[name].append((output, version))
+                self._calls[name].append((output, version))
 
         return record
 
@@ -123,24 +123,32 @@ class Connectors(nn.Module):
         super().__init__()
         self.maps = nn.ModuleDict()
         for name in (name for name in student if name in teacher):
-            ours, theirs = student[name].shape, teacher[name].shape
-            if ours == theirs:
+            shape, target = student[name].shape, teacher[name].shape
+            if shape == target:
                 continue
-            if ours[:1] != theirs[:1] or ours[2:] != theirs[2:] or len(ours) not in (2, 4):
+            if shape[:1] != target[:1] or shape[2:] != target[2:] or len(shape) not in (2, 4):
                 raise KdganError(
                     f"Teacher and student must agree in {name} but for the channels",
-                    f"got {tuple(theirs)} and {tuple(ours)}",
+                    f"got {tuple(target)} and {tuple(shape)}",
                     "Build both for one image size, or tap layers of one height and width",
                 )
-            self.maps[name] = (
-                nn.Linear(ours[1], theirs[1], bias=False)
-                if len(ours) == 2
-                else nn.Conv2d(ours[1], theirs[1], 1, bias=False)
+            self.maps[_key(name)] = (
+                nn.Linear(shape[1], target[1], bias=False)
+                if len(shape) == 2
+                else nn.Conv2d(shape[1], target[1], 1, bias=False)
             )
 
     def forward(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The student's outputs, each in its teacher's shape."""
-        return {name: self.maps[name](output) if name in self.maps else output for name, output in outputs.items()}
+        return {
+            name: self.maps[_key(name)](output) if _key(name) in self.maps else output
+            for name, output in outputs.items()
+        }
+
+
+def _key(name: str) -> str:
+    """A tap's name as a key of ``nn.ModuleDict``, which allows no dots."""
+    return name.replace(".", "/")
 
 
 def _submodule(network: nn.Module, name: str, path: str) -> nn.Module:

@@ -1,82 +1,109 @@
-"""The distillation loss K_l of P-KDGAN."""
+"""The distillation loss K_l of P-KDGAN (Eq. 7, 8), over z1, x̂ and z2 and any further tap."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans.objective import Outputs, check_weights, is_used
-from kdgan_compress.losses import Reduction, l1, l2
+from kdgan_compress.gans import Gan
+from kdgan_compress.gans.objective import Outputs, Weight, check_weights, is_nonzero
+from kdgan_compress.losses import Distance, l1, l2
+
+DISTANCES = {"l1": l1, "l2": l2}
 
 
 @dataclass(frozen=True)
-class Distillation:
-    """K_l = w1 K_1 + wx K_x + w2 K_2 (Eq. 7): how far the student's z1, x̂ and z2 are from the teacher's.
-
-    The paper weighs norms 1, 1, 1; with means, latents that count five times the image did best (docs/results.md).
+class Term:
+    """One term of K_l: how far the student's feature is from the teacher's.
 
     Attributes:
-        w1: Weight of K_1.
-        wx: Weight of K_x.
-        w2: Weight of K_2.
-        reduction: Of all three.
-        re_encode: Take z1 of its own x̂ for the z2 of a GAN that has no second encoder; otherwise such a GAN has no K_2.
+        tap: Name of a tap, or the dotted path of a submodule that both generators have. Where the channels differ, a
+            connector is trained with the student.
+        weight: ≥ 0.
+        loss: ``"l2"`` as for K_1 and K_2, or ``"l1"`` as for K_x.
+        name: Name in the log; empty for ``k_<tap>``.
+    """
+
+    tap: str
+    weight: float = 1.0
+    loss: Literal["l1", "l2"] = "l2"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_weights(weight=self.weight)
+        if not self.name:
+            object.__setattr__(self, "name", f"k_{self.tap}")
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """K_l = w1 K_1 + wx K_x + w2 K_2 (Eq. 7), and any further terms.
+
+    The paper's weights are 1, 1, 1 with norms; with means, latents weighted five times the image did best
+    (docs/results.md).
+
+    Attributes:
+        w1: Weight of K_1, the distance of z1.
+        wx: Weight of K_x, the distance of x̂.
+        w2: Weight of K_2, the distance of z2.
+        distance: ``"mean"`` or ``"norm"`` for all terms (``losses.distances``).
+        re_encode: Use z1 of x̂ as the z2 of a GAN that has no second encoder; otherwise such a GAN has no K_2.
+        terms: Further terms.
     """
 
     w1: float = 50.0
     wx: float = 10.0
     w2: float = 50.0
-    reduction: Reduction = "mean"
+    distance: Distance = "mean"
     re_encode: bool = False
+    terms: tuple[Term, ...] = ()
 
     def __post_init__(self) -> None:
         check_weights(w1=self.w1, wx=self.wx, w2=self.w2)
 
-    def loss(
-        self, student: Outputs, teacher: Outputs, shares: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum and its unweighted terms ``k1``, ``kx``, ``k2``, of the taps that both networks have.
+    def __call__(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, Weight, Float[Tensor, " B"]]]:
+        """Each term's name, weight and value per sample, of the taps that both networks have.
 
         Args:
-            student: Tapped outputs, after connectors where shapes differ.
-            teacher: The teacher's for the same images; no gradient goes there.
-            shares: In a fleet, how much each image counts for each member (B, K).
+            student: The student's features, after its connectors.
+            teacher: The teacher's features of the same images; no gradient reaches it.
 
         Raises:
             KdganError: The two have no tap in common, or shapes differ.
         """
-        terms: dict[str, Tensor] = {}
-        weighted: list[Tensor] = []
-        for tap, name, weight, distance in (
-            ("z1", "k1", self.w1, l2),
-            ("x_hat", "kx", self.wx, l1),
-            ("z2", "k2", self.w2, l2),
-        ):
-            if tap in student and tap in teacher:
-                terms[name] = distance(student[tap], teacher[tap].detach(), self.reduction, shares)
-                weighted.append(weight * terms[name])
+        terms = [term for term in self._all_terms() if term[1] in student and term[1] in teacher]
         if not terms:
             raise KdganError(
-                "Teacher and student must have a tap of z1, x_hat or z2 in common",
+                "Teacher and student need a tap of z1, x_hat or z2 in common",
                 f"got {sorted(teacher)} and {sorted(student)}",
                 "Name the taps of both by these names",
             )
-        return torch.stack(weighted).sum(0), terms
+        for name, tap, weight, distance in terms:
+            yield name, weight, distance(student[tap], teacher[tap].detach(), self.distance)
+
+    def taps(self, gan: Gan) -> dict[str, str]:
+        """Every tap that K_l reads in a GAN: names to dotted paths in its generator."""
+        return {**{term.tap: term.tap for term in self.terms}, **gan.taps}
 
     @property
-    def encodes_again(self) -> bool:
-        """Whether a missing z2 is made from x̂."""
-        return self.re_encode and is_used(self.w2)
+    def re_encodes(self) -> bool:
+        """Whether a missing z2 is computed from x̂."""
+        return self.re_encode and is_nonzero(self.w2)
 
-    def with_z2(self, outputs: Outputs, forward: Callable[[Tensor], Outputs]) -> Outputs:
-        """Tapped outputs, with z1 of x̂ for a missing z2 where ``re_encode`` asks for it.
+    def add_reencoded_z2(self, outputs: Outputs, forward: Callable[[Tensor], Outputs]) -> Outputs:
+        """Features with z1 of x̂ in place of a missing z2, if ``re_encode`` asks for it.
 
         Args:
-            outputs: Of one pass.
-            forward: Runs the same generator once and gives its tapped outputs.
+            outputs: Features of one forward pass.
+            forward: Runs the same generator once and returns its features.
         """
-        if not self.encodes_again or "z2" in outputs:
+        if not self.re_encodes or "z2" in outputs:
             return outputs
         return {**outputs, "z2": forward(outputs["x_hat"])["z1"]}
+
+    def _all_terms(self) -> list[tuple[str, str, Weight, Callable[[Tensor, Tensor, Distance], Tensor]]]:
+        further = [(term.name, term.tap, term.weight, DISTANCES[term.loss]) for term in self.terms]
+        return [("k1", "z1", self.w1, l2), ("kx", "x_hat", self.wx, l1), ("k2", "z2", self.w2, l2), *further]

@@ -1,12 +1,13 @@
-"""Which losses train whom: P-KDGAN's loss sets (Eq. 9) as data, and stages of them in a row (Algorithm 1).
+"""Which losses train which network: P-KDGAN's loss sets (Eq. 9) as data, and the stages that use them.
 
-What is frozen and which optimisers exist is derived from a set's coefficients and stated nowhere else.
+What is frozen and which optimisers exist follows from a set's coefficients and is stated nowhere else.
 """
 
 import re
 from dataclasses import dataclass
 
 from kdgan_compress.errors import KdganError
+from kdgan_compress.gans.objective import is_nonzero
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class LossSet:
         beta: Weight of the teacher's discriminator loss.
         mu: Weight of the student's generator loss.
         nu: Weight of the student's discriminator loss.
-        lam: Weight of the distillation loss K_l, which moves the student only.
+        lam: Weight of the distillation loss K_l, which trains the student only.
     """
 
     alpha: float = 0.0
@@ -31,20 +32,25 @@ class LossSet:
         coefficients = (self.alpha, self.beta, self.mu, self.nu, self.lam)
         if not min(coefficients) >= 0 or not self.mu + self.lam > 0:
             raise KdganError(
-                "A loss set must have coefficients ≥ 0 and train the student's generator (mu or lam above 0)",
+                "A loss set needs coefficients ≥ 0 and must train the student's generator (mu or lam above 0)",
                 f"got alpha, beta, mu, nu, lam = {', '.join(f'{c:g}' for c in coefficients)}",
                 "Structures 1 to 4 are the paper's",
             )
 
     @property
     def trains_teacher(self) -> bool:
-        """Whether the teacher goes on training (structures ③ and ④) or is frozen."""
-        return self.alpha > 0 or self.beta > 0
+        """Whether the teacher is trained further (structures ③ and ④) or frozen."""
+        return is_nonzero(self.alpha) or is_nonzero(self.beta)
+
+    @property
+    def distils(self) -> bool:
+        """Whether K_l trains the student."""
+        return is_nonzero(self.lam)
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether there must be a teacher at all."""
-        return self.lam > 0 or self.trains_teacher
+        """Whether there must be a teacher."""
+        return self.distils or self.trains_teacher
 
 
 STRUCTURES: dict[int, LossSet] = {
@@ -56,18 +62,18 @@ STRUCTURES: dict[int, LossSet] = {
 """KDGAN-① to KDGAN-④ (section III-D)."""
 
 FROM_SCRATCH = LossSet(mu=1, nu=1)
-"""A GAN trained on its own losses: how teachers are made, and the student that distillation has to beat."""
+"""Training without a teacher: how teachers are made, and the baseline for every distilled student."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training under one loss set.
+    """One stage of training under one loss set.
 
     Attributes:
-        name: What the log calls it: ``"2"``, ``"alone"``, ….
-        loss_set: Who is trained by what.
+        name: Its name in the log: ``"2"``, ``"from-scratch"``, ….
+        loss_set: Which losses train which network.
         epochs: Passes over the training images, ≥ 1.
-        learning_rate: Adam's rate at the stage's first step, for the student.
+        learning_rate: Adam's learning rate at the stage's first step, for the student.
         teacher_learning_rate: The same for the teacher, in sets that train it.
     """
 
@@ -79,7 +85,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
-            raise KdganError("A stage must last at least 1 epoch", f"got {self.epochs}", "Give --epochs 1 or more")
+            raise KdganError("A stage needs at least 1 epoch", f"got {self.epochs}", "Give --epochs 1 or more")
 
 
 def parse_schedule(text: str) -> tuple[int, ...]:
@@ -91,7 +97,7 @@ def parse_schedule(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in re.split("->|→", text)]
     if not all(part.isdecimal() and int(part) in STRUCTURES for part in parts):
         raise KdganError(
-            "A schedule must be structures 1 to 4 joined by ->",
+            "A schedule is a chain of structures 1 to 4 joined by ->",
             f"got {text!r}",
             'Try "2", "2->3" (the paper\'s best) or "2->4"',
         )

@@ -1,39 +1,115 @@
-"""The progressive scheduler: stages in a row, each from the last weights of the one before (Algorithm 1).
+"""The progressive scheduler: stages in sequence, each from the last weights of the stage before (section III-E).
 
-Between two epochs the whole training can be taken out as one state and put into another process, which then ends bit
-for bit where this one would have (on the CPU, with the same number of threads).
+Between two epochs the whole training can be saved as one state and loaded in another process, which then ends bit for
+bit where this one would have (on the CPU, with the same number of threads).
 """
 
-import dataclasses
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from kdgan_compress.accel.teacher_cache import TeacherCache, cacheable_stages
-from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.distillation.hooks import Connectors, FeatureHooks
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import Stage
-from kdgan_compress.distillation.train_log import DivergedError, Record
-from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import StageRun, TrainingSettings, begin_stage, run_fleet
+from kdgan_compress.distillation.step import Targets
+from kdgan_compress.distillation.train_log import TrainRecord
+from kdgan_compress.distillation.train_state import TrainState, frozen
 from kdgan_compress.errors import KdganError
+from kdgan_compress.gans import Gan, normalize_images
+from kdgan_compress.gans.objective import Outputs
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
-class Schedule:
-    """Stages of training for one student and, where a loss set wants one, its teacher.
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How steps are made, whatever the stage.
+
+    Attributes:
+        batch_size: Images per step, ≥ 1; an epoch's last batch may be smaller.
+        learning_rate_decay: ``"linear"``: from the stage's learning rate at its first step to 0 after its last.
+            ``"constant"``: none.
+        seed: Seed of the order of images.
+        precision: Of matrix products on a GPU: ``"float32"``, ``"tf32"`` or, by autocast, ``"bfloat16"``; the last two
+            are faster and less exact. A CPU always computes in float32.
+    """
+
+    batch_size: int = 16
+    learning_rate_decay: Literal["linear", "constant"] = "linear"
+    seed: int = 0
+    precision: Precision = "float32"
+
+
+@dataclass(frozen=True, eq=False)
+class StageRun:
+    """One stage of one student.
+
+    Attributes:
+        stage: Loss set, epochs and learning rates.
+        stage_index: Position in the schedule, from 0; part of the seed of the order of images.
+        student: Trained by μ L_g, ν L_d and λ K_l.
+        teacher: Frozen, or trained by α L_g and β L_d; None where ``targets`` replaces it or nothing is distilled.
+        images: All training images, uint8 (N, C, S, S).
+        k_l: The distillation loss.
+        settings: Batch size and so on.
+        epochs_done: Epochs finished by an earlier process.
+        targets: The frozen teacher's features for ``images``, such as a teacher cache; None to compute them.
+    """
+
+    stage: Stage
+    stage_index: int
+    student: TrainState
+    teacher: TrainState | None
+    images: Tensor
+    k_l: DistillationLoss
+    settings: TrainingSettings
+    epochs_done: int = 0
+    targets: Targets | None = None
+
+    def begin(self) -> None:
+        """Create the optimisers, EMAs and connectors that the stage's loss set needs."""
+        losses, student, teacher = self.stage.loss_set, self.student, self.teacher
+        if teacher is None and (losses.trains_teacher or (losses.distils and self.targets is None)):
+            raise KdganError(
+                f"Stage {self.stage.name} needs a teacher", "found none", "Give one, or train with mu and nu only"
+            )
+        if losses.distils and student.connectors is None:
+            student.connectors = self._connectors()
+        student.begin_stage(("generator", "discriminator") if losses.nu > 0 else ("generator",))
+        if teacher is not None and losses.trains_teacher:
+            networks = {"generator": losses.alpha, "discriminator": losses.beta}
+            teacher.begin_stage([name for name, weight in networks.items() if weight > 0])
+
+    def _connectors(self) -> Connectors:
+        """Connectors where the student's features differ in shape from the teacher's, found from one image."""
+        image = normalize_images(self.images[:1])
+        if self.targets is not None:
+            teacher = self.targets(image, torch.zeros(1, dtype=torch.int64, device=image.device))
+        else:
+            assert self.teacher is not None
+            teacher = self._features(self.teacher.gan, image)
+        return Connectors(self._features(self.student.gan, image), teacher).to(image.device, image.dtype)
+
+    def _features(self, gan: Gan, images: Tensor) -> Outputs:
+        with torch.no_grad(), frozen(gan), FeatureHooks(gan.generator, self.k_l.taps(gan)) as hooks:
+            return self.k_l.add_reencoded_z2(hooks(images), hooks)
+
+
+class ProgressiveScheduler:
+    """Chains the stages of one student and, where a loss set needs one, its teacher; ``trainer.train`` runs it.
 
     Args:
         stages: In order; at least one.
-        student: The learner that the stages train, by its own objective.
+        student: Trained by every stage, by its own objective and K_l.
         images: All training images, uint8 (N, C, S, S).
-        teacher: The learner it is distilled from; stages that train it move it in place.
-        distillation: K_l.
-        settings: Batch size, averaging, seed.
-        cache: See ``use_cache``.
+        teacher: The GAN it is distilled from; structures ③ and ④ train it in place.
+        k_l: The distillation loss.
+        settings: Batch size, decay, seed, precision.
     """
 
     def __init__(
@@ -42,29 +118,25 @@ class Schedule:
         student: TrainState,
         images: Tensor,
         teacher: TrainState | None = None,
-        distillation: Distillation | None = None,
+        k_l: DistillationLoss | None = None,
         settings: TrainingSettings | None = None,
-        cache: TeacherCache | None = None,
     ) -> None:
         if not stages:
-            raise KdganError("A schedule must have at least one stage", "got none", "Name one, such as structure 2")
+            raise KdganError("A schedule needs at least one stage", "got none", "Name one, such as structure 2")
         if len(images) == 0:
-            raise KdganError("Training must have at least one image", "got 0", "Check the data and its normal class")
+            raise KdganError("Training needs at least one image", "got 0", "Check the data and its normal class")
         self.stages = tuple(stages)
         self.student, self.teacher = student, teacher
         self._images = images
-        self._distillation = distillation or Distillation()
+        self._k_l = k_l or DistillationLoss()
         self._settings = settings or TrainingSettings()
-        self._cache: TeacherCache | None = None
-        self._num_cached_stages = 0
-        if cache is not None:
-            self.use_cache(cache)
+        self._targets: Targets | None = None
         self._stage_index = self._epochs_done = 0
         self._restored = False
 
     @property
     def position(self) -> tuple[int, int]:
-        """The running stage's place, from 0, and how many of its epochs are done."""
+        """Index of the running stage, from 0, and how many of its epochs are done."""
         return self._stage_index, self._epochs_done
 
     @property
@@ -75,64 +147,54 @@ class Schedule:
 
     @property
     def trains_teacher(self) -> bool:
-        """Whether any stage trains the teacher on."""
+        """Whether any stage trains the teacher further."""
         return any(stage.loss_set.trains_teacher for stage in self.stages)
 
-    def run(self) -> Iterator[Record]:
-        """Train from the present position to the end.
+    def use_targets(self, targets: Targets) -> None:
+        """Read the teacher's features from ``targets``, such as a teacher cache, until a stage trains the teacher.
 
-        Yields:
-            The engine's records; at one with ``epoch_done``, ``state_dict()`` may be taken.
-        """
-        for _, record in run_together([self]):
-            if isinstance(record, DivergedError):
-                raise record
-            yield record
-
-    def use_cache(self, cache: TeacherCache) -> None:
-        """Take the teacher's outputs for the images from a cache until a stage trains the teacher.
-
-        Where none does, the teacher itself is not needed any more.
+        If none does, the teacher is not needed any more.
 
         Raises:
-            KdganError: The first stage that asks the teacher trains it too.
+            KdganError: The first stage that needs the teacher trains it.
         """
-        self._num_cached_stages = cacheable_stages(self.stages)
-        self._cache = cache
+        num_frozen_stages(self.stages)
+        self._targets = targets
 
     def begin_stage(self) -> StageRun:
-        """What the engine is to run next; the present stage is begun unless it was taken up in its middle."""
+        """The running stage, begun unless it was restored in its middle."""
         run = self.stage_run(self._stage_index)
         if not self._restored:
-            begin_stage(run)
+            run.begin()
         self._restored = False
         return run
 
-    def follow(self, record: Record) -> None:
-        """Move the position on by an engine's record."""
+    def advance(self, record: TrainRecord) -> None:
+        """Update the position by a record of the trainer."""
         self._epochs_done += record.epoch_done
 
     def end_stage(self) -> None:
-        """Move the position on to the next stage."""
+        """Move to the next stage."""
         self._stage_index += 1
         self._epochs_done = 0
 
     def stage_run(self, stage_index: int) -> StageRun:
-        """One of the stages as the engine takes it, from the present number of epochs on."""
+        """One of the stages, from the current number of finished epochs."""
+        is_frozen = not any(stage.loss_set.trains_teacher for stage in self.stages[: stage_index + 1])
         return StageRun(
             stage=self.stages[stage_index],
             stage_index=stage_index,
             student=self.student,
             teacher=self.teacher,
             images=self._images,
-            distillation=self._distillation,
+            k_l=self._k_l,
             settings=self._settings,
             epochs_done=self._epochs_done,
-            cache=self._cache if stage_index < self._num_cached_stages else None,
+            targets=self._targets if is_frozen else None,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, random state and both learners; tensors and plain values only, valid between epochs."""
+        """Position, random state and both GANs; tensors and plain values only, valid between epochs."""
         return {
             "format": STATE_FORMAT,
             "stage_index": self._stage_index,
@@ -144,26 +206,26 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict()`` of a schedule of the same stages and images left.
+        """Continue from the ``state_dict()`` of a scheduler with the same stages and images.
 
         Raises:
             KdganError: The images are others, or the state is of another version.
         """
         if state.get("format") != STATE_FORMAT:
             raise KdganError(
-                f"A state to resume from must be of format {STATE_FORMAT}",
+                f"The state to resume from is not of format {STATE_FORMAT}",
                 f"found {state.get('format', 'an older one')}",
                 "Finish this run with the version that began it, or start a new one",
             )
         if state["images"] != self._fingerprint():
             raise KdganError(
-                "A resumed run must find the training images it began with",
+                "A resumed run needs the training images it began with",
                 f"found {len(self._images)} images that differ from them",
-                "Bring those back, or start a new run",
+                "Restore those, or start a new run",
             )
         self._stage_index, self._epochs_done = state["stage_index"], state["epochs_done"]
-        for stage_index in range(self._stage_index + 1):  # earlier ones left averages and connectors behind
-            begin_stage(self.stage_run(stage_index))
+        for stage_index in range(self._stage_index + 1):  # earlier stages created the EMA and the connectors
+            self.stage_run(stage_index).begin()
         self.student.load_state_dict(state["student"])
         if self.teacher is not None and state["teacher"] is not None:
             self.teacher.load_state_dict(state["teacher"])
@@ -175,34 +237,16 @@ class Schedule:
         return f"{tuple(self._images.shape)} {zlib.crc32(self._images.cpu().numpy().tobytes()):08x}"
 
 
-def run_together(schedules: Sequence[Schedule]) -> Iterator[tuple[int, Record | DivergedError]]:
-    """Run several schedules as fleets, stage by stage, each as if it were alone.
+def num_frozen_stages(stages: Sequence[Stage]) -> int:
+    """How many stages come before the teacher is first trained: those that a teacher cache can serve.
 
-    Those whose loss sets train the same networks by the same losses, with whatever coefficients, are one fleet, with a
-    teacher cache or without.
-
-    Args:
-        schedules: Of one shape where there are several; each goes on from its own position.
-
-    Yields:
-        A schedule's number with the engine's record, as ``Schedule.run`` does, or with the error of one that diverged
-        and is left behind.
+    Raises:
+        KdganError: The teacher is not needed in any of them.
     """
-    left = set(range(len(schedules)))
-    for stage_index in range(max(len(schedule.stages) for schedule in schedules)):
-        fleets: dict[tuple[bool, ...], list[int]] = {}
-        for member in sorted(left):
-            schedule = schedules[member]
-            if schedule.position[0] == stage_index and stage_index < len(schedule.stages):
-                run = schedule.stage_run(stage_index)
-                used = (weight > 0 for weight in dataclasses.astuple(run.stage.loss_set))
-                fleets.setdefault((*used, run.cache is not None), []).append(member)
-        for members in fleets.values():
-            for place, record in run_fleet([schedules[member].begin_stage() for member in members]):
-                if isinstance(record, Record):
-                    schedules[members[place]].follow(record)
-                else:
-                    left.discard(members[place])
-                yield members[place], record
-            for member in left.intersection(members):
-                schedules[member].end_stage()
+    number = next((index for index, stage in enumerate(stages) if stage.loss_set.trains_teacher), len(stages))
+    if not any(stage.loss_set.distils for stage in stages[:number]):
+        reason = (
+            f"stage {stages[0].name} trains the teacher" if number == 0 else "no stage before that uses the teacher"
+        )
+        raise KdganError("Only a frozen teacher's outputs can be cached", reason, "Disable the cache (--cache off)")
+    return number

@@ -1,8 +1,8 @@
-"""GAN families: each is a generator, a discriminator, its taps and its score."""
+"""GAN families: each is a generator, a discriminator, its taps, its score and its objective."""
 
-from kdgan_compress.accel.stacking import stack_gans, stack_weights, unstack_weights
 from kdgan_compress.gans.architecture import Architecture, ImageFormat, Norm, channels_from_width, num_blocks
 from kdgan_compress.gans.gan import (
+    Family,
     Gan,
     Scorer,
     anomaly_score,
@@ -16,6 +16,7 @@ from kdgan_compress.gans.registry import FAMILIES, build
 __all__ = [
     "FAMILIES",
     "Architecture",
+    "Family",
     "Gan",
     "ImageFormat",
     "Norm",
@@ -27,8 +28,5 @@ __all__ = [
     "has_score_terms",
     "normalize_images",
     "num_blocks",
-    "stack_gans",
-    "stack_weights",
     "to_device",
-    "unstack_weights",
 ]

@@ -66,7 +66,7 @@ class Architecture(ImageFormat):
         if self.latent_size < 1:
             raise KdganError("The latent size must be at least 1", f"got {self.latent_size}", "The papers use 256")
         if self.norm not in ("instance", "batch"):
-            raise KdganError("norm must be per_image or batch", f"got {self.norm!r}", "Choose one of the two")
+            raise KdganError("norm must be instance or batch", f"got {self.norm!r}", "Choose one of the two")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise KdganError(
                 "The number of clusters K must be at least 1",

@@ -1,15 +1,11 @@
-"""The convolutional blocks that the families are made of: P-KDGAN's Table II, which has DCGAN's decoder.
-
-``groups`` K makes K networks of one shape that run as one and don't touch each other: a fleet. Channels of images,
-features and vectors then stand member after member, K times as many.
-"""
+"""The convolutional blocks of the families: P-KDGAN's Table II, whose decoder is DCGAN's."""
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdgan_compress.accel.layers import Conv2d, ConvTranspose2d, InstanceNorm2d
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans.architecture import Architecture
 
@@ -25,24 +21,24 @@ class FeatureExtractor(nn.Sequential):
     Args:
         architecture: Says how many blocks of how many channels, and which norm.
         normalise: False leaves the norm layers out and gives the convolutions a bias instead.
-        groups: K.
     """
 
-    def __init__(self, architecture: Architecture, normalise: bool = True, groups: int = 1) -> None:
+    def __init__(self, architecture: Architecture, normalise: bool = True) -> None:
         blocks: list[nn.Module] = []
-        channels = [groups * number for number in (architecture.image_channels, *architecture.channels)]
+        channels = (architecture.image_channels, *architecture.channels)
         for before, after in itertools.pairwise(channels):
-            blocks.append(Conv2d(before, after, 4, stride=2, padding=1, bias=not normalise, groups=groups))
+            blocks.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not normalise))
             if normalise:
                 blocks.append(norm_layer(architecture, after))
             blocks.append(nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
         super().__init__(*blocks)
-        self._seen = (channels[0], architecture.image_size, architecture.image_size)
+        self._image_size = architecture.image_size
 
     def forward(self, images: Tensor) -> Tensor:
-        if tuple(images.shape[1:]) != self._seen:
+        expected: tuple[Any, ...] = (self[0].in_channels, self._image_size, self._image_size)
+        if tuple(images.shape[1:]) != expected:
             raise KdganError(
-                f"Images must be {self._seen} for this network (channels, height, width)",
+                f"Images must be {expected} for this network (channels, height, width)",
                 f"got {tuple(images.shape[1:])}",
                 "Convert and resize them, or build the network for such images",
             )
@@ -57,10 +53,10 @@ class Encoder(nn.Module):
     Shape: (B, image_channels, S, S) → (B, outputs).
     """
 
-    def __init__(self, architecture: Architecture, outputs: int, groups: int = 1) -> None:
+    def __init__(self, architecture: Architecture, outputs: int) -> None:
         super().__init__()
-        self.features = FeatureExtractor(architecture, groups=groups)
-        self.head = vector_head(architecture, outputs, groups)
+        self.features = FeatureExtractor(architecture)
+        self.head = vector_head(architecture, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         head: Tensor = self.head(self.features(images))
@@ -73,38 +69,37 @@ class Decoder(nn.Module):
     Shape: (B, latent_size) → (B, image_channels, S, S) in [−1, 1].
     """
 
-    def __init__(self, architecture: Architecture, groups: int = 1) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        channels = [groups * number for number in (architecture.latent_size, *reversed(architecture.channels))]
+        channels = (architecture.latent_size, *reversed(architecture.channels))
         blocks: list[nn.Module] = []
         for block, (before, after) in enumerate(itertools.pairwise(channels)):
             stride, padding = (1, 0) if block == 0 else (2, 1)
             blocks += [
-                ConvTranspose2d(before, after, 4, stride=stride, padding=padding, bias=False, groups=groups),
+                nn.ConvTranspose2d(before, after, 4, stride=stride, padding=padding, bias=False),
                 norm_layer(architecture, after),
                 nn.ReLU(inplace=True),
             ]
         self.features = nn.Sequential(*blocks)
-        image_channels = groups * architecture.image_channels
-        self.head = ConvTranspose2d(channels[-1], image_channels, 4, stride=2, padding=1, bias=False, groups=groups)
+        self.head = nn.ConvTranspose2d(channels[-1], architecture.image_channels, 4, stride=2, padding=1, bias=False)
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(self.head(self.features(z[:, :, None, None])))
 
 
-def vector_head(architecture: Architecture, outputs: int, groups: int = 1) -> nn.Conv2d:
+def vector_head(architecture: Architecture, outputs: int) -> nn.Conv2d:
     """The bare 4×4 convolution from features (B, channels[-1], 4, 4) to (B, outputs, 1, 1)."""
-    return Conv2d(groups * architecture.channels[-1], groups * outputs, 4, bias=False, groups=groups)
+    return nn.Conv2d(architecture.channels[-1], outputs, 4, bias=False)
 
 
 def norm_layer(architecture: Architecture, channels: int) -> nn.Module:
     """The norm that the architecture names."""
     if architecture.norm == "batch":
         return nn.BatchNorm2d(channels)
-    return InstanceNorm2d(channels, affine=True)
+    return nn.InstanceNorm2d(channels, affine=True)
 
 
-def initialise(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     """Initial weights of one layer: convolutions N(0, 0.02), norm weights N(1, 0.02), norm biases 0."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, INIT_STD)

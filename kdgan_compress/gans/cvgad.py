@@ -1,20 +1,41 @@
 """The CVAE-GAN family of CVGAD (Bian et al., 2019, Fig. 1): reconstructs through a clustered latent space.
 
 The generator is the paper's CVAE (encoder, decoder, classifier p(y|z), means μ_y) with its feature discriminator FD,
-which shares the encoder's objective. The score needs no more than encoder and decoder.
+which shares the encoder's objective. The score needs encoder and decoder only.
 """
 
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from kdgan_compress.errors import KdganError
 from kdgan_compress.gans.architecture import Architecture
-from kdgan_compress.gans.blocks import LEAKY_SLOPE, Decoder, FeatureExtractor, initialise, vector_head
-from kdgan_compress.gans.gan import Gan
-from kdgan_compress.losses import l1_per_image, ssim_loss_per_image
+from kdgan_compress.gans.blocks import LEAKY_SLOPE, Decoder, FeatureExtractor, init_weights, vector_head
+from kdgan_compress.gans.gan import Family, Gan, eval_mode
+from kdgan_compress.gans.objective import DistillationTerm, GanState, Weight, check_weights, is_nonzero
+from kdgan_compress.losses import (
+    Distance,
+    categorical_loss,
+    gradient_penalty,
+    is_outlier_code,
+    l1,
+    latent_loss,
+    mutual_information_loss,
+    negative_loss,
+    ssim_loss,
+    wasserstein_loss,
+)
 
-SMALLEST_RANGE = 1e-6
+MIN_SCORE_RANGE = 1e-6
 LOG_VAR_BOUND = 5.0
-"""|log σ²| stays below it: e^(log σ²) grows so fast that one bad step could end in infinity."""
+"""|log σ²| stays below it: e^(log σ²) grows so fast that a single bad step could overflow."""
+
+NUM_PHASES = 6
+CRITIC_PHASE, ADVERSARIAL_PHASE = 4, 5
+MAX_OUTLIER_DISTANCE_FACTOR = 1.5
+"""Outlier codes are drawn at 1 to this many times the distance from which a code counts as an outlier."""
 
 
 class Encoder(nn.Module):
@@ -39,7 +60,7 @@ class Encoder(nn.Module):
 
 
 class FeatureDiscriminator(nn.Module):
-    """FD of Eq. 10: whether a code belongs to a feature map, judged at each of its places by 1×1 convolutions.
+    """FD of Eq. 10: whether a code belongs to a feature map, decided at each position by 1×1 convolutions.
 
     Shape: features (B, channels[-1], 4, 4) and z (B, latent_size) → logits (B, 1, 4, 4).
     """
@@ -56,17 +77,17 @@ class FeatureDiscriminator(nn.Module):
         )
 
     def forward(self, features: Tensor, z: Tensor) -> Tensor:
-        everywhere = z[:, :, None, None].expand(-1, -1, *features.shape[2:])
-        logits: Tensor = self.layers(torch.cat([features, everywhere], dim=1))
+        z_map = z[:, :, None, None].expand(-1, -1, *features.shape[2:])
+        logits: Tensor = self.layers(torch.cat([features, z_map], dim=1))
         return logits
 
 
 class Generator(nn.Module):
-    """The CVAE and FD.
+    """The CVAE with its feature discriminator.
 
     Attributes:
-        means: μ_y (K, latent_size), learnable, N(0, 1) at first.
-        score_scale: (2,) the ranges of −log SSIM and of L1 over training normals, which ``fit_score_scale`` finds.
+        means: μ_y (K, latent_size), learnable, initialised from N(0, 1).
+        score_scale: (2,) the ranges of −log SSIM and of L1 over training normals, set by ``fit_score_scale``.
     """
 
     means: Tensor
@@ -75,8 +96,8 @@ class Generator(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         width, num_clusters = architecture.channels[-1], architecture.num_clusters or 1
-        self.encoder = Encoder(architecture).apply(initialise)
-        self.decoder = Decoder(architecture).apply(initialise)
+        self.encoder = Encoder(architecture).apply(init_weights)
+        self.decoder = Decoder(architecture).apply(init_weights)
         self.classifier = nn.Sequential(
             nn.Linear(architecture.latent_size, width), nn.LeakyReLU(LEAKY_SLOPE), nn.Linear(width, num_clusters)
         )
@@ -85,26 +106,26 @@ class Generator(nn.Module):
         self.register_buffer("score_scale", torch.ones(2))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S) in [−1, 1] → μ (B, latent) and x̂ decoded from it, without any noise."""
+        """Images (B, C, S, S) in [−1, 1] → μ (B, latent) and x̂ decoded from it, without noise."""
         mu, _ = self.encoder(images)
         return mu, self.decoder(mu)
 
     def score_terms(self, images: Tensor) -> Tensor:
         """Images (B, C, S, S) in [−1, 1] → −log SSIM and mean |x − x̂| of each, (B, 2)."""
         x_hat = self.decoder(self.encoder.mu(self.encoder.features(images)))
-        return torch.stack([ssim_loss_per_image(images, x_hat), l1_per_image(images, x_hat)], dim=1)
+        return torch.stack([ssim_loss(images, x_hat), l1(images, x_hat)], dim=1)
 
     def fit_score_scale(self, terms: Tensor) -> None:
-        """Take the scale of both terms from those of training normals (N, 2), so that each ranges over 1 there."""
-        self.score_scale.copy_((terms.amax(0) - terms.amin(0)).clamp(min=SMALLEST_RANGE))
+        """Set the scale of both terms from those of training normals (N, 2), so that each has a range of 1 there."""
+        self.score_scale.copy_((terms.amax(0) - terms.amin(0)).clamp(min=MIN_SCORE_RANGE))
 
     def anomaly_score(self, images: Tensor) -> Tensor:
-        """Images (B, C, S, S) in [−1, 1] → scores (B,) ≥ 0: both terms by their scale (section II-F)."""
+        """Images (B, C, S, S) in [−1, 1] → scores (B,) ≥ 0: both terms divided by their scale (section II-F)."""
         return (self.score_terms(images) / self.score_scale).sum(1)
 
 
 class Critic(nn.Module):
-    """The WGAN-GP discriminator: the encoder's blocks without norm, which the gradient penalty forbids, and one number.
+    """The WGAN-GP discriminator: the encoder's blocks without norm (the gradient penalty forbids it) and one output.
 
     Shape: (B, C, S, S) → (B,), unbounded.
     """
@@ -119,6 +140,179 @@ class Critic(nn.Module):
         return value.flatten()
 
 
+@dataclass(frozen=True)
+class CvgadObjective:
+    """CVGAD's Algorithm 1: cycles of six batches (phases); each phase updates by one loss at a time.
+
+    Phases 0 to 3: the critic, then the CVAE on reconstruction, latent loss, negative training, mutual information and
+    reconstruction again. Phase 4: the critic only. Phase 5: the CVAE on the critic's score. A weight of 0 removes a
+    loss and changes nothing else (Table 1).
+
+    Attributes:
+        w_ssim: Weight of −log SSIM.
+        w_l1: Weight of the mean absolute difference.
+        w_latent: Weight of the latent loss (15 for MNIST in the paper).
+        w_categorical: Weight of KL(p(y|z) ‖ uniform); optional in the paper.
+        w_mutual: Weight of the mutual information, which needs batches of at least two images.
+        w_adv: Weight of the critic's score; at 0 the critic is not trained either.
+        w_negative: Weight of active negative training.
+        w_penalty: λ of the critic's gradient penalty (Eq. 15).
+        negative_distance: Distance of outlier codes from every mean, in standard deviations
+            (``losses.is_outlier_code``).
+        latent_threshold: T: negative training waits until the latent loss is below it; 256 is one nat per component.
+        distance: Of the latent loss: ``"norm"`` is its sum over components, as Eq. 4 is written.
+    """
+
+    w_ssim: float = 50.0
+    w_l1: float = 10.0
+    w_latent: float = 5.0
+    w_categorical: float = 1.0
+    w_mutual: float = 10.0
+    w_adv: float = 1.0
+    w_negative: float = 1.0
+    w_penalty: float = 10.0
+    negative_distance: float = 2.0
+    latent_threshold: float = 256.0
+    distance: Distance = "norm"
+
+    def __post_init__(self) -> None:
+        check_weights(**{name: value for name, value in vars(self).items() if name != "distance"})
+        if self.w_ssim == 0 and self.w_l1 == 0:
+            raise KdganError("CVGAD needs a reconstruction loss", "got w_ssim and w_l1 = 0", "Keep one of the two")
+
+    def train_step(
+        self,
+        state: GanState,
+        images: Float[Tensor, "B C S S"],
+        weight_g: Weight,
+        weight_d: Weight,
+        step: int = 0,
+        k_l: DistillationTerm | None = None,
+    ) -> dict[str, Tensor]:
+        """Train on one batch (``gans.objective.Objective``)."""
+        distillation: Tensor | float = 0.0 if k_l is None else k_l(state.forward(images))
+        if not (is_nonzero(weight_g) or is_nonzero(weight_d)):
+            state.update("generator", torch.as_tensor(distillation))
+            return {}
+        generator, critic = _networks(state.gan)
+        phase = step % NUM_PHASES
+        losses: dict[str, Tensor] = {}
+
+        x_hat = _reconstruct(generator, images)
+        if phase <= CRITIC_PHASE and self.w_adv > 0 and is_nonzero(weight_d):
+            t = torch.rand(len(images), device=images.device)
+            losses["wasserstein"] = state.reduce(wasserstein_loss(critic(images), critic(x_hat.detach())))
+            losses["penalty"] = state.reduce(gradient_penalty(critic, images, x_hat, t))
+            critic_loss = losses["wasserstein"] + self.w_penalty * losses["penalty"]
+            state.update("discriminator", weight_d * critic_loss)
+
+        trains_g = is_nonzero(weight_g) and phase != CRITIC_PHASE
+        if trains_g and phase == ADVERSARIAL_PHASE and self.w_adv > 0:
+            losses["adversarial"] = state.reduce(-critic(x_hat))
+            state.update("generator", weight_g * self.w_adv * losses["adversarial"] + distillation)
+        elif trains_g and phase < CRITIC_PHASE:
+            losses |= self._update_cvae(state, generator, images, x_hat, weight_g, distillation)
+        elif k_l is not None:
+            state.update("generator", torch.as_tensor(distillation))
+        return losses
+
+    def _update_cvae(
+        self,
+        state: GanState,
+        generator: Generator,
+        images: Tensor,
+        x_hat: Tensor,
+        weight_g: Weight,
+        distillation: Tensor | float,
+    ) -> dict[str, Tensor]:
+        """The CVAE's own updates (phases 0 to 3), one loss after the other."""
+        reconstruction, losses = self._reconstruction_loss(state, images, x_hat)
+        state.update("generator", weight_g * reconstruction + distillation)
+
+        mu, log_var = generator.encoder(images)
+        logits = generator.classifier(_reparameterize(mu, log_var))
+        latent = latent_loss(mu, log_var, generator.means, logits.softmax(1), self.distance)
+        losses |= {"latent": state.reduce(latent), "categorical": state.reduce(categorical_loss(logits))}
+        if self.w_latent > 0 or self.w_categorical > 0:
+            latent_sum = self.w_latent * losses["latent"] + self.w_categorical * losses["categorical"]
+            state.update("generator", weight_g * latent_sum)
+
+        if self.w_negative > 0 and losses["latent"] < self.latent_threshold:
+            losses |= self._update_on_outliers(state, generator, len(images), weight_g)
+
+        if self.w_mutual > 0 and len(images) > 1:
+            features = generator.encoder.features(images)
+            z = _reparameterize(generator.encoder.mu(features), generator.encoder.bounded_log_var(features))
+            paired, shuffled = (generator.feature_discriminator(features, code) for code in (z, z.roll(1, 0)))
+            losses["mutual"] = state.reduce(mutual_information_loss(paired, shuffled))
+            state.update("generator", weight_g * self.w_mutual * losses["mutual"])
+
+        reconstruction, last = self._reconstruction_loss(state, images, _reconstruct(generator, images))
+        state.update("generator", weight_g * reconstruction)
+        return {name: loss for name, loss in losses.items() if name not in last} | last
+
+    def _update_on_outliers(
+        self, state: GanState, generator: Generator, num_codes: int, weight_g: Weight
+    ) -> dict[str, Tensor]:
+        """Active negative training, in evaluation mode so that outliers do not change batch norm's statistics."""
+        codes = outlier_codes(generator.means.detach(), num_codes, self.negative_distance)
+        if len(codes) == 0:
+            return {}
+        with eval_mode(generator):
+            with torch.no_grad():
+                outliers = generator.decoder(codes)
+            negative = negative_loss(outliers, _reconstruct(generator, outliers), self.w_ssim, self.w_l1)
+        losses = {"negative": state.reduce(negative)}
+        state.update("generator", weight_g * self.w_negative * losses["negative"])
+        return losses
+
+    def _reconstruction_loss(self, state: GanState, images: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = {"ssim": state.reduce(ssim_loss(images, x_hat)), "l1": state.reduce(l1(images, x_hat))}
+        return self.w_ssim * losses["ssim"] + self.w_l1 * losses["l1"], losses
+
+
 def build(architecture: Architecture) -> Gan:
-    """A freshly initialised member; encoder and decoder as in P-KDGAN, the rest as torch initialises it."""
+    """A freshly initialised GAN; encoder and decoder as in P-KDGAN, the rest with torch's initialisation."""
     return Gan(Generator(architecture), {"z1": "encoder.mu", "x_hat": "decoder"}, Critic(architecture))
+
+
+FAMILY = Family(build, CvgadObjective, has_clusters=True)
+
+
+def outlier_codes(means: Float[Tensor, "K d"], num_codes: int, distance: float) -> Float[Tensor, "N d"]:
+    """Codes that normal images do not have: drawn around random means in every direction.
+
+    Args:
+        means: μ_y (K, d).
+        num_codes: How many are drawn.
+        distance: See ``losses.is_outlier_code``.
+
+    Returns:
+        (N, d), N ≤ ``num_codes``: those that are outliers of every other mean too.
+    """
+    centres = means[torch.randint(len(means), (num_codes,), device=means.device)]
+    directions = torch.randn(num_codes, means.shape[1], device=means.device)
+    directions = directions / directions.square().mean(1, keepdim=True).sqrt()
+    factors = torch.empty(num_codes, 1, device=means.device).uniform_(1, MAX_OUTLIER_DISTANCE_FACTOR)
+    codes = centres + directions * distance * factors
+    return codes[is_outlier_code(codes, means, distance)]
+
+
+def _reconstruct(generator: Generator, images: Tensor) -> Tensor:
+    x_hat: Tensor = generator.decoder(_reparameterize(*generator.encoder(images)))
+    return x_hat
+
+
+def _reparameterize(mu: Tensor, log_var: Tensor) -> Tensor:
+    """A sample z of p(z|x) by the reparameterisation trick (Eq. 1)."""
+    return mu + (log_var / 2).exp() * torch.randn_like(mu)
+
+
+def _networks(gan: Gan) -> tuple[Generator, nn.Module]:
+    if not isinstance(gan.generator, Generator) or gan.discriminator is None:
+        raise KdganError(
+            "CVGAD's objective trains a cvgad generator and its critic",
+            f"got {type(gan.generator).__name__} and {type(gan.discriminator).__name__}",
+            "Build the GAN by family cvgad, or give it the objective of its family",
+        )
+    return gan.generator, gan.discriminator

@@ -1,43 +1,37 @@
-"""The families there are: one dict, a name to what builds it."""
-
-from collections.abc import Callable
+"""The GAN families: one dictionary, a name to what builds and trains it."""
 
 import torch
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import cvgad, ede
 from kdgan_compress.gans.architecture import Architecture
-from kdgan_compress.gans.gan import Gan
+from kdgan_compress.gans.gan import Family, Gan
 
-FAMILIES: dict[str, Callable[[Architecture], Gan]] = {
-    "cvgad": cvgad.build,
-    "ed": ede.build,
-    "ed_ehat": ede.build,
-    "ede": ede.build,
+FAMILIES: dict[str, Family] = {
+    "cvgad": cvgad.FAMILY,
+    "ed": ede.FAMILY,
+    "ed_ehat": ede.FAMILY,
+    "ede": ede.FAMILY,
 }
-
-FAMILIES_WITH_CLUSTERS = ("cvgad",)
-"""Families whose latent space has K means."""
 
 
 def build(architecture: Architecture, seed: int = 0) -> Gan:
-    """Build a GAN with weights drawn from a seed; the caller's random state is left as it was.
+    """Build a GAN with weights drawn from a seed; the global random state is unchanged.
 
     Raises:
-        KdganError: No such family, or clusters in one that has none.
+        KdganError: The family does not exist, or has no clusters but a number of them is given.
     """
     if architecture.family not in FAMILIES:
         raise KdganError(
-            "The family must be one that exists",
-            f"got {architecture.family!r}",
-            f"Choose one of {', '.join(sorted(FAMILIES))}",
+            "The family does not exist", f"got {architecture.family!r}", f"Choose one of {', '.join(sorted(FAMILIES))}"
         )
-    if architecture.num_clusters is not None and architecture.family not in FAMILIES_WITH_CLUSTERS:
+    family = FAMILIES[architecture.family]
+    if architecture.num_clusters is not None and not family.has_clusters:
         raise KdganError(
-            f"The number of clusters must be left out in family {architecture.family}",
-            f"got {architecture.num_clusters}",
-            f"It is for {', '.join(FAMILIES_WITH_CLUSTERS)}",
+            f"The family {architecture.family} has no clusters",
+            f"got num_clusters = {architecture.num_clusters}",
+            f"Leave it out, or choose {', '.join(name for name, f in FAMILIES.items() if f.has_clusters)}",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return FAMILIES[architecture.family](architecture)
+        return family.build(architecture)

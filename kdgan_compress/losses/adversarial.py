@@ -1,64 +1,66 @@
-"""What discriminators minimise: S_ce of P-KDGAN's Table I, and WGAN-GP's critic in CVGAD (Eq. 13 to 15)."""
+"""Losses of discriminators: S_ce of P-KDGAN's Table I, and WGAN-GP's critic in CVGAD (Eq. 13 to 15)."""
 
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from kdgan_compress.losses.distances import of_members, same_shape
+from kdgan_compress.losses.distances import check_same_shape, mean_per_sample
 
 
-def discriminator_cross_entropy(logit_real: Tensor, logit_fake: Tensor, shares: Tensor | None = None) -> Tensor:
-    """Mean of the cross entropies of real images (label 1) and reconstructions (label 0).
+def discriminator_cross_entropy(
+    logit_real: Float[Tensor, "B ..."], logit_fake: Float[Tensor, "B ..."]
+) -> Float[Tensor, " B"]:
+    """Mean of the cross entropies of an image (label 1) and its reconstruction (label 0).
 
-    Taken on logits, which equals the paper's −[y log ŷ + (1 − y) log(1 − ŷ)] with ŷ = sigmoid(logit) and stays finite
-    where a saturated sigmoid would not.
+    Computed from logits. This equals the paper's −[y log ŷ + (1 − y) log(1 − ŷ)] with ŷ = sigmoid(logit) and stays
+    finite where the sigmoid saturates.
 
     Args:
-        logit_real: D's output before the sigmoid for images, any shape.
-        logit_fake: The same for reconstructions, any shape.
-        shares: In a fleet, (B, K), and so are the logits (``losses.distances``).
+        logit_real: D's output for images before the sigmoid: one per image, or a map of them.
+        logit_fake: The same for reconstructions.
 
     Returns:
-        A scalar ≥ 0 in nats; log 2 for a discriminator that can't tell. In a fleet (K,).
+        (B,), ≥ 0, in nats; log 2 for a discriminator at chance level.
     """
-    real, fake = -logsigmoid(logit_real), -logsigmoid(-logit_fake)
-    if shares is None:
-        return (real.mean() + fake.mean()) / 2
-    return of_members((real + fake).reshape(shares.shape) / 2, shares)
+    cross_entropy = -logsigmoid(logit_real) - logsigmoid(-logit_fake)
+    return mean_per_sample(cross_entropy) / 2
 
 
-def wasserstein_loss(value_real: Tensor, value_fake: Tensor) -> Tensor:
-    """E[D(x̂)] − E[D(x)] (Eq. 13): minus the critic's estimate of the Wasserstein distance.
+def wasserstein_loss(critic_real: Float[Tensor, " B"], critic_fake: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """D(x̂) − D(x) (Eq. 13); its mean is minus the critic's estimate of the Wasserstein distance.
 
     Args:
-        value_real: D of images (B,).
-        value_fake: D of reconstructions (B,).
+        critic_real: D of images (B,).
+        critic_fake: D of reconstructions (B,).
 
     Returns:
-        A scalar, unbounded.
+        (B,), unbounded.
     """
-    return value_fake.mean() - value_real.mean()
+    return critic_fake - critic_real
 
 
-def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, t: Tensor) -> Tensor:
-    """E[(‖∇D(t x + (1 − t) x̂)‖₂ − 1)²] (Eq. 14); it can be differentiated by the critic's weights.
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Float[Tensor, "B C H W"], fake: Float[Tensor, "B C H W"], t: Tensor
+) -> Float[Tensor, " B"]:
+    """(‖∇D(t x + (1 − t) x̂)‖₂ − 1)² (Eq. 14), differentiable in the critic's weights.
 
     Args:
-        critic: D, images (B, C, S, S) to values (B,); no value may depend on another image.
+        critic: D, images (B, C, H, W) to values (B,); no value may depend on another image.
         real: Images x.
         fake: Reconstructions x̂ of the same shape.
         t: (B,) in [0, 1], uniform in training.
 
     Returns:
-        A scalar ≥ 0; 0 where D's slope is 1 everywhere.
+        (B,), ≥ 0; 0 where D's slope is 1.
 
     Raises:
         KdganError: The shapes of images and reconstructions differ.
     """
-    same_shape(real, fake)
+    check_same_shape(real, fake)
     mix = torch.lerp(fake.detach(), real.detach(), t.view(-1, 1, 1, 1)).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(mix).sum(), mix, create_graph=True)
-    lengths: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-    return (lengths - 1).square().mean()
+    slopes: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return (slopes - 1).square()

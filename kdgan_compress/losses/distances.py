@@ -1,87 +1,61 @@
 """The two distances of P-KDGAN's Table I, from which S_con, S_enc, S_adv, K_1, K_x and K_2 are made.
 
-The paper writes norms; GANomaly's public code, from which it starts, takes means. The two differ by far more than a
-constant (an L2 norm has a gradient of length 1 however small the distance is), so the reduction is always stated.
-
-In a fleet of K members tensors have the members along axis 1, (B, K · n, …), and a loss is K numbers. ``shares`` (B, K)
-says how much an image counts for a member, each column summing to 1: a member whose batch is smaller than the others'
-has images that count 0.
+The paper writes norms. GANomaly's public code, on which it builds, takes means. The two differ by more than a constant
+(an L2 norm has a gradient of length 1 however small the distance is), so every recipe states which one it uses.
 """
 
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
 
-Reduction = Literal["mean", "norm"]
+Distance = Literal["mean", "norm"]
+"""How a distance is taken over a sample's elements: the mean over elements, or the norm as the paper writes it."""
 
 
-def l1(a: Tensor, b: Tensor, reduction: Reduction = "mean", shares: Tensor | None = None) -> Tensor:
-    """Distance of S_con (Eq. 3) and K_x (Eq. 8).
+def l1(a: Float[Tensor, "B ..."], b: Float[Tensor, "B ..."], distance: Distance = "mean") -> Float[Tensor, " B"]:
+    """L1 distance of each pair of samples: S_con (Eq. 3) and K_x (Eq. 8).
 
     Args:
-        a: Any shape (B, ...).
+        a: Samples, any shape (B, ...).
         b: The same shape.
-        reduction: ``"mean"``: mean of |a − b| over all elements. ``"norm"``: E‖a − b‖₁, the sum over an example's
-            elements, averaged over the batch.
-        shares: In a fleet, (B, K).
+        distance: ``"mean"``: mean of |a − b| over a sample's elements. ``"norm"``: ‖a − b‖₁, their sum.
 
     Returns:
-        A scalar ≥ 0; in a fleet (K,).
+        (B,), ≥ 0.
 
     Raises:
         KdganError: The shapes differ; they are never broadcast.
     """
-    same_shape(a, b)
-    difference = (a - b).abs()
-    if shares is not None:
-        difference = _by_member(difference, shares)
-        return of_members(difference.mean(2) if reduction == "mean" else difference.sum(2), shares)
-    return difference.mean() if reduction == "mean" else difference.reshape(len(difference), -1).sum(1).mean()
+    difference = _difference(a, b).abs()
+    return mean_per_sample(difference) if distance == "mean" else difference.sum(sample_dims(difference))
 
 
-def l2(a: Tensor, b: Tensor, reduction: Reduction = "mean", shares: Tensor | None = None) -> Tensor:
-    """Distance of S_enc (Eq. 4), S_adv (Eq. 5), K_1 and K_2 (Eq. 8).
+def l2(a: Float[Tensor, "B ..."], b: Float[Tensor, "B ..."], distance: Distance = "mean") -> Float[Tensor, " B"]:
+    """L2 distance of each pair of samples: S_enc (Eq. 4), S_adv (Eq. 5), K_1 and K_2 (Eq. 8).
 
     Args:
-        a: Any shape (B, ...).
+        a: Samples, any shape (B, ...).
         b: The same shape.
-        reduction: ``"mean"``: mean of (a − b)² over all elements. ``"norm"``: E‖a − b‖₂, the Euclidean length of an
-            example's difference, averaged over the batch; its gradient at 0 is 0.
-        shares: In a fleet, (B, K).
+        distance: ``"mean"``: mean of (a − b)² over a sample's elements. ``"norm"``: ‖a − b‖₂, whose gradient at 0 is 0.
 
     Returns:
-        A scalar ≥ 0; in a fleet (K,).
+        (B,), ≥ 0.
 
     Raises:
         KdganError: The shapes differ; they are never broadcast.
     """
-    same_shape(a, b)
-    difference = a - b
-    if shares is not None:
-        difference = _by_member(difference, shares)
-        lengths = difference.square().mean(2) if reduction == "mean" else torch.linalg.vector_norm(difference, dim=2)
-        return of_members(lengths, shares)
-    if reduction == "mean":
-        return difference.square().mean()
-    norms: Tensor = torch.linalg.vector_norm(difference.reshape(len(difference), -1), dim=1)
-    return norms.mean()
+    difference = _difference(a, b)
+    if distance == "mean":
+        return mean_per_sample(difference.square())
+    norms: Tensor = torch.linalg.vector_norm(difference, dim=sample_dims(difference))
+    return norms
 
 
-def of_members(losses: Tensor, shares: Tensor) -> Tensor:
-    """Each member's mean (K,) of losses by image and member (B, K)."""
-    return (losses * shares).sum(0)
-
-
-def l1_per_image(a: Tensor, b: Tensor) -> Tensor:
-    """Mean of |a − b| over each example's elements: (B,) ≥ 0, of two tensors of one shape (B, ...)."""
-    same_shape(a, b)
-    return (a - b).abs().flatten(1).mean(1)
-
-
-def same_shape(a: Tensor, b: Tensor) -> None:
+def check_same_shape(a: Tensor, b: Tensor) -> None:
     """Check that nothing would be broadcast.
 
     Raises:
@@ -89,12 +63,23 @@ def same_shape(a: Tensor, b: Tensor) -> None:
     """
     if a.shape != b.shape:
         raise KdganError(
-            "Both sides of a loss must have one shape",
+            "The two sides of a loss differ in shape",
             f"got {tuple(a.shape)} and {tuple(b.shape)}",
-            "Build both networks with the same image size, image channels and latent size, or put a connector between",
+            "Build both networks with the same image size, image channels and latent size, or add a connector",
         )
 
 
-def _by_member(difference: Tensor, shares: Tensor) -> Tensor:
-    """(B, K · n, …) → (B, K, n · …)."""
-    return difference.reshape(*shares.shape, -1)
+def mean_per_sample(values: Tensor) -> Tensor:
+    """Mean of values (B, ...) over each sample's elements, (B,)."""
+    return values.mean(sample_dims(values)) if values.dim() > 1 else values
+
+
+def sample_dims(values: Tensor) -> tuple[int, ...]:
+    """The dimensions of values (B, ...) but the first."""
+    return tuple(range(1, values.dim()))
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """a − b, (B, n, ...) with at least one element dimension."""
+    check_same_shape(a, b)
+    return a - b if a.dim() > 1 else (a - b)[:, None]
