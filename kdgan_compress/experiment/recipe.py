@@ -31,7 +31,7 @@ from kdgan_compress.gans.cvgad_objective import CvgadObjective
 from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
 from kdgan_compress.gans.objectives import OBJECTIVES
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 INSTALLED = PACKAGE / "recipes"
 RECIPES = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "recipes"
 """Where shipped recipes are: inside an installed wheel, or beside the package in a checkout."""
