@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,17 +88,17 @@ def save_scores(
         data=json.dumps(about, ensure_ascii=False),
     )
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{field.name: np.asarray(getattr(scores, field.name)) for field in dataclasses.fields(scores)})
+        np.savez(file, **vars(scores))
 
 
 def load_scores(path: Path) -> SavedScores | None:
     """Read a score file; None if it is missing, damaged or not a score file. No pickle is executed."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {field.name: file[field.name] for field in dataclasses.fields(SavedScores)}
-        text = {name: str(arrays.pop(name)) for name in ("weights_sha256", "test_sha256", "data")}
+            arrays: dict[str, Any] = {field.name: file[field.name] for field in dataclasses.fields(SavedScores)}
         kinds = {name: (array.ndim, array.dtype.kind) for name, array in arrays.items()}
-        return SavedScores(**arrays, **text) if kinds == ARRAYS else None
+        texts = {name: str(array) for name, array in arrays.items() if name not in ARRAYS}
+        return SavedScores(**arrays | texts) if ARRAYS.items() <= kinds.items() else None
     except (OSError, ValueError, KeyError, EOFError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None  # a single array has no context manager, hence AttributeError
 
@@ -113,5 +114,5 @@ def weights_sha256(network: nn.Module) -> str:
 
 def _images_sha256(images: Tensor) -> str:
     digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    digest.update(images.contiguous().numpy())
+    digest.update(images.contiguous().numpy().tobytes())
     return digest.hexdigest()

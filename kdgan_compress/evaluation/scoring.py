@@ -163,11 +163,14 @@ def _folded(layers: nn.Sequential) -> dict[str, nn.Module]:
     """Convolutions with the batch norm after them folded in, and identities in place of the norms, by child name."""
     folded: dict[str, nn.Module] = {}
     for (conv_name, conv), (norm_name, norm) in itertools.pairwise(layers.named_children()):
-        if not isinstance(norm, nn.BatchNorm2d) or not norm.track_running_stats:
-            continue
-        is_transposed = isinstance(conv, nn.ConvTranspose2d) and conv.groups == 1
-        # A weight that is not a parameter is computed, by spectral norm for example.
-        if (is_transposed or isinstance(conv, nn.Conv2d)) and isinstance(conv.weight, nn.Parameter):
+        if (
+            isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+            and isinstance(norm, nn.BatchNorm2d)
+            and norm.track_running_stats
+            and (conv.groups == 1 or isinstance(conv, nn.Conv2d))
+            and "weight" in dict(conv.named_parameters(recurse=False))  # not computed, by spectral norm for example
+        ):
+            is_transposed = isinstance(conv, nn.ConvTranspose2d)
             folded |= {conv_name: fuse_conv_bn_eval(conv, norm, is_transposed), norm_name: nn.Identity()}
     return folded
 
