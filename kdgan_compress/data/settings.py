@@ -134,6 +134,16 @@ class DataSettings:
         changes: dict[str, Any] = dict.fromkeys(cleared)
         return replace(self, **changes | {name: value for name, value in given.items() if value is not None})
 
+    def relocate(self, source: str | None, root: str | None) -> "DataSettings":
+        """A copy that reads the same classes from another source or root; None keeps the present one.
+
+        Raises:
+            KdganError: The settings do not apply to the source.
+        """
+        moved = SOURCES.get((source or self.source).partition(":")[0])
+        normal = None if moved is not None and moved.has_fixed_normal else self.normal
+        return replace(self, source=source or self.source, root=root or self.root, normal=normal)
+
     def absolute(self) -> "DataSettings":
         """A copy with absolute paths, which stay valid in any working directory."""
         kind, _, path = self.source.partition(":")

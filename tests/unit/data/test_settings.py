@@ -65,6 +65,25 @@ def test_override(source, normal, root, expected):
     assert (data.source, data.normal, data.root) == expected
 
 
+@pytest.mark.parametrize(
+    ("data", "source", "root", "expected"),
+    [
+        (DataSettings("mnist", "5", "/data"), None, None, DataSettings("mnist", "5", "/data")),
+        (DataSettings("mnist", "5", "/data"), "npz:/a", "/b", DataSettings("npz:/a", "5", "/b")),
+        (DataSettings("mnist", "5"), "folder:/a", None, DataSettings("folder:/a")),
+        (DataSettings("folder:/a", "good"), "folder:/b", None, DataSettings("folder:/b")),
+        (
+            DataSettings("cifar10", protocol="miso-8020", novel="deer", trial=2),
+            "npz:/a",
+            None,
+            DataSettings("npz:/a", protocol="miso-8020", novel="deer", trial=2),
+        ),
+    ],
+)
+def test_relocate_keeps_the_classes(data, source, root, expected):
+    assert data.relocate(source, root) == expected
+
+
 FULL = DataSettings("coil100", None, "data", "coil100", None, 6, 0.3, 4)
 
 
