@@ -1,7 +1,7 @@
 """A trained GAN as one safetensors file: weights, and a JSON header with everything that is needed to use them.
 
-Tensors are named ``generator.…`` (the weights that are scored: with EMA, their moving average), ``raw.…`` (with EMA, the
-last weights) and ``discriminator.…`` (which structures ③ and ④ continue to train). No pickle is involved.
+Tensors are named ``generator.…`` (the weights that are scored: with EMA, their moving average), ``raw.…`` (with EMA,
+the last weights) and ``discriminator.…`` (which structures ③ and ④ continue to train). No pickle is involved.
 """
 
 import dataclasses

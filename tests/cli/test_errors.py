@@ -226,7 +226,7 @@ def test_a_test_split_without_outliers_cannot_be_evaluated(
     moved = ["--data", f"npz:{tmp_path / 'normals.npz'}", "--normal", 0]
     assert_refused(
         cli("evaluate", "--model", families["cvgad"], *moved, "--mode", mode),
-        "both normal and novel",
+        "both normal and anomalous",
         "10 normal and 0",
     )
 

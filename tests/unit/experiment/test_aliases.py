@@ -72,5 +72,5 @@ def test_a_shipped_recipe_is_found_by_its_old_name():
 
 
 def test_an_old_and_the_current_key_together_are_an_error():
-    with pytest.raises(KdganError, match="training.average_decay is not a key"):
+    with pytest.raises(KdganError, match=r"training\.average_decay is not a key"):
         parse_recipe({"training": {"average_decay": 0.5, "ema_decay": 0.5}}, "x")
