@@ -175,7 +175,7 @@ def _fit_recipe(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Recipe
 
 def _student_architecture(student: StudentSection, teacher: Architecture) -> Architecture:
     """The teacher's but for the channel plan and norm and, where the student names one, the family."""
-    own = dataclasses.replace(teacher, channels=student.plan(teacher.image_size), norm=student.norm)
+    own = dataclasses.replace(teacher, channels=student.channels_for(teacher.image_size), norm=student.norm)
     if student.family in (None, teacher.family):
         return own
     return dataclasses.replace(own, family=student.family, num_clusters=None)

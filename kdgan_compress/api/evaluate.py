@@ -1,4 +1,4 @@
-"""How well a model separates novel from normal images, and how close a student is to its teacher."""
+"""How well a model separates anomalous from normal images, and how close a student is to its teacher."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,36 +11,38 @@ from numpy.typing import NDArray
 
 from kdgan_compress.data import DataSettings, Split, load_split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import detection_metrics, paper_scores, score_images, score_spearman
+from kdgan_compress.evaluation import detection_metrics, load_scores, paper_scores, score_images, score_spearman
+from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_path
+from kdgan_compress.experiment.run_folder import SCORES_FILE
 from kdgan_compress.runtime import Detector
 
-ONNX_BATCH = 256
+ONNX_BATCH_SIZE = 256
 
 Mode = Literal["deployed", "paper"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures on the whole test split; fractions, not percent.
+    """Metrics on the whole test split; fractions, not percent.
 
     Attributes:
-        model: What was evaluated.
+        model: The evaluated model.
         data: Name of the data and its normal class.
-        auc: Area under the ROC curve of the last epoch's (averaged) weights: the headline.
-        auc_raw: The same of the raw weights; None where the file has none.
-        average_precision: Novel images are the positive class.
-        best_f1: Highest F1 of any threshold: an oracle, since the test labels choose it.
-        best_f1_threshold: That oracle's threshold.
-        num_normal: Normal test images.
-        num_novel: Novel test images.
-        mode: ``"deployed"``: by the score that is shipped. ``"paper"``: by scores scaled over the test set.
-        threshold: The model's own, found on training normals; it and the two rates are None in the paper's mode.
-        fpr: Share of normal test images above it.
-        tpr: Share of novel test images above it.
-        auc_gap: The teacher's AUC minus this one's; None without a teacher, or where its file is gone.
-        score_spearman: Spearman's correlation with the teacher's scores; None without a teacher.
-        teacher: The teacher it was compared with.
+        auc: Area under the ROC curve of the last epoch's weights (with EMA, their moving average).
+        auc_raw: The same of the last weights without EMA; None if not requested or trained without EMA.
+        average_precision: Average precision; anomalous images are the positive class.
+        best_f1: Highest F1 over all thresholds: an oracle, since the test labels select the threshold.
+        best_f1_threshold: The threshold of ``best_f1``.
+        num_normal: Number of normal test images.
+        num_novel: Number of anomalous test images.
+        mode: ``"deployed"``: by the score that is exported. ``"paper"``: by scores scaled over the test set.
+        threshold: The model's threshold, set on normal training images; None in the paper's mode, like the two rates.
+        fpr: False-positive rate: fraction of normal test images above the threshold.
+        tpr: True-positive rate: fraction of anomalous test images above the threshold.
+        auc_gap: The teacher's AUC minus this one; None without a teacher, or if its file is missing.
+        score_spearman: Spearman correlation with the teacher's scores; None without a teacher.
+        teacher: The teacher that it was compared with.
     """
 
     model: str
@@ -70,38 +72,38 @@ def evaluate(
     protocol: Mapping[str, Any] | None = None,
     teacher: str | Path | None = None,
     mode: Mode = "deployed",
+    raw: bool = False,
 ) -> Evaluation:
     """Evaluate a run folder, a model file or an exported ``.onnx`` detector.
 
     Args:
-        model: What to evaluate.
-        data: Source of the images; None for those the model was trained on, which a detector file doesn't remember.
+        model: The model.
+        data: Source of the images; None for those the model was trained on, which a detector file does not store.
         normal: The normal class.
-        data_root: Where named sets are.
-        protocol: ``protocol``, ``novel``, ``trial``, ``outliers`` and ``num_categories`` of ``DataSettings``, as far as
-            they are to differ from the model's; a detector file starts from ``simo``.
-        teacher: To compare with; None for the one a student was distilled from, if it is still there.
-        mode: ``"paper"`` scores as CVGAD's paper does, for comparison with its figures alone
-            (``evaluation.paper_scores``); it does not compare with a teacher.
+        data_root: Where named data sets are.
+        protocol: ``protocol``, ``novel``, ``trial``, ``outliers`` and ``num_categories`` of ``DataSettings``, if they
+            differ from the model's; a detector file starts from ``simo``.
+        teacher: The model to compare with; None for the one a student was distilled from, if it still exists.
+        mode: ``"paper"`` scores like CVGAD's paper, only for comparison with its numbers (``evaluation.paper_scores``);
+            it compares with no teacher.
+        raw: Also measure ``auc_raw``, of the weights without EMA.
 
     Raises:
-        KdganError: The model or data can't be read, the test split lacks normal or novel images, or the model has no
-            score for the mode.
+        KdganError: The model or data can't be read, the test split lacks normal or anomalous images, or the model's
+            score does not have the mode.
     """
     if mode == "paper" and teacher is not None:
-        raise KdganError("The paper's mode must have no teacher", f"got {teacher}", "Leave one of the two out")
+        raise KdganError("The paper's mode compares with no teacher", f"got {teacher}", "Leave out --teacher or --mode")
     if Path(model).suffix == ".onnx":
         if mode == "paper":
-            fix = "Give the run or model file it was exported from"
-            raise KdganError(
-                "The paper's mode must have the model's score terms", "a detector has the score alone", fix
-            )
+            hint = "Give the run or model file it was exported from"
+            raise KdganError("The paper's mode needs the model's score terms", "a detector has only the score", hint)
         if data is None:
-            raise KdganError("Evaluating an .onnx detector must have data", "got none", "Give --data (and --normal)")
+            raise KdganError("Evaluating an .onnx detector needs data", "got none", "Give --data (and --normal)")
         detector, settings = Detector(model), DataSettings(data, normal, data_root, **(protocol or {}))
         split = labelled_split(settings, detector.image_size, detector.image_channels)
         scores = score_split(detector, split)
-        evaluation = _figures(model, settings, split, scores, detector.threshold)
+        evaluation = _evaluation(model, settings, split, scores, detector.threshold)
     else:
         checkpoint = load_model(model)
         settings = checkpoint.data.override(
@@ -109,80 +111,87 @@ def evaluate(
         )
         split = labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
         if mode == "paper":
-            return _figures(model, settings, split, paper_scores(checkpoint.build().generator, split.test), None)
-        scores = score_images(checkpoint.build().generator, split.test)
-        evaluation = _figures(model, settings, split, scores, checkpoint.threshold)
-        if (raw := checkpoint.build_without_ema()) is not None:
-            auc_raw = detection_metrics(score_images(raw.generator, split.test), split.test_is_anomalous).auc
+            return _evaluation(model, settings, split, paper_scores(checkpoint.build().generator, split.test), None)
+        scores = _model_scores(model, checkpoint, split)
+        evaluation = _evaluation(model, settings, split, scores, checkpoint.threshold)
+        if raw and (without_ema := checkpoint.build_without_ema()) is not None:
+            raw_scores = score_images(without_ema.generator, split.test)
+            auc_raw = detection_metrics(raw_scores, split.test_is_anomalous).auc
             evaluation = dataclasses.replace(evaluation, auc_raw=auc_raw)
         teacher = teacher or checkpoint.provenance.get("teacher")
         if teacher is not None and not model_path(teacher).exists():
             return dataclasses.replace(evaluation, teacher=str(teacher))
-    return evaluation if teacher is None else _beside_teacher(evaluation, teacher, split, scores)
+    return evaluation if teacher is None else _compare_with_teacher(evaluation, teacher, split, scores)
 
 
 def labelled_split(data: DataSettings, image_size: int, image_channels: int) -> Split:
-    """``load_split`` where figures are wanted.
+    """A split that metrics can be computed on.
 
     Raises:
-        KdganError: As there, or the test split lacks normal or novel images.
+        KdganError: As in ``load_split``, or the test split lacks normal or anomalous images.
     """
     split = load_split(data, image_size, image_channels)
     if not split.is_labelled:
-        novel, total = int(split.test_is_anomalous.sum()), len(split.test)
+        num_anomalous, total = int(split.test_is_anomalous.sum()), len(split.test)
         raise KdganError(
-            "Evaluation must have both normal and novel test images",
-            f"found {total - novel} normal and {novel} novel",
+            "Evaluation needs both normal and anomalous test images",
+            f"found {total - num_anomalous} normal and {num_anomalous} anomalous",
             "Add labelled images (a folder's test/good and test/<defect>)",
         )
     return split
 
 
 def score_split(detector: Detector, split: Split) -> NDArray[np.float64]:
-    """A detector's scores (M,) of the test images, M ≥ 1; the split's are of the network's size.
+    """A detector's scores (M,) of the test images, M ≥ 1, which have the network's size.
 
     Raises:
-        KdganError: The detector takes a frame of another size.
+        KdganError: The detector takes images of another size.
     """
-    batches = [batch.permute(0, 2, 3, 1).contiguous().numpy() for batch in split.test.split(ONNX_BATCH)]
+    batches = [batch.permute(0, 2, 3, 1).contiguous().numpy() for batch in split.test.split(ONNX_BATCH_SIZE)]
     return np.concatenate([detector.score(batch).score for batch in batches]).astype(np.float64)
 
 
-def _figures(
+def _model_scores(model: str | Path, checkpoint: Checkpoint, split: Split) -> NDArray[np.float64]:
+    """The scores of the test images, from the run folder's file if it has them."""
+    generator = checkpoint.build().generator
+    saved = load_scores(model_path(model).with_name(SCORES_FILE))
+    if saved is not None and saved.matches(generator, split):
+        return saved.test_scores
+    return score_images(generator, split.test)
+
+
+def _evaluation(
     model: str | Path, data: DataSettings, split: Split, scores: NDArray[np.float64], threshold: float | None
 ) -> Evaluation:
-    novel = split.test_is_anomalous
+    is_anomalous = split.test_is_anomalous
     return Evaluation(
         model=str(model),
         data=data.name,
         auc_raw=None,
         mode="paper" if threshold is None else "deployed",
         threshold=threshold,
-        fpr=None if threshold is None else float((scores[~novel] > threshold).mean()),
-        tpr=None if threshold is None else float((scores[novel] > threshold).mean()),
-        **dataclasses.asdict(detection_metrics(scores, novel)),
+        fpr=None if threshold is None else float((scores[~is_anomalous] > threshold).mean()),
+        tpr=None if threshold is None else float((scores[is_anomalous] > threshold).mean()),
+        **dataclasses.asdict(detection_metrics(scores, is_anomalous)),
     )
 
 
-def _beside_teacher(
+def _compare_with_teacher(
     evaluation: Evaluation, teacher: str | Path, split: Split, scores: NDArray[np.float64]
 ) -> Evaluation:
     checkpoint = load_model(teacher)
-    seen = (
-        checkpoint.architecture.image_channels,
-        checkpoint.architecture.image_size,
-        checkpoint.architecture.image_size,
-    )
-    if tuple(split.test.shape[1:]) != seen:
+    architecture = checkpoint.architecture
+    shape = (architecture.image_channels, architecture.image_size, architecture.image_size)
+    if tuple(split.test.shape[1:]) != shape:
         raise KdganError(
-            "Teacher and student must see images of one shape",
-            f"got {seen} and {tuple(split.test.shape[1:])}",
+            "Teacher and student need images of the same shape",
+            f"got {shape} and {tuple(split.test.shape[1:])}",
             "Give the teacher that this student was distilled from",
         )
-    theirs = score_images(checkpoint.build().generator, split.test)
+    teacher_scores = _model_scores(teacher, checkpoint, split)
     return dataclasses.replace(
         evaluation,
-        auc_gap=detection_metrics(theirs, split.test_is_anomalous).auc - evaluation.auc,
-        score_spearman=score_spearman(scores, theirs),
+        auc_gap=detection_metrics(teacher_scores, split.test_is_anomalous).auc - evaluation.auc,
+        score_spearman=score_spearman(scores, teacher_scores),
         teacher=str(teacher),
     )

@@ -122,8 +122,7 @@ def load_judges(checkpoint: Checkpoint, data: str | None = None, data_root: str 
     Raises:
         KdganError: They can't be read.
     """
-    normal = None if data is not None and data.startswith("folder:") else checkpoint.data.normal  # a folder has its own
-    settings = checkpoint.data.override(data, normal, data_root, novel=checkpoint.data.novel)
+    settings = checkpoint.data.relocate(data, data_root)
     split = load_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
     train, normals, test = (
         images.permute(0, 2, 3, 1).contiguous().numpy() for images in (split.train, split.calibration, split.test)

@@ -125,7 +125,7 @@ def _prepare(recipe: Recipe, out: Path | None, parent: Path = Path("runs"), resu
     )
     gan = to_device(build(architecture, training.seed), training.device)
     schedule = Schedule(
-        stages=recipe.alone(len(split.train)),
+        stages=recipe.standalone_stages(len(split.train)),
         student=TrainState(gan, training.betas, training.ema_decay, recipe.objective),
         images=split.train.to(training.device),
         settings=training.settings(),

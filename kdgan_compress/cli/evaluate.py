@@ -14,12 +14,17 @@ from kdgan_compress.cli.options import (
 from kdgan_compress.cli.output import percent, print_json
 
 if TYPE_CHECKING:
-    from kdgan_compress.api.evaluate import Mode
+    from kdgan_compress.api.evaluate import Evaluation, Mode
+
+PAPER_WARNING = (
+    "Warning: --mode paper scales scores by the range of the test set, which no deployed detector can do and which "
+    "leaks information between test images. Compare these metrics only with the paper's."
+)
 
 
 @click.command()
 @click.option("--model", required=True, metavar="RUN|FILE", help="A run folder, model file or .onnx detector.")
-@click.option("--teacher", metavar="RUN|FILE", help="To compare with; a student remembers its own.")
+@click.option("--teacher", metavar="RUN|FILE", help="Model to compare with.  [default: the student's teacher]")
 @data_option
 @normal_option
 @protocol_options
@@ -29,8 +34,9 @@ if TYPE_CHECKING:
     type=click.Choice(["deployed", "paper"]),
     default="deployed",
     show_default=True,
-    help="paper: scores scaled over the test set, as CVGAD's paper has them.",
+    help="paper: scores scaled over the test set, as in CVGAD's paper.",
 )
+@click.option("--raw", is_flag=True, help="Also measure the AUC of the last weights without EMA.")
 @json_option
 def evaluate(
     model: str,
@@ -39,10 +45,11 @@ def evaluate(
     normal: str | None,
     data_root: str | None,
     mode: "Mode",
+    raw: bool,
     as_json: bool,
     **protocol: Any,
 ) -> None:
-    """Measure how well a model separates novel from normal test images.
+    """Measure how well a model separates anomalous from normal test images.
 
     \b
     kdgan-compress evaluate --model runs/student
@@ -52,28 +59,30 @@ def evaluate(
 
     given = {name: value for name, value in protocol.items() if value is not None}
     result = run_evaluate(
-        model, data=data, normal=normal, data_root=data_root, protocol=given, teacher=teacher, mode=mode
+        model, data=data, normal=normal, data_root=data_root, protocol=given, teacher=teacher, mode=mode, raw=raw
     )
     if result.mode == "paper":
-        click.echo(
-            "Warning: --mode paper scales scores by the test set's own range. No deployed detector can, and figures "
-            "leak from one test image into another: compare them with the paper's and nothing else.",
-            err=True,
-        )
+        click.echo(PAPER_WARNING, err=True)
     if result.teacher is not None and result.auc_gap is None:
-        click.echo(f"The teacher {result.teacher} is gone; give --teacher to compare with it.", err=True)
+        click.echo(f"The teacher {result.teacher} is missing; give --teacher to compare with it.", err=True)
     if as_json:
         print_json(result)
-        return
-    click.echo(f"{result.model} on {result.data}: {result.num_normal} normal and {result.num_novel} novel test images")
-    click.echo(f"AUC                {percent(result.auc)} last epoch, {percent(result.auc_raw)} raw weights")
+    else:
+        _print(result)
+
+
+def _print(result: "Evaluation") -> None:
+    counts = f"{result.num_normal} normal and {result.num_novel} anomalous test images"
+    without_ema = "" if result.auc_raw is None else f", {percent(result.auc_raw)} without EMA"
+    click.echo(f"{result.model} on {result.data}: {counts}")
+    click.echo(f"AUC                {percent(result.auc)}{without_ema}")
     click.echo(f"average precision  {percent(result.average_precision)}")
     click.echo(f"best F1            {percent(result.best_f1)} at {result.best_f1_threshold:.4g} (an oracle threshold)")
     if result.threshold is not None:
-        click.echo(
-            f"own threshold      {result.threshold:.4g}: finds {percent(result.tpr)} of novel images, "
-            f"false alarm on {percent(result.fpr)} of normal ones"
+        rates = (
+            f"detects {percent(result.tpr)} of anomalous images, false alarm on {percent(result.fpr)} of normal ones"
         )
+        click.echo(f"model's threshold  {result.threshold:.4g}: {rates}")
     if result.auc_gap is not None:
         click.echo(f"against teacher    AUC gap {100 * result.auc_gap:+.2f} points (teacher minus student)")
-        click.echo(f"                   Spearman's correlation of scores {result.score_spearman:.3f}")
+        click.echo(f"                   Spearman correlation of scores {result.score_spearman:.3f}")

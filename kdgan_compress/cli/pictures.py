@@ -11,21 +11,21 @@ from kdgan_compress.cli.output import print_json
 
 @click.command()
 @click.option("--model", required=True, metavar="RUN|FILE", help="A run folder or model file.")
-@click.option("--out", type=click.Path(path_type=Path), help="The folder to write to.  [default: the model's own]")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: the model's folder]")
 @data_root_option
 @json_option
 def pictures(model: str, out: Path | None, data_root: str | None, as_json: bool) -> None:
-    """Draw reconstructions, neighbours in latent space and, of cvgad, the clusters' samples.
+    """Plot reconstructions, neighbours in latent space and, for cvgad, samples of each cluster.
 
     \b
     kdgan-compress pictures --model runs/teacher
     """
     from kdgan_compress.api.pictures import pictures as run_pictures
 
-    made = run_pictures(model, out, data_root)
+    paths = run_pictures(model, out, data_root)
     if as_json:
-        print_json(made)
+        print_json(paths)
         return
-    for path in dataclasses.asdict(made).values():
+    for path in dataclasses.asdict(paths).values():
         if path is not None:
             click.echo(path)

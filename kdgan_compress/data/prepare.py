@@ -1,6 +1,6 @@
-"""From images of any size to the network's: grey or RGB, then an antialiased bilinear resize.
+"""Preprocessing of images of any size: conversion to grey or RGB, then an antialiased bilinear resize.
 
-The exported detector does the same to its input; only the rounding to whole levels between the two is left out there.
+The exported detector does the same, but does not round to whole grey levels between the two steps.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from torch.nn.functional import interpolate
 from kdgan_compress.errors import KdganError
 
 LUMA = (0.299, 0.587, 0.114)
-CHUNK = 4096
+RESIZE_BATCH_SIZE = 4096
 
 
 def to_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Bring images (N, H, W) or (N, H, W, 1 or 3) to (N, H, W, channels): luma (ITU-R 601) or grey repeated."""
+    """Convert images (N, H, W) or (N, H, W, 1 or 3) to (N, H, W, channels): luma (ITU-R 601), or grey repeated."""
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     if pixels.shape[-1] == channels:
@@ -30,26 +30,26 @@ def to_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
 def resize(pixels: NDArray[np.uint8], size: int) -> Tensor:
     """Resize images (N, H, W, C) to a square.
 
-    Bilinear with half-pixel centres, antialiased when shrinking, as Pillow's to within one level.
+    Bilinear with half-pixel centres, antialiased when shrinking; within one grey level of Pillow's result.
 
     Returns:
         uint8 (N, C, size, size).
 
     Raises:
-        KdganError: Images smaller than half of ``size``: there is nothing to see in what enlarging makes of them.
+        KdganError: Images smaller than half of ``size``, which would have too little detail.
     """
     height, width = pixels.shape[1:3]
     if min(height, width) * 2 < size:
         raise KdganError(
             f"Images must be at least {size // 2}×{size // 2} pixels for a network of {size}×{size}",
             f"got {height}×{width}",
-            "Take larger images, or train with a smaller --image-size",
+            "Use larger images, or train with a smaller --image-size",
         )
     images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
     if (height, width) == (size, size):
         return images.contiguous()
     resized = [
-        interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True, align_corners=False).round_()
-        for chunk in images.split(CHUNK)
+        interpolate(batch.float(), (size, size), mode="bilinear", antialias=True, align_corners=False).round_()
+        for batch in images.split(RESIZE_BATCH_SIZE)
     ]
     return torch.cat(resized).clamp_(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Which images are trained on, calibrated on and tested on, as pure functions of labels and a seed.
+"""Protocols: which images are trained on, calibrated on and tested on, as pure functions of labels and a seed.
 
 All index a pool: every image of a source, the official training split first, then the official test split. P-KDGAN is
 measured under SIMO; CVGAD under MISO 80/20, GPND's five folds and COIL-100's categories; OCGAN under its protocol 1.
@@ -10,37 +10,37 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdgan_compress.data.drawing import (
+from kdgan_compress.data.sampling import (
     Indices,
-    balanced,
-    cut_80,
-    in_turns,
-    none,
-    num_novel,
-    permuted,
-    require_class,
-    require_fraction,
-    require_size,
-    seeded,
-    where,
+    check_class,
+    check_fraction,
+    check_num_images,
+    empty_indices,
+    flatnonzero,
+    interleave,
+    limit_to_fraction,
+    make_rng,
+    num_outliers,
+    shuffle_by_class,
+    split_80_20,
 )
 from kdgan_compress.errors import KdganError
 
-HELD_OUT_STEP = 10
-FEWEST_TO_HOLD_OUT, MOST_TO_HOLD_OUT = 50, 1000
+HOLDOUT_STEP = 10
+MIN_IMAGES_FOR_HOLDOUT, MAX_IMAGES_FOR_HOLDOUT = 50, 999
 
 NUM_FOLDS = 5
 
 
 @dataclass(frozen=True, eq=False)
 class IndexSplit:
-    """Indices into the pool, each part ascending; no image is in two parts or twice in one.
+    """Indices into the pool, each part ascending; the parts are disjoint and without repetition.
 
     Attributes:
         train: Normal images to train on, int64 (N,).
-        validation: Normal images to find the threshold on, int64 (V,); V is 0 where the protocol has none.
+        validation: Normal images to set the threshold on, int64 (V,); V is 0 if the protocol has none.
         test: int64 (M,).
-        test_is_anomalous: (M,) whether a test image is novel.
+        test_is_anomalous: (M,) whether a test image is anomalous.
     """
 
     train: Indices
@@ -50,7 +50,7 @@ class IndexSplit:
 
     @property
     def sha256(self) -> str:
-        """A fingerprint of the whole split in hex: two runs that share it saw and were tested on the same images."""
+        """A hash of the whole split in hex: runs with the same hash trained and were tested on the same images."""
         digest = hashlib.sha256()
         for part in (self.train, self.validation, self.test, self.test_is_anomalous):
             digest.update(len(part).to_bytes(8, "little"))
@@ -59,167 +59,167 @@ class IndexSplit:
 
 
 def simo(labels: Indices, num_official_train: int, normal: int) -> IndexSplit:
-    """Single class inlier, multiple classes outlier (section IV of P-KDGAN); nothing is drawn.
+    """Single class inlier, multiple classes outlier (section IV of P-KDGAN); nothing is random.
 
     Trains on the normal class of the official training split and tests on the whole official test split.
 
     Args:
-        labels: Of the pool (N,).
-        num_official_train: How many of them are the official training split's.
+        labels: Labels of the pool (N,).
+        num_official_train: Size of the official training split.
         normal: The normal class.
 
     Raises:
         KdganError: The training split has no image of the normal class.
     """
     official = labels[:num_official_train]
-    require_class(official, normal, "The normal class must have training images")
+    check_class(official, normal, "The normal class needs training images")
     is_anomalous = labels[num_official_train:] != normal
     test = np.arange(num_official_train, len(labels), dtype=np.int64)
-    return IndexSplit(where(official == normal), none(), test, is_anomalous)
+    return IndexSplit(flatnonzero(official == normal), empty_indices(), test, is_anomalous)
 
 
 def miso_8020(labels: Indices, novel_class: int, seed: int) -> IndexSplit:
     """Multiple classes inlier, single class outlier, 80/20 (section IV-D of CVGAD).
 
-    One permutation of every class cuts it: 80 % of each normal class, rounded to the nearest image, is trained on, the
-    rest is tested with all images of the novel class. (Drawing the two parts separately, as EGBAD's public code does,
-    tests on images that were trained on.) A class is cut alike whichever other one is novel.
+    One permutation per class splits it: 80 % of each normal class, rounded to the nearest image, are training images,
+    the rest is tested together with all images of the novel class. (Sampling the two parts separately, as EGBAD's
+    public code does, tests on training images.) A class is split the same way whichever other class is novel.
 
     Args:
-        labels: Of the pool (N,).
+        labels: Labels of the pool (N,).
         novel_class: The one class that is novel; all others are normal.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
 
     Raises:
         KdganError: No image of the novel class or no other class, a class of fewer than 3 images, a negative seed.
     """
-    require_class(labels, novel_class, "The novel class must have images")
-    classes = permuted(labels, seeded("seed", seed))
+    check_class(labels, novel_class, "The novel class needs images")
+    classes = shuffle_by_class(labels, make_rng("seed", seed))
     novel = classes.pop(novel_class)
     if not classes:
         raise KdganError(
-            "The split must leave normal classes to train on",
+            "The protocol needs normal classes to train on",
             f"found only images of the novel class {novel_class}",
-            "Take a set of several classes",
+            "Use a data set with several classes",
         )
-    cuts = [cut_80(images, label) for label, images in classes.items()]
-    train, tested = (np.concatenate(parts) for parts in zip(*cuts, strict=True))
+    splits = [split_80_20(images, label) for label, images in classes.items()]
+    train, tested = (np.concatenate(parts) for parts in zip(*splits, strict=True))
     return _index_split(train, tested, novel)
 
 
 def gpnd_5fold(labels: Indices, normal: int, outliers: float, trial: int) -> IndexSplit:
     """Five-fold cross-validation, 60/20/20 (section IV-G of CVGAD, after GPND).
 
-    Every class is permuted and cut into five folds whose sizes differ by at most 1. Of the normal class one fold is
-    tested, the next is validation, three are training. Novel images are of the other classes' tested fold, spread over
-    these classes as evenly as they go. Where they are too few, fewer normal images are tested; none is ever repeated.
-    The test set of a smaller fraction is part of a larger one's as long as no normal image has to be left out.
+    Every class is shuffled and split into five folds whose sizes differ by at most 1. Of the normal class, one fold is
+    tested, the next is validation, three are training. The outliers come from the tested folds of the other classes,
+    spread as evenly as possible. If they are too few, fewer normal images are tested; no image is repeated. The test
+    set of a smaller fraction is a subset of a larger one's, as long as no normal image is left out.
 
     Args:
-        labels: Of the pool (N,).
+        labels: Labels of the pool (N,).
         normal: The normal class.
-        outliers: Fraction of the test set that is novel, in (0, 1); rounded to the nearest image and at least one.
-        trial: ``trial // 5`` seeds the permutation, fold ``trial % 5`` is tested.
+        outliers: Fraction of outliers in the test set, in (0, 1); rounded to the nearest image and at least one.
+        trial: ``trial // 5`` seeds the permutation, and fold ``trial % 5`` is tested.
 
     Raises:
         KdganError: No or fewer than 5 images of the normal class, a fraction outside (0, 1), a negative trial, or no
             image of another class in the tested fold.
     """
-    require_fraction(outliers)
-    require_class(labels, normal, "The normal class must have training images")
-    generator = seeded("trial", trial, NUM_FOLDS)
-    folds = {label: np.array_split(images, NUM_FOLDS) for label, images in permuted(labels, generator).items()}
-    require_size(sum(map(len, folds[normal])), normal, NUM_FOLDS)
+    check_fraction(outliers)
+    check_class(labels, normal, "The normal class needs training images")
+    rng = make_rng("trial", trial, NUM_FOLDS)
+    folds = {label: np.array_split(images, NUM_FOLDS) for label, images in shuffle_by_class(labels, rng).items()}
+    check_num_images(sum(map(len, folds[normal])), normal, NUM_FOLDS)
     tested, validation, *training = (folds[normal][(trial + shift) % NUM_FOLDS] for shift in range(NUM_FOLDS))
     others = [parts[trial % NUM_FOLDS] for label, parts in folds.items() if label != normal]
-    tested, novel = balanced(tested, in_turns(others, generator), outliers)
-    return _index_split(np.concatenate(training), tested, novel, validation)
+    tested, anomalous = limit_to_fraction(tested, interleave(others, rng), outliers)
+    return _index_split(np.concatenate(training), tested, anomalous, validation)
 
 
 def coil100(labels: Indices, num_categories: int, outliers: float, seed: int, num_test: int = 2) -> IndexSplit:
-    """Random normal categories, at most one novel image of each other one (section IV-H of CVGAD).
+    """Random normal categories, at most one anomalous image of each other category (section IV-H of CVGAD).
 
     The paper's fractions of outliers are 0.5 for 1, 0.25 for 4 and 0.15 for 7 categories of 70 + 2 images.
 
     Args:
-        labels: Of the pool (N,).
-        num_categories: How many categories, chosen at random, are normal.
-        outliers: Fraction of the test set that is novel, in (0, 1); rounded to the nearest image and at least one.
-        seed: Of all that is chosen.
-        num_test: How many images of each normal category, chosen at random, are tested; the others are trained on.
+        labels: Labels of the pool (N,).
+        num_categories: Number of normal categories, chosen at random.
+        outliers: Fraction of outliers in the test set, in (0, 1); rounded to the nearest image and at least one.
+        seed: Seed of all random choices.
+        num_test: Number of test images per normal category, chosen at random; the others are training images.
 
     Raises:
         KdganError: Fewer than 1 or all of the categories, too few others for the fraction, fewer than 1 image to
             test, a category of fewer than ``num_test + 1`` images, a fraction outside (0, 1), a negative seed.
     """
-    require_fraction(outliers)
+    check_fraction(outliers)
     if num_test < 1:
-        raise KdganError("A normal category must have images to test on", f"got {num_test}", "Test at least one")
-    generator = seeded("seed", seed)
-    classes = permuted(labels, generator)
+        raise KdganError("A normal category needs test images", f"got {num_test}", "Test at least one")
+    rng = make_rng("seed", seed)
+    classes = shuffle_by_class(labels, rng)
     for label, images in classes.items():
-        require_size(len(images), label, num_test + 1)
+        check_num_images(len(images), label, num_test + 1)
     num_others = len(classes) - num_categories
     if num_categories < 1 or num_others < 1:
         raise KdganError(
-            "The normal categories must be at least one and leave another to be novel",
-            f"got {num_categories} of {len(classes)}",
+            "At least one category must be normal and at least one anomalous",
+            f"got {num_categories} normal of {len(classes)}",
             "Give another number of categories",
         )
-    wanted = num_novel(num_categories * num_test, outliers)
+    wanted = num_outliers(num_categories * num_test, outliers)
     if wanted > num_others:
         raise KdganError(
-            f"A test set of {outliers:g} outliers must have {wanted} categories beside the normal ones",
+            f"A fraction of {outliers:g} outliers needs {wanted} anomalous categories",
             f"found {num_others}",
-            "Take a smaller fraction of outliers or fewer normal categories",
+            "Use a smaller fraction of outliers or fewer normal categories",
         )
-    drawn = generator.permutation(np.array(list(classes), dtype=np.int64)).tolist()
-    normals = [classes[label] for label in drawn[:num_categories]]
-    novel = [classes[label][0] for label in drawn[num_categories : num_categories + wanted]]
+    shuffled = rng.permutation(np.array(list(classes), dtype=np.int64)).tolist()
+    normals = [classes[label] for label in shuffled[:num_categories]]
+    anomalous = [classes[label][0] for label in shuffled[num_categories : num_categories + wanted]]
     train = np.concatenate([images[num_test:] for images in normals])
     tested = np.concatenate([images[:num_test] for images in normals])
-    return _index_split(train, tested, np.array(novel, dtype=np.int64))
+    return _index_split(train, tested, np.array(anomalous, dtype=np.int64))
 
 
 def ocgan_p1(labels: Indices, normal: int, seed: int) -> IndexSplit:
-    """Protocol 1 of OCGAN: 80 % of one class is trained on, 20 % tested among as many novel images.
+    """Protocol 1 of OCGAN: 80 % of one class is trained on, 20 % tested with as many anomalous images.
 
-    80 % is rounded to the nearest image. Novel images are drawn from all other classes together, so that a larger class
-    gives more of them. Where they are too few, fewer normal images are tested.
+    80 % is rounded to the nearest image. Anomalous images are sampled from all other classes together, so a larger
+    class contributes more of them. If they are too few, fewer normal images are tested.
 
     Args:
-        labels: Of the pool (N,).
+        labels: Labels of the pool (N,).
         normal: The normal class.
-        seed: Of the draw.
+        seed: Seed of the sampling.
 
     Raises:
         KdganError: No or fewer than 3 images of the normal class, none of another one, a negative seed.
     """
-    require_class(labels, normal, "The normal class must have training images")
-    generator = seeded("seed", seed)
-    train, tested = cut_80(generator.permutation(where(labels == normal)), normal)
-    tested, novel = balanced(tested, generator.permutation(where(labels != normal)), 0.5)
-    return _index_split(train, tested, novel)
+    check_class(labels, normal, "The normal class needs training images")
+    rng = make_rng("seed", seed)
+    train, tested = split_80_20(rng.permutation(flatnonzero(labels == normal)), normal)
+    tested, anomalous = limit_to_fraction(tested, rng.permutation(flatnonzero(labels != normal)), 0.5)
+    return _index_split(train, tested, anomalous)
 
 
-def held_out(num_train: int) -> NDArray[np.bool_]:
-    """Which training normals are kept from training to find the threshold on: every tenth of 50 to 999 images.
+def holdout_mask(num_train: int) -> NDArray[np.bool_]:
+    """Which normal images are held out of training to set the threshold on: every tenth of 50 to 999 images.
 
-    A small set is seen so often that its own scores fall far below those of new normal images, and a threshold found on
-    them would call every image an anomaly. Larger sets don't show that, and of fewer than 50 none can be spared.
+    Small sets are overfitted: their own scores underestimate those of unseen normal images, and a threshold set on them
+    would call every image an anomaly. Larger sets don't show that, and sets below 50 images are too small to split.
 
     Returns:
-        (num_train,) True for an image that is held out; all False where none is.
+        (num_train,) True for a held-out image.
     """
-    held = np.zeros(num_train, dtype=np.bool_)
-    if FEWEST_TO_HOLD_OUT <= num_train < MOST_TO_HOLD_OUT:
-        held[HELD_OUT_STEP - 1 :: HELD_OUT_STEP] = True
-    return held
+    mask = np.zeros(num_train, dtype=np.bool_)
+    if MIN_IMAGES_FOR_HOLDOUT <= num_train <= MAX_IMAGES_FOR_HOLDOUT:
+        mask[HOLDOUT_STEP - 1 :: HOLDOUT_STEP] = True
+    return mask
 
 
-def _index_split(train: Indices, normals: Indices, novel: Indices, validation: Indices | None = None) -> IndexSplit:
-    test = np.concatenate([normals, novel])
+def _index_split(train: Indices, normals: Indices, anomalous: Indices, validation: Indices | None = None) -> IndexSplit:
+    test = np.concatenate([normals, anomalous])
     order = np.argsort(test)
-    is_anomalous = np.repeat([False, True], [len(normals), len(novel)])
-    kept = none() if validation is None else np.sort(validation)
-    return IndexSplit(np.sort(train), kept, test[order], is_anomalous[order])
+    is_anomalous = np.repeat([False, True], [len(normals), len(anomalous)])
+    sorted_validation = empty_indices() if validation is None else np.sort(validation)
+    return IndexSplit(np.sort(train), sorted_validation, test[order], is_anomalous[order])

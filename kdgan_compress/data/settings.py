@@ -1,55 +1,53 @@
-"""Which images an experiment is about: a source, a protocol and what the protocol takes."""
+"""Which images an experiment uses: a source, a protocol and the protocol's settings."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdgan_compress.data.sources import SOURCES, Source
 from kdgan_compress.errors import KdganError
 
-DEFAULT_NORMAL = {"sample": "sneaker"}
 DEFAULT_OUTLIERS = 0.5
 COIL100_OUTLIERS = {1: 0.5, 4: 0.25, 7: 0.15}
 """The paper's fraction for each number of normal categories."""
 
-TAKES: dict[str, frozenset[str]] = {
+PROTOCOL_FIELDS: dict[str, frozenset[str]] = {
     "simo": frozenset({"normal"}),
     "miso-8020": frozenset({"novel"}),
     "gpnd-5fold": frozenset({"normal", "outliers"}),
     "coil100": frozenset({"outliers", "num_categories"}),
     "ocgan-p1": frozenset({"normal"}),
 }
-"""The settings that each protocol has; all but ``simo`` have a trial."""
+"""The settings of each protocol; all but ``simo`` also have a trial."""
 
-PROTOCOLS = tuple(TAKES)
+PROTOCOLS = tuple(PROTOCOL_FIELDS)
 
-INSTEAD = {
-    "normal": "Leave --normal out: miso-8020 takes the class that is --novel, coil100 draws its categories by --trial",
-    "novel": "Leave --novel out, or choose --protocol miso-8020",
-    "outliers": "Leave --outliers out, or choose --protocol gpnd-5fold or coil100",
-    "num_categories": "Leave --num-categories out, or choose --protocol coil100",
+FIELD_HINTS = {
+    "normal": "Leave out --normal: in miso-8020 every class but --novel is normal, coil100 selects by --trial",
+    "novel": "Leave out --novel, or choose --protocol miso-8020",
+    "outliers": "Leave out --outliers, or choose --protocol gpnd-5fold or coil100",
+    "num_categories": "Leave out --num-categories, or choose --protocol coil100",
 }
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which images; written into every checkpoint.
+    """Which images an experiment uses; written into every checkpoint.
 
     Attributes:
-        source: ``sample``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``coil100``, ``folder:PATH`` (MVTec's layout:
-            ``train/good``, ``test/good``, ``test/<defect>``) or ``npz:PATH``.
-        normal: The normal class, a number (from 0) or a name; a folder's is always ``good``.
-        root: Where named sets are kept; None for the user's cache folder.
-        protocol: One of ``PROTOCOLS``; a folder and ``simo`` have their own test split, the others cut a pool of all
-            images.
+        source: ``NAME`` or ``NAME:PATH`` of a source in ``SOURCES``, such as ``mnist`` or ``folder:PATH``.
+        normal: The normal class, a number (from 0) or a name; for a folder always ``good``.
+        root: Where named data sets are; None for the user's cache folder.
+        protocol: One of ``PROTOCOLS``. ``simo`` uses the official test split, the others split a pool of all images.
         novel: The one novel class of ``miso-8020``, which has no ``normal``.
-        trial: Number of the draw, from 0: the seed of the split. Under ``gpnd-5fold`` five trials are the five folds of
-            one permutation; under ``simo`` nothing is drawn.
-        outliers: Fraction of the test set that is novel, in (0, 1), under ``gpnd-5fold`` and ``coil100``; None for the
-            protocol's own.
-        num_categories: How many categories are normal under ``coil100``; None for 1.
+        trial: Index of the random split, from 0. In ``gpnd-5fold``, five trials are the five folds of one permutation;
+            in ``simo`` nothing is random.
+        outliers: Fraction of outliers in the test set, in (0, 1), for ``gpnd-5fold`` and ``coil100``; None for the
+            protocol's default.
+        num_categories: Number of normal categories in ``coil100``; None for 1.
 
     Raises:
-        KdganError: No such protocol, a value out of range, or one that the protocol or the source doesn't have.
+        KdganError: Unknown protocol, a value out of range, or one that does not apply to the protocol or the source.
     """
 
     source: str = "sample"
@@ -66,19 +64,12 @@ class DataSettings:
             raise KdganError(
                 "The protocol must be a known one", f"got {self.protocol!r}", f"Choose one of {', '.join(PROTOCOLS)}"
             )
-        for name, instead in INSTEAD.items():
+        for name, hint in FIELD_HINTS.items():
             value = getattr(self, name)
-            if value is not None and name not in TAKES[self.protocol]:
+            if value is not None and name not in PROTOCOL_FIELDS[self.protocol]:
                 option = name.replace("_", "-")
-                raise KdganError(f"The protocol {self.protocol} must have no --{option}", f"got {value}", instead)
-        if self.source.startswith("folder:") and self.protocol != "simo":
-            raise KdganError("A folder's protocol must be simo", f"got {self.protocol}", "Leave --protocol out")
-        if self.source == "coil100" and self.protocol == "simo":
-            raise KdganError(
-                "COIL-100 must be split by a protocol, as it has no official test split",
-                "got simo",
-                "Choose --protocol coil100 or ocgan-p1",
-            )
+                raise KdganError(f"--{option} does not apply to protocol {self.protocol}", f"got {value}", hint)
+        self._check_source()
         if self.trial < 0:
             raise KdganError("The trial must be 0 or more", f"got {self.trial}", "Give --trial 0")
         if self.outliers is not None and not 0 < self.outliers < 1:
@@ -86,7 +77,27 @@ class DataSettings:
                 "The fraction of outliers must be between 0 and 1", f"got {self.outliers:g}", "Give for example 0.5"
             )
         if self.num_categories is not None and self.num_categories < 1:
-            raise KdganError("The normal categories must be at least one", f"got {self.num_categories}", "Give more")
+            hint = "Give a larger --num-categories"
+            raise KdganError("At least one category must be normal", f"got {self.num_categories}", hint)
+
+    def _check_source(self) -> None:
+        """Check the settings against the kind of source; an unknown one is reported when it is opened."""
+        kind, name = self._kind, self.source.partition(":")[0]
+        if kind is None:
+            return
+        if self.protocol == "simo" and not kind.has_test_split:
+            hint = f"Choose --protocol {', '.join(PROTOCOLS[1:-1])} or {PROTOCOLS[-1]}"
+            raise KdganError("Protocol simo needs an official test split", f"{name} has none", hint)
+        if self.protocol != "simo" and not kind.can_be_split:
+            hint = "Leave out --protocol"
+            raise KdganError(f"The protocol of a {name} must be simo", f"got {self.protocol}", hint)
+        if kind.has_fixed_normal and self.normal not in (None, kind.default_normal):
+            problem = f"The normal class of a {name} must be {kind.default_normal}"
+            raise KdganError(problem, f"got --normal {self.normal}", "Leave out --normal")
+
+    @property
+    def _kind(self) -> type[Source] | None:
+        return SOURCES.get(self.source.partition(":")[0])
 
     def override(
         self,
@@ -100,12 +111,12 @@ class DataSettings:
         outliers: float | None = None,
         num_categories: int | None = None,
     ) -> "DataSettings":
-        """These settings with what is not None replaced.
+        """A copy with the values that are not None replaced.
 
-        Another source does not keep the normal or novel class, another protocol only what it has itself.
+        Another source clears the normal and the novel class, another protocol clears what does not apply to it.
 
         Raises:
-            KdganError: What results doesn't fit together.
+            KdganError: The resulting settings do not fit together.
         """
         given = {
             "source": source,
@@ -117,14 +128,24 @@ class DataSettings:
             "outliers": outliers,
             "num_categories": num_categories,
         }
-        dropped = set(INSTEAD) - TAKES.get(protocol or self.protocol, frozenset())
+        cleared = set(FIELD_HINTS) - PROTOCOL_FIELDS.get(protocol or self.protocol, frozenset())
         if source is not None:
-            dropped |= {"normal", "novel"}
-        changes: dict[str, Any] = dict.fromkeys(dropped)
+            cleared |= {"normal", "novel"}
+        changes: dict[str, Any] = dict.fromkeys(cleared)
         return replace(self, **changes | {name: value for name, value in given.items() if value is not None})
 
+    def relocate(self, source: str | None, root: str | None) -> "DataSettings":
+        """A copy that reads the same classes from another source or root; None keeps the present one.
+
+        Raises:
+            KdganError: The settings do not apply to the source.
+        """
+        moved = SOURCES.get((source or self.source).partition(":")[0])
+        normal = None if moved is not None and moved.has_fixed_normal else self.normal
+        return replace(self, source=source or self.source, root=root or self.root, normal=normal)
+
     def absolute(self) -> "DataSettings":
-        """The same with absolute paths, so that they hold wherever a later command is started."""
+        """A copy with absolute paths, which stay valid in any working directory."""
         kind, _, path = self.source.partition(":")
         source = f"{kind}:{Path(path).expanduser().resolve()}" if path else self.source
         return replace(self, source=source, root=str(Path(self.root).expanduser().resolve()) if self.root else None)
@@ -133,11 +154,12 @@ class DataSettings:
     def name(self) -> str:
         """A short name for folders and titles: ``mnist-5``, ``bottle``, ``cifar10-not-deer-miso-8020``.
 
-        A trial is left out where it is 0 and need not be averaged over, a fraction where it is the protocol's own.
+        It leaves out trial 0, except in protocols that average over trials, and the protocol's default fraction.
         """
-        kind, _, path = self.source.partition(":")
-        base = Path(path).expanduser().resolve().stem if path else kind
-        if kind == "folder":
+        kind = self._kind
+        name, _, path = self.source.partition(":")
+        base = Path(path).expanduser().resolve().stem if path else name
+        if kind is not None and kind.has_fixed_normal:
             return base
         parts: list[str | None] = [base]
         if self.protocol == "coil100":
@@ -146,7 +168,7 @@ class DataSettings:
         elif self.protocol == "miso-8020":
             parts += [f"not-{self.novel}" if self.novel else None, self.protocol]
         else:
-            normal = self.normal or DEFAULT_NORMAL.get(kind)
+            normal = self.normal or (kind.default_normal if kind is not None else None)
             parts += [normal, None if self.protocol == "simo" else self.protocol]
         if self.outliers is not None:
             parts.append(f"outliers{100 * self.outliers:g}")
@@ -156,7 +178,7 @@ class DataSettings:
 
     @property
     def outlier_fraction(self) -> float:
-        """``outliers``, or the protocol's own fraction."""
+        """``outliers``, or the protocol's default fraction."""
         if self.outliers is not None:
             return self.outliers
         if self.protocol == "coil100":

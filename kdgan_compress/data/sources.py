@@ -1,175 +1,295 @@
-"""Labelled image arrays by name: the packaged sample, torchvision's sets, COIL-100, `.npz` files."""
+"""Where images come from. A source is one class in ``SOURCES``; nothing else needs to know it.
+
+``--data NAME`` or ``--data NAME:PATH`` selects the class, whose ``read`` returns the labelled images.
+"""
 
 import re
-import zipfile
-import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdgan_compress.data.datasets import ArrayDataset, FileDataset, LabelledImages, invalid_npz, read_npz
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.runtime.images import read_image
+from kdgan_compress.runtime.images import find_images, is_grey, read_image
 
 DEFAULT_ROOT = Path("~/.cache/kdgan-compress")
 SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist_sample.npz"
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
-NPZ_FIX = "Save it with numpy.savez; images are uint8 (N, H, W) or (N, H, W, 1 or 3), labels whole numbers (N,)"
+NPZ_HINT = "Save it with numpy.savez; images are uint8 (N, H, W) or (N, H, W, 1 or 3), labels whole numbers (N,)"
 COIL100_KEYS = ("images", "object", "angle")
-COIL100_FIX = "Save it with numpy.savez; images are uint8 (N, H, W, 3), objects 1 to 100 and angles whole numbers (N,)"
+COIL100_HINT = "Save it with numpy.savez; images are uint8 (N, H, W, 3), objects 1 to 100 and angles whole numbers (N,)"
 COIL100_FILE = re.compile(r"obj(\d+)__(\d+)\.png")
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CLASS_NAMES: dict[str, tuple[str, ...]] = {
-    "sample": FASHION,
-    "mnist": tuple("0123456789"),
-    "fashion-mnist": FASHION,
-    "cifar10": CIFAR10,
-    "coil100": tuple(f"obj{number}" for number in range(1, 101)),
-}
-TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+NORMAL_DIR = "good"
 
 
 @dataclass(frozen=True)
-class RawDataset:
-    """A labelled set: images (N, H, W) or (N, H, W, C) uint8 and labels (N,), training and test split.
+class Source(ABC):
+    """A kind of data set.
 
-    A set without an official test split has all its images in the training split.
+    Attributes:
+        name: The key in ``SOURCES``.
+        path: What follows the colon of ``NAME:PATH``.
+        root: Where named data sets are stored or downloaded to.
+        takes_path: Whether the source is selected by ``NAME:PATH`` instead of ``NAME``.
+        channels: Channels of the stored images; a source with varying channels overrides ``image_channels``.
+        default_normal: The normal class if the user names none.
+        has_fixed_normal: Whether no other class can be the normal one.
+        has_test_split: Whether there is an official test split, which protocol ``simo`` needs.
+        can_be_split: Whether protocols other than ``simo`` may split the images.
+        is_fixed: Whether the same name always means the same images, so that a split's hash identifies it.
     """
 
-    x_train: NDArray[np.uint8]
-    y_train: NDArray[np.int64]
-    x_test: NDArray[np.uint8]
-    y_test: NDArray[np.int64]
+    name: str
+    path: Path
+    root: Path
+
+    takes_path: ClassVar[bool] = False
+    channels: ClassVar[int] = 1
+    default_normal: ClassVar[str | None] = None
+    has_fixed_normal: ClassVar[bool] = False
+    has_test_split: ClassVar[bool] = True
+    can_be_split: ClassVar[bool] = True
+    is_fixed: ClassVar[bool] = True
+
+    @abstractmethod
+    def read(self) -> LabelledImages:
+        """Read labels and images.
+
+        Raises:
+            KdganError: A file is missing or has another content.
+        """
+
+    def image_channels(self) -> int:
+        """1 (grey) or 3 (RGB): how the images are stored."""
+        return self.channels
 
 
-def load_arrays(source: str, root: Path | None) -> RawDataset:
-    """Read a set.
+class NpzFile(Source):
+    """Any ``.npz`` file with x_train, y_train, x_test and y_test."""
+
+    takes_path = True
+
+    def read(self) -> ArrayDataset:
+        """See ``Source.read``."""
+        return _read_splits(self.path)
+
+    def image_channels(self) -> int:
+        """See ``Source.image_channels``."""
+        images = self.read().x_train
+        return 1 if images.ndim == 3 else int(images.shape[3])
+
+
+class Sample(Source):
+    """A part of Fashion-MNIST that comes with the package."""
+
+    default_normal = "sneaker"
+
+    def read(self) -> ArrayDataset:
+        """See ``Source.read``."""
+        return _read_splits(SAMPLE, FASHION)
+
+
+class TorchvisionSource(Source):
+    """A data set in torchvision's layout, or ``<name>.npz``, in the root; torchvision downloads it if needed."""
+
+    torchvision_name: ClassVar[str]
+    class_names: ClassVar[Sequence[str]]
+
+    def read(self) -> ArrayDataset:
+        """See ``Source.read``.
+
+        Raises:
+            KdganError: No torchvision, or the data set can't be downloaded.
+        """
+        npz = self.root / f"{self.name}.npz"
+        if npz.exists():
+            return _read_splits(npz, self.class_names)
+        try:
+            from torchvision import datasets
+        except (ImportError, RuntimeError) as error:
+            raise KdganError(
+                f"Reading {self.name} needs a torchvision that fits torch",
+                f"importing it failed: {first_line(error)}",
+                "Install torch and torchvision together (pip install 'kdgan-compress[train]'), or use npz:PATH",
+            ) from None
+        try:
+            dataset = getattr(datasets, self.torchvision_name)
+            splits = [dataset(str(self.root), train=train, download=True) for train in (True, False)]
+        except (OSError, RuntimeError) as error:
+            raise KdganError(
+                f"{self.name} must be in the data root or downloadable",
+                f"{self.root}: {first_line(error)}",
+                "Give --data-root a folder that has it, or connect to the network once",
+            ) from None
+        train, test = ((np.asarray(s.data, dtype=np.uint8), np.asarray(s.targets, dtype=np.int64)) for s in splits)
+        return ArrayDataset(*train, *test, self.class_names)
+
+
+class Mnist(TorchvisionSource):
+    """MNIST."""
+
+    torchvision_name, class_names = "MNIST", tuple("0123456789")
+
+
+class FashionMnist(TorchvisionSource):
+    """Fashion-MNIST."""
+
+    torchvision_name, class_names = "FashionMNIST", FASHION
+
+
+class Cifar10(TorchvisionSource):
+    """CIFAR-10."""
+
+    torchvision_name, class_names = "CIFAR10", CIFAR10
+    channels = 3
+
+
+class Coil100(Source):
+    """COIL-100 in the root: ``coil100.npz`` (images, object, angle), or Columbia's ``coil-100/obj<k>__<angle>.png``."""
+
+    channels = 3
+    has_test_split = False
+
+    def read(self) -> ArrayDataset:
+        """Read all images, sorted by object and angle, so that both ways of storage give the same splits."""
+        npz, folder = self.root / "coil100.npz", self.root / "coil-100"
+        files = [(path, match) for path in folder.glob("*.png") if (match := COIL100_FILE.fullmatch(path.name))]
+        if npz.exists():
+            images, objects, angles = _read_coil100_npz(npz)
+        elif files:
+            images = _read_same_size([path for path, _ in files])
+            objects, angles = (np.array([int(match[group]) for _, match in files]) for group in (1, 2))
+        else:
+            raise KdganError(
+                "COIL-100 must be in the data root",
+                f"found neither {npz} nor {folder / 'obj<k>__<angle>.png'}",
+                "Unpack Columbia's coil-100.zip there, or give --data-root the folder that has it",
+            )
+        if len(objects) and not 1 <= objects.min() <= objects.max() <= 100:
+            raise KdganError(
+                "COIL-100's objects must be 1 to 100",
+                f"{self.root} has {objects.min()} to {objects.max()}",
+                "Give a data set with other classes as npz:PATH",
+            )
+        order = np.lexsort((angles, objects))
+        images, labels = images[order], objects[order].astype(np.int64) - 1
+        names = [f"obj{number}" for number in range(1, 101)]
+        return ArrayDataset(images, labels, images[:0], labels[:0], names)
+
+
+class Folder(Source):
+    """Photos in MVTec's layout: ``train/good`` and, to measure AUC, ``test/good`` and ``test/<defect>``."""
+
+    takes_path = True
+    default_normal = NORMAL_DIR
+    has_fixed_normal = True
+    can_be_split = False
+    is_fixed = False
+
+    def read(self) -> FileDataset:
+        """Find the image files; they are decoded when they are loaded."""
+        tests = [path for path in (self.path / "test").glob("*") if path.is_dir() and not path.name.startswith(".")]
+        names = sorted({NORMAL_DIR} | {path.name for path in tests})
+        folders = [self._train_dir(), *sorted(tests)]
+        files = [find_images(folder) for folder in folders]
+        labels = [names.index(folder.name) for folder in folders]
+        return FileDataset(
+            paths=[path for paths in files for path in paths],
+            labels=np.repeat(labels, [len(paths) for paths in files]).astype(np.int64),
+            num_train=len(files[0]),
+            class_names=names,
+        )
+
+    def image_channels(self) -> int:
+        """1 if the first training image is grey, else 3."""
+        return 1 if is_grey(find_images(self._train_dir())[0]) else 3
+
+    def _train_dir(self) -> Path:
+        folder = self.path / "train" / NORMAL_DIR
+        if not folder.is_dir():
+            raise KdganError(
+                "A data folder needs train/good (and, to measure AUC, test/good and test/<defect>)",
+                f"found no {folder}",
+                "Put photos of good parts there",
+            )
+        return folder
+
+
+SOURCES: dict[str, type[Source]] = {
+    "sample": Sample,
+    "mnist": Mnist,
+    "fashion-mnist": FashionMnist,
+    "cifar10": Cifar10,
+    "coil100": Coil100,
+    "folder": Folder,
+    "npz": NpzFile,
+}
+"""What ``--data`` may name; a new source is a class and a line here."""
+
+
+def open_source(source: str, root: str | Path | None = None) -> Source:
+    """The source that ``NAME`` or ``NAME:PATH`` selects; nothing is read yet.
 
     Args:
-        source: ``sample``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``coil100`` or ``npz:PATH``.
-        root: Where the named sets are, or are downloaded to: torchvision's layout, or ``<source>.npz``. COIL-100 must
-            be there: ``coil100.npz`` (images, object, angle), or ``coil-100/obj<k>__<angle>.png`` as Columbia has it.
+        source: As the user gives it.
+        root: Where named data sets are; None for the user's cache folder.
 
     Raises:
-        KdganError: Unknown source, a file that is missing or has another content, no torchvision, no download.
+        KdganError: Unknown source.
     """
-    if source == "sample":
-        return _read_npz(SAMPLE)
-    if source.startswith("npz:"):
-        return _read_npz(Path(source.removeprefix("npz:")).expanduser())
-    if source not in CLASS_NAMES:
-        raise KdganError(
-            "The data must be a known set",
-            f"got {source!r}",
-            f"Choose one of {', '.join(CLASS_NAMES)}, folder:PATH or npz:PATH",
-        )
-    root = root or DEFAULT_ROOT.expanduser()
-    if source == "coil100":
-        return _read_coil100(root)
-    npz = root / f"{source}.npz"
-    return _read_npz(npz) if npz.exists() else _read_torchvision(source, root)
+    name, _, path = source.partition(":")
+    kind = SOURCES.get(name)
+    if kind is None or kind.takes_path != bool(path):
+        known = [f"{name}:PATH" if kind.takes_path else name for name, kind in SOURCES.items()]
+        raise KdganError("The data must be a known source", f"got {source!r}", f"Choose one of {', '.join(known)}")
+    return kind(name, Path(path).expanduser(), Path(root or DEFAULT_ROOT).expanduser())
 
 
-def _read_npz(path: Path) -> RawDataset:
-    x_train, y_train, x_test, y_test = _read_arrays(path, NPZ_KEYS, NPZ_FIX)
+def _read_splits(path: Path, class_names: Sequence[str] = ()) -> ArrayDataset:
+    x_train, y_train, x_test, y_test = read_npz(path, NPZ_KEYS, NPZ_HINT)
     for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
-            raise _misfit(NPZ_KEYS, f"x_{split} in {path} is {x.dtype} {x.shape}", NPZ_FIX)
-        if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
-            raise _misfit(NPZ_KEYS, f"y_{split} in {path} is {y.dtype} {y.shape} for {len(x)} images", NPZ_FIX)
-    return RawDataset(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64))
+            raise invalid_npz(NPZ_KEYS, f"x_{split} in {path} is {x.dtype} {x.shape}", NPZ_HINT)
+        _check_numbers(path, NPZ_KEYS, f"y_{split}", y, x, NPZ_HINT)
+    return ArrayDataset(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), class_names)
 
 
-def _read_coil100(root: Path) -> RawDataset:
-    """All of COIL-100, by object and angle whichever way it is stored, so that a split is the same images."""
-    npz, folder = root / "coil100.npz", root / "coil-100"
-    files = [(path, match) for path in folder.glob("*.png") if (match := COIL100_FILE.fullmatch(path.name))]
-    if npz.exists():
-        images, objects, angles = _read_arrays(npz, COIL100_KEYS, COIL100_FIX)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise _misfit(COIL100_KEYS, f"images in {npz} is {images.dtype} {images.shape}", COIL100_FIX)
-        for name, numbers in (("object", objects), ("angle", angles)):
-            if numbers.shape != images.shape[:1] or not np.issubdtype(numbers.dtype, np.integer):
-                found = f"{name} in {npz} is {numbers.dtype} {numbers.shape} for {len(images)} images"
-                raise _misfit(COIL100_KEYS, found, COIL100_FIX)
-    elif files:
-        images = _read_alike([path for path, _ in files])
-        objects, angles = (np.array([int(match[group]) for _, match in files]) for group in (1, 2))
-    else:
-        raise KdganError(
-            "COIL-100 must be in the data root",
-            f"found neither {npz} nor {folder / 'obj<k>__<angle>.png'}",
-            "Unpack Columbia's coil-100.zip there, or give --data-root the folder that has it",
-        )
-    if len(objects) and not 1 <= objects.min() <= objects.max() <= 100:
-        raise KdganError(
-            "COIL-100's objects must be 1 to 100",
-            f"{root} has {objects.min()} to {objects.max()}",
-            "Give a set with other classes as npz:PATH",
-        )
-    order = np.lexsort((angles, objects))
-    images, labels = images[order], objects[order].astype(np.int64) - 1
-    return RawDataset(images, labels, images[:0], labels[:0])
+def _read_coil100_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    images, objects, angles = read_npz(path, COIL100_KEYS, COIL100_HINT)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise invalid_npz(COIL100_KEYS, f"images in {path} is {images.dtype} {images.shape}", COIL100_HINT)
+    for name, numbers in (("object", objects), ("angle", angles)):
+        _check_numbers(path, COIL100_KEYS, name, numbers, images, COIL100_HINT)
+    return images, objects, angles
 
 
-def _read_alike(paths: list[Path]) -> NDArray[np.uint8]:
-    """Coloured images of one size (N, H, W, 3)."""
+def _check_numbers(
+    path: Path, keys: tuple[str, ...], name: str, numbers: NDArray[np.int64], images: NDArray[np.uint8], hint: str
+) -> None:
+    """One whole number per image."""
+    if numbers.shape != images.shape[:1] or not np.issubdtype(numbers.dtype, np.integer):
+        found = f"{name} in {path} is {numbers.dtype} {numbers.shape} for {len(images)} images"
+        raise invalid_npz(keys, found, hint)
+
+
+def _read_same_size(paths: list[Path]) -> NDArray[np.uint8]:
+    """RGB images of one size (N, H, W, 3)."""
     first = read_image(paths[0], 3)
     images = np.empty((len(paths), *first.shape), dtype=np.uint8)
     for number, path in enumerate(paths):
         image = read_image(path, 3)
         if image.shape != first.shape:
             raise KdganError(
-                "The images of a set must have one size",
+                "All images of a data set must have one size",
                 f"{path} is {image.shape[0]}×{image.shape[1]}, {paths[0]} {first.shape[0]}×{first.shape[1]}",
-                "Unpack the set again",
+                "Unpack the data set again",
             )
         images[number] = image
     return images
-
-
-def _read_arrays(path: Path, keys: tuple[str, ...], fix: str) -> list[NDArray[Any]]:
-    if not path.is_file():
-        raise KdganError("The .npz file must exist", f"found none at {path}", "Check the path")
-    try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise _misfit(keys, f"{path} is a single array", fix)
-            missing = [key for key in keys if key not in file]
-            if missing:
-                raise _misfit(keys, f"{path} lacks {', '.join(missing)}", fix)
-            return [file[key] for key in keys]
-    except KdganError:
-        raise
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise _misfit(keys, f"{path} can't be read: {first_line(error)}", fix) from None
-
-
-def _misfit(keys: tuple[str, ...], found: str, fix: str) -> KdganError:
-    return KdganError(f"An .npz data set must hold {', '.join(keys)}", found, fix)
-
-
-def _read_torchvision(source: str, root: Path) -> RawDataset:
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError) as error:
-        raise KdganError(
-            f"Reading {source} must have a torchvision that fits torch",
-            f"importing it failed: {first_line(error)}",
-            "Install torch and torchvision together (pip install 'kdgan-compress[train]'), or give the set as npz:PATH",
-        ) from None
-    read = getattr(datasets, TORCHVISION[source])
-    try:
-        splits = [read(str(root), train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
-        raise KdganError(
-            f"{source} must be in the data root or downloadable",
-            f"{root}: {first_line(error)}",
-            "Give --data-root a folder that has it, or connect to the network once",
-        ) from None
-    train, test = ((np.asarray(s.data, dtype=np.uint8), np.asarray(s.targets, dtype=np.int64)) for s in splits)
-    return RawDataset(*train, *test)

@@ -1,23 +1,18 @@
-"""The images of one experiment, in memory as uint8: normals to train on, a labelled test split."""
+"""The images of one experiment, in memory as uint8: normal images to train on, and a labelled test split."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdgan_compress.data.prepare import resize, to_channels
-from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, held_out, miso_8020, ocgan_p1, simo
-from kdgan_compress.data.settings import DEFAULT_NORMAL, DataSettings
-from kdgan_compress.data.sources import CLASS_NAMES, RawDataset, load_arrays
+from kdgan_compress.data.datasets import LabelledImages
+from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, holdout_mask, miso_8020, ocgan_p1, simo
+from kdgan_compress.data.settings import DataSettings
+from kdgan_compress.data.sources import Source, open_source
 from kdgan_compress.errors import KdganError
-from kdgan_compress.runtime.images import find_images, is_grey, read_image
-
-GOOD = "good"
-COLOURED = ("cifar10", "coil100")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +21,12 @@ class Split:
 
     Attributes:
         train: Normal images to train on, uint8 (N, C, S, S).
-        calibration: Normal images to find the threshold on: the protocol's validation images; where it has none, those
-            held out of a small set, else ``train`` itself.
-        test: uint8 (M, C, S, S); M may be 0 where a folder has no ``test``.
-        test_is_anomalous: (M,) whether a test image is novel.
+        calibration: Normal images to set the threshold on: the protocol's validation images; without them, images held
+            out of a small training set, or else ``train`` itself.
+        test: uint8 (M, C, S, S); M is 0 if a folder has no ``test``.
+        test_is_anomalous: (M,) whether a test image is anomalous.
         test_classes: (M,) the name of each test image's class.
-        split_sha256: Fingerprint of which images are where; None for a folder.
+        split_sha256: A hash of which images are in which part; None for a folder.
     """
 
     train: Tensor
@@ -42,144 +37,87 @@ class Split:
     split_sha256: str | None = None
 
     @property
-    def holds_out(self) -> bool:
-        """Whether training never sees the images that the threshold is found on."""
+    def has_holdout(self) -> bool:
+        """Whether the images that set the threshold are never trained on."""
         return self.calibration is not self.train
 
     @property
     def is_labelled(self) -> bool:
-        """Whether the test split has both normal and novel images, so that an AUC exists."""
+        """Whether the test split has both normal and anomalous images, so that an AUC exists."""
         return bool(self.test_is_anomalous.any() and not self.test_is_anomalous.all())
 
 
 def load_split(data: DataSettings, image_size: int, image_channels: int) -> Split:
-    """Read the images of an experiment under its protocol; only those it uses are resized.
+    """Read the images of an experiment and split them by its protocol; only the images in use are resized.
 
     Raises:
-        KdganError: Whatever is wrong with the source, its files, the class or the split.
+        KdganError: A problem with the source, its files, the class or the split.
     """
-    if data.source.startswith("folder:"):
-        return _folder_split(_folder(data), image_size, image_channels)
-    arrays = load_arrays(data.source, Path(data.root).expanduser() if data.root else None)
-    names = CLASS_NAMES.get(data.source, ())
-    labels = np.concatenate([arrays.y_train, arrays.y_test])
+    source = open_source(data.source, data.root)
+    images = source.read()
+    labels, names = images.labels, images.class_names
     if names and len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise KdganError(
             f"Labels of {data.source} must be 0 to {len(names) - 1}",
             f"got {labels.min()} to {labels.max()}",
-            "Give a set with other classes as npz:PATH",
+            "Give a data set with other classes as npz:PATH",
         )
-    chosen = _choose(data, labels, len(arrays.y_train), names)
+    split = _apply_protocol(data, source, images)
     train, validation, test = (
-        _images(arrays, indices, image_size, image_channels)
-        for indices in (chosen.train, chosen.validation, chosen.test)
+        images.load(indices, image_size, image_channels) for indices in (split.train, split.validation, split.test)
     )
-    normals, calibration = (train, validation) if len(validation) else _calibrated(train)
+    train, calibration = (train, validation) if len(validation) else _split_off_calibration(train)
     return Split(
-        train=normals,
+        train=train,
         calibration=calibration,
         test=test,
-        test_is_anomalous=chosen.test_is_anomalous,
-        test_classes=np.array([names[label] if names else str(label) for label in labels[chosen.test]], dtype=np.str_),
-        split_sha256=chosen.sha256,
+        test_is_anomalous=split.test_is_anomalous,
+        test_classes=np.array([names[label] if names else str(label) for label in labels[split.test]], dtype=np.str_),
+        split_sha256=split.sha256 if source.is_fixed else None,
     )
 
 
 def native_channels(data: DataSettings) -> int:
-    """1 or 3: how many channels the source's images are stored with (of a folder, its first training image)."""
-    if data.source.startswith("folder:"):
-        return 1 if is_grey(find_images(_folder(data) / "train" / GOOD)[0]) else 3
-    if data.source.startswith("npz:"):
-        images = load_arrays(data.source, None).x_train
-        return 1 if images.ndim == 3 else int(images.shape[3])
-    return 3 if data.source in COLOURED else 1
+    """1 or 3: how many channels the source's images are stored with (a folder: its first training image)."""
+    return open_source(data.source, data.root).image_channels()
 
 
-def _choose(
-    data: DataSettings, labels: NDArray[np.int64], num_official_train: int, names: tuple[str, ...]
-) -> IndexSplit:
-    """Which images of the pool the protocol takes."""
+def _apply_protocol(data: DataSettings, source: Source, images: LabelledImages) -> IndexSplit:
+    labels = images.labels
+
+    def label_of(role: Literal["normal", "novel"]) -> int:
+        return _label_of_class(data, source, images.class_names, role)
+
     match data.protocol:
         case "miso-8020":
-            return miso_8020(labels, _class_number(data, names, "novel"), data.trial)
+            return miso_8020(labels, label_of("novel"), data.trial)
         case "gpnd-5fold":
-            return gpnd_5fold(labels, _class_number(data, names, "normal"), data.outlier_fraction, data.trial)
+            return gpnd_5fold(labels, label_of("normal"), data.outlier_fraction, data.trial)
         case "coil100":
             return coil100(labels, data.num_categories or 1, data.outlier_fraction, data.trial)
         case "ocgan-p1":
-            return ocgan_p1(labels, _class_number(data, names, "normal"), data.trial)
+            return ocgan_p1(labels, label_of("normal"), data.trial)
         case _:
-            return simo(labels, num_official_train, _class_number(data, names, "normal"))
+            return simo(labels, images.num_train, label_of("normal"))
 
 
-def _images(arrays: RawDataset, indices: NDArray[np.int64], size: int, channels: int) -> Tensor:
-    """Images of the pool at the network's size; the official splits may differ in theirs."""
-    images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
-    num_train = len(arrays.x_train)
-    in_test = indices >= num_train
-    for pixels, here, start in ((arrays.x_train, ~in_test, 0), (arrays.x_test, in_test, num_train)):
-        if here.any():
-            images[torch.from_numpy(here)] = resize(to_channels(pixels[indices[here] - start], channels), size)
-    return images
+def _split_off_calibration(normals: Tensor) -> tuple[Tensor, Tensor]:
+    """Training images, and those to set the threshold on."""
+    mask = holdout_mask(len(normals))
+    return (normals[~mask], normals[mask]) if mask.any() else (normals, normals)
 
 
-def _folder(data: DataSettings) -> Path:
-    folder = Path(data.source.removeprefix("folder:")).expanduser()
-    if data.normal not in (None, GOOD):
-        raise KdganError(
-            "A folder's normal class must be its train/good", f"got --normal {data.normal}", "Leave --normal out"
-        )
-    if not (folder / "train" / GOOD).is_dir():
-        raise KdganError(
-            "A data folder must have train/good (and, to measure AUC, test/good and test/<defect>)",
-            f"found no {folder / 'train' / GOOD}",
-            "Put photos of good parts there",
-        )
-    return folder
-
-
-def _folder_split(folder: Path, size: int, channels: int) -> Split:
-    train, calibration = _calibrated(_read_folder(folder / "train" / GOOD, size, channels))
-    classes = sorted(path for path in (folder / "test").glob("*") if path.is_dir() and not path.name.startswith("."))
-    tests = [_read_folder(path, size, channels) for path in classes]
-    names = [path.name for path, images in zip(classes, tests, strict=True) for _ in images]
-    return Split(
-        train=train,
-        calibration=calibration,
-        test=torch.cat([train[:0], *tests]),
-        test_is_anomalous=np.array([name != GOOD for name in names], dtype=np.bool_),
-        test_classes=np.array(names, dtype=np.str_),
-    )
-
-
-def _calibrated(normals: Tensor) -> tuple[Tensor, Tensor]:
-    """Training normals, and those to find the threshold on."""
-    held = torch.from_numpy(held_out(len(normals)))
-    return (normals[~held], normals[held]) if held.any() else (normals, normals)
-
-
-def _read_folder(folder: Path, size: int, channels: int) -> Tensor:
-    resized = []
-    for path in find_images(folder):
-        pixels = read_image(path, channels)
-        try:
-            resized.append(resize(pixels[None], size))
-        except KdganError as error:
-            raise KdganError(error.problem, f"{path}: {error.found}", error.hint) from None
-    return torch.cat(resized)
-
-
-def _class_number(data: DataSettings, names: tuple[str, ...], kind: Literal["normal", "novel"]) -> int:
-    wanted = data.novel if kind == "novel" else data.normal or DEFAULT_NORMAL.get(data.source)
+def _label_of_class(data: DataSettings, source: Source, names: Sequence[str], role: Literal["normal", "novel"]) -> int:
+    """The label of the normal or novel class, which the user gives by name or number."""
+    wanted = data.novel if role == "novel" else data.normal or source.default_normal
     if wanted is None:
-        raise KdganError(
-            f"Training on {data.source} must have a {kind} class", "got none", f"Give --{kind}, for example --{kind} 5"
-        )
+        hint = f"Give --{role}, for example --{role} 5"
+        raise KdganError(f"Training on {data.source} needs a {role} class", "got none", hint)
     if wanted in names:
         return names.index(wanted)
     if not wanted.isdecimal() or (names and int(wanted) >= len(names)):
         raise KdganError(
-            f"The {kind} class of {data.source} must be one of its classes",
+            f"The {role} class of {data.source} must be one of its classes",
             f"got {wanted!r}",
             f"Choose a number{' below ' + str(len(names)) if names else ''}"
             + (f" or one of {', '.join(names)}" if names else ""),

@@ -1,7 +1,7 @@
-"""A trained GAN as one safetensors file: weights, and a JSON header with all that is needed to use them.
+"""A trained GAN as one safetensors file: weights, and a JSON header with everything that is needed to use them.
 
-Tensors are named ``generator.…`` (averaged weights: what is scored), ``raw.…`` (the last weights, where averaging made
-another set of them) and ``discriminator.…`` (which structures ③ and ④ go on training). No pickle is involved.
+Tensors are named ``generator.…`` (the weights that are scored: with EMA, their moving average), ``raw.…`` (with EMA,
+the last weights) and ``discriminator.…`` (which structures ③ and ④ continue to train). No pickle is involved.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdgan_compress.data import DataSettings
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.experiment.aliases import update_names
 from kdgan_compress.files import atomic_path, unwritable
 from kdgan_compress.gans import Architecture, Gan, build
 
@@ -26,15 +27,15 @@ NETWORKS = ("generator", "raw", "discriminator")
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a model file holds.
+    """The content of a model file.
 
     Attributes:
-        architecture: What to build.
-        data: The images it was trained on.
+        architecture: The networks to build.
+        data: The images that it was trained on.
         threshold: Score above which an image is an anomaly.
-        threshold_rule: How that was found, in words.
-        provenance: Where it comes from: command, teacher, seed, schedule, versions; plain JSON values.
-        weights: State dicts by network, ``generator``, ``raw`` (may be missing) and ``discriminator``.
+        threshold_rule: How the threshold was set, in words.
+        provenance: Command, teacher, seed, schedule and versions; plain JSON values.
+        weights: State dicts by network, ``generator``, ``raw`` (only with EMA) and ``discriminator``.
     """
 
     architecture: Architecture
@@ -53,7 +54,7 @@ class Checkpoint:
         return gan
 
     def build_without_ema(self) -> Gan | None:
-        """The same with the generator's last, unaveraged weights; None where there are no others."""
+        """The GAN with the generator's last weights instead of their EMA; None if it was trained without EMA."""
         if "raw" not in self.weights:
             return None
         gan = self.build()
@@ -62,7 +63,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a model file, whole or not at all."""
+    """Write a model file atomically."""
     header = {
         "format": FORMAT,
         "architecture": dataclasses.asdict(checkpoint.architecture),
@@ -79,7 +80,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header, ensure_ascii=False)})
-        except SafetensorError as error:  # what safetensors makes of a full disk
+        except SafetensorError as error:  # a full disk, for example
             raise unwritable(path, OSError(first_line(error))) from None
 
 
@@ -87,19 +88,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a model file.
 
     Raises:
-        KdganError: Missing, cut short, of another program, of a newer format, or weights that don't fit the header.
+        KdganError: The file is missing, damaged, not a model file or of a newer format, or the weights don't fit.
     """
-    fix = "Give a run folder or a model.safetensors that train or distill wrote"
+    hint = "Give a run folder or a model.safetensors that train or distill wrote"
     if not path.is_file():
-        raise KdganError("The model must be a file", f"found none at {path}", fix)
+        raise KdganError("The model must be a file", f"found none at {path}", hint)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise KdganError("The model file must be whole", f"{path}: {error}", fix) from None
+        raise KdganError("The model file is damaged", f"{path}: {error}", hint) from None
     if HEADER_KEY not in metadata:
-        raise KdganError("The model file must be of this package", f"found no header of it in {path}", fix)
+        raise KdganError("The model file must come from this package", f"found no such header in {path}", hint)
     try:
         header = json.loads(metadata[HEADER_KEY])
         if header["format"] > FORMAT:
@@ -108,9 +109,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 f"{path} has format {header['format']}",
                 "Upgrade kdgan-compress",
             )
-        architecture = header["architecture"] | {"channels": tuple(header["architecture"]["channels"])}
+        architecture = update_names(header["architecture"], {field.name for field in dataclasses.fields(Architecture)})
         checkpoint = Checkpoint(
-            architecture=Architecture(**architecture),
+            architecture=Architecture(**architecture | {"channels": tuple(architecture["channels"])}),
             data=DataSettings(**header["data"]),
             threshold=header["threshold"],
             threshold_rule=header["threshold_rule"],
@@ -123,7 +124,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split("\n\t")[:2]) or type(error).__name__
-        raise KdganError("The weights must fit the model file's header", f"{path}: {reason}", fix) from None
+        raise KdganError("The weights must fit the model file's header", f"{path}: {reason}", hint) from None
     return checkpoint
 
 

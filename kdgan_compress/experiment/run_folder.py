@@ -11,6 +11,7 @@ from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.files import atomic_path, unwritable
 
 MODEL_FILE = "model.safetensors"
+SCORES_FILE = "scores.npz"
 
 
 class RunFolder:
@@ -27,6 +28,7 @@ class RunFolder:
         self.teacher = path / "teacher.safetensors"
         self.state = path / "state.pt"
         self.metrics = path / "metrics.jsonl"
+        self.scores = path / SCORES_FILE
         self.result = path / "result.json"
 
     def create(self, recipe: str) -> None:

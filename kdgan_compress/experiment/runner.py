@@ -266,7 +266,7 @@ def _checkpoint(job: Job, learner: TrainState, architecture: Architecture, thres
         architecture=architecture,
         data=job.recipe.data,
         threshold=threshold,
-        threshold_rule=THRESHOLD_RULE.format(len(job.split.calibration), "held-out " if job.split.holds_out else ""),
+        threshold_rule=THRESHOLD_RULE.format(len(job.split.calibration), "held-out " if job.split.has_holdout else ""),
         provenance=job.provenance | {"seed": job.seed, "split_sha256": job.split.split_sha256, "versions": versions()},
         weights=weights,
     )

@@ -1,4 +1,4 @@
-"""Pictures of many small images: rows of tiles with a label each."""
+"""Grids of many small images: labelled rows of tiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kdgan_compress.files import atomic_path
+from kdgan_compress.reports.figures import save_figure, show_image
 
 GAP = 2
+"""White pixels between tiles."""
+
 ROW_INCHES, TILE_INCHES, LABEL_INCHES = 0.6, 0.6, 1.4
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
-    """Groups of images beside each other, with a wider gap between groups.
+class ImageRow:
+    """Groups of images side by side, with a wider gap between groups.
 
     Attributes:
-        label: Written before the row.
+        label: Text to the left of the row.
         groups: Each (N, C, S, S) in [0, 1].
     """
 
@@ -28,12 +30,12 @@ class Row:
     groups: Sequence[Tensor]
 
 
-def plot_rows(rows: Sequence[Row], titles: Sequence[str], path: Path) -> None:
-    """Draw rows of one layout below each other.
+def plot_rows(rows: Sequence[ImageRow], titles: Sequence[str], path: Path) -> None:
+    """Plot rows of images below each other.
 
     Args:
-        rows: At least one; all have as many groups as the first and these as many images.
-        titles: One a group, written above it.
+        rows: At least one; all have as many groups, and as many images in each group, as the first.
+        titles: One title per group, above it.
         path: The PNG to write.
     """
     counts = [len(group) for group in rows[0].groups]
@@ -43,17 +45,14 @@ def plot_rows(rows: Sequence[Row], titles: Sequence[str], path: Path) -> None:
     axes = figure.subplots(len(rows), len(counts), squeeze=False, gridspec_kw={"width_ratios": counts})
     for title, axis in zip(titles, axes[0], strict=True):
         axis.set_title(title, fontsize=8)
-    for row, line in zip(rows, axes, strict=True):
-        line[0].set_ylabel(row.label, fontsize=8, rotation=0, ha="right", va="center")
-        for group, axis in zip(row.groups, line, strict=True):
-            pixels = _tiled(group.clamp(0, 1)).permute(1, 2, 0).numpy()
-            axis.imshow(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
+    for row, row_axes in zip(rows, axes, strict=True):
+        row_axes[0].set_ylabel(row.label, fontsize=8, rotation=0, ha="right", va="center")
+        for group, axis in zip(row.groups, row_axes, strict=True):
+            show_image(axis, _tile(group))
             axis.spines[:].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(figure, path)
 
 
-def _tiled(images: Tensor) -> Tensor:
-    """Images (N, C, S, S) beside each other, white between them: (C, S, N·(S + 2))."""
-    return torch.cat(list(pad(images, (0, GAP), value=1.0)), dim=2)
+def _tile(images: Tensor) -> Tensor:
+    """Images (N, C, S, S) side by side with white gaps: (C, S, N·(S + 2))."""
+    return torch.cat(list(pad(images.clamp(0, 1), (0, GAP), value=1.0)), dim=2)

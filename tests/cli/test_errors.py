@@ -40,7 +40,7 @@ from kdgan_compress.gans import cvgad_objective as cvgad
         (["--data", "folder:x", "--protocol", "ocgan-p1"], ["folder", "simo"]),
         (["--family", "cvgad", "--num-clusters", "0"], ["model.num_clusters", "greater than or equal to 1"]),
         (["--set", "objective.w_conn=1"], ["objective.w_conn", "w_con"]),
-        (["--set", "objective.w_ssim=1"], ["objective.w_ssim is no key"]),
+        (["--set", "objective.w_ssim=1"], ["objective.w_ssim is not a key"]),
         (["--set", "training.epochs=two"], ["training.epochs", "integer"]),
         (["--set", "data.protocol=simpo"], ["simpo", "simo"]),
         (["--set", "training=3"], ["training"]),
@@ -226,7 +226,7 @@ def test_a_test_split_without_outliers_cannot_be_evaluated(
     moved = ["--data", f"npz:{tmp_path / 'normals.npz'}", "--normal", 0]
     assert_refused(
         cli("evaluate", "--model", families["cvgad"], *moved, "--mode", mode),
-        "both normal and novel",
+        "both normal and anomalous",
         "10 normal and 0",
     )
 

@@ -605,4 +605,4 @@ def test_another_threshold_is_no_disagreement(cli: Cli, runs: dict[str, Path], l
 
 def test_data_without_labels_cannot_verify(cli: Cli, fresh: Path, photos: Path) -> None:
     shutil.rmtree(photos / "test")
-    assert_refused(cli("verify", fresh, "--data", f"folder:{photos}"), "both normal and novel")
+    assert_refused(cli("verify", fresh, "--data", f"folder:{photos}"), "both normal and anomalous")

@@ -48,7 +48,8 @@ def test_train_writes_a_model_that_knows_its_clusters(families: dict[str, Path])
 
 
 def test_evaluate_in_both_modes(cli: Cli, families: dict[str, Path]) -> None:
-    code, out, err = cli("evaluate", "--model", families["cvgad"], "--json")
+    assert only_json(cli("evaluate", "--model", families["cvgad"], "--json")[1])["auc_raw"] is None
+    code, out, err = cli("evaluate", "--model", families["cvgad"], "--raw", "--json")
     deployed = only_json(out)
     assert (code, err) == (0, "")
     code, out, err = cli("evaluate", "--model", families["cvgad"], "--mode", "paper", "--json")
@@ -74,8 +75,8 @@ def test_evaluate_in_both_modes(cli: Cli, families: dict[str, Path]) -> None:
     assert 0 < paper["best_f1_threshold"] < 2
 
     text = cli("evaluate", "--model", families["cvgad"], "--mode", "paper")[1]
-    assert "own threshold" not in text
-    assert "own threshold" in cli("evaluate", "--model", families["cvgad"])[1]
+    assert "model's threshold" not in text
+    assert "model's threshold" in cli("evaluate", "--model", families["cvgad"])[1]
 
 
 @pytest.mark.parametrize("schedule", ["1", "2->3"])

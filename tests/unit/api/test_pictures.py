@@ -33,7 +33,7 @@ def model(folder, family="cvgad", num_test=14, image_channels=1):
 
 
 @pytest.mark.parametrize(("family", "image_channels"), [("cvgad", 1), ("cvgad", 3), ("ede", 1)])
-def test_pictures_are_drawn_beside_the_model(tmp_path, family, image_channels):
+def test_pictures_are_written_next_to_the_model(tmp_path, family, image_channels):
     run = model(tmp_path, family, image_channels=image_channels)
     made = pictures(run)
     names = ["reconstructions", "neighbours", *(["clusters"] if family == "cvgad" else [])]
@@ -89,12 +89,12 @@ def test_neighbours_are_nearest_and_farthest_in_latent_space(tmp_path, monkeypat
             assert not torch.equal(row.groups[1][0], row.groups[1][1])
 
 
-def test_there_must_be_test_images(tmp_path):
+def test_pictures_need_test_images(tmp_path):
     run = model(tmp_path)
     with np.load(tmp_path / "set.npz") as data:
         arrays = dict(data)
     np.savez(tmp_path / "set.npz", **arrays | {"x_test": arrays["x_test"][:0], "y_test": arrays["y_test"][:0]})
-    with pytest.raises(KdganError, match="must have at least two test images; found 0"):
+    with pytest.raises(KdganError, match="need at least two test images; found 0"):
         pictures(run)
     assert [path.name for path in run.iterdir()] == ["model.safetensors"]
 

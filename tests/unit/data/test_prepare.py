@@ -53,10 +53,10 @@ def test_extreme_levels_do_not_wrap_around():
     assert [resized.unique().tolist() for resized in resize(images, 32)] == [[0], [255]]
 
 
-def test_images_beyond_one_chunk_keep_their_order(monkeypatch):
+def test_images_beyond_one_batch_keep_their_order(monkeypatch):
     images = noise(5, 20, 24, 1)
     whole = resize(images, 16)
-    monkeypatch.setattr(prepare, "CHUNK", 2)
+    monkeypatch.setattr(prepare, "RESIZE_BATCH_SIZE", 2)
     assert torch.equal(resize(images, 16), whole)
     assert not torch.equal(whole[0], whole[4])
 

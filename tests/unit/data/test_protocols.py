@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, held_out, miso_8020, ocgan_p1, simo
+from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, holdout_mask, miso_8020, ocgan_p1, simo
 from kdgan_compress.errors import KdganError
 
 examples = settings(deadline=None, derandomize=True, database=None)
@@ -66,7 +66,7 @@ def test_simo_trains_on_one_class_and_tests_on_all(y_train, y_test, normal):
     pool = np.concatenate([y_train, y_test])
     expected = [index for index, label in enumerate(y_train) if label == normal]
     if not expected:
-        with pytest.raises(KdganError, match=f"must have training images; found none of class {normal}"):
+        with pytest.raises(KdganError, match=f"needs training images; found none of class {normal}"):
             simo(pool, len(y_train), normal)
         return
     split = simo(pool, len(y_train), normal)
@@ -167,7 +167,7 @@ def test_gpnd_at_fashion_mnists_size():
     assert set(smaller.test.tolist()) < set(split.test.tolist())
 
 
-def test_gpnd_permutes_anew_every_five_trials():
+def test_gpnd_has_a_new_permutation_every_five_trials():
     pool = np.arange(1000) % 10
     tested = [set(gpnd_5fold(pool, 0, 0.5, trial).test.tolist()) for trial in range(10)]
     assert all(tested[trial] != tested[trial + 5] for trial in range(5))
@@ -181,14 +181,14 @@ def test_gpnd_subsamples_normals_where_outliers_are_few():
 
 @examples
 @given(pool=sized(4, 12, classes=(2, 9)), data=st.data(), seed=seeds)
-def test_coil100_draws_categories_and_one_image_of_others(pool, data, seed):
+def test_coil100_samples_categories_and_one_image_per_other_category(pool, data, seed):
     there = sorted(set(pool.tolist()))
     num_categories = data.draw(st.integers(1, len(there) - 1))
     num_test = data.draw(st.integers(1, 3))
     outliers = data.draw(fractions)
     exact = Fraction(outliers) / (1 - Fraction(outliers)) * num_categories * num_test
     if max(1, round(float(exact))) > len(there) - num_categories:
-        with pytest.raises(KdganError, match=f"categories beside the normal ones; found {len(there) - num_categories}"):
+        with pytest.raises(KdganError, match=f"anomalous categories; found {len(there) - num_categories}"):
             coil100(pool, num_categories, outliers, seed, num_test)
         return
     split = coil100(pool, num_categories, outliers, seed, num_test)
@@ -293,50 +293,56 @@ POOL = np.array([0] * 10 + [1] * 10 + [2] * 2)
 
 
 @pytest.mark.parametrize(
-    ("draw", "message"),
+    ("split", "message"),
     [
         (
             lambda: miso_8020(POOL, 3, 0),
-            "The novel class must have images; found none of class 3. Classes with images are 0, 1, 2",
+            "The novel class needs images; found none of class 3. Classes with images are 0, 1, 2",
         ),
-        (lambda: miso_8020(POOL, 0, 0), "at least 3 images to be cut; found 2 of class 2"),
-        (lambda: miso_8020(POOL[:10], 0, 0), "must leave normal classes to train on; found only images of the novel"),
+        (lambda: miso_8020(POOL, 0, 0), "needs at least 3 images; found 2 of class 2"),
+        (lambda: miso_8020(POOL[:10], 0, 0), "needs normal classes to train on; found only images of the novel"),
         (lambda: miso_8020(POOL, 2, -1), "The seed must be 0 or more; got -1"),
         (
             lambda: gpnd_5fold(POOL, 3, 0.5, 0),
-            "must have training images; found none of class 3. Classes with images are 0, 1, 2",
+            "needs training images; found none of class 3. Classes with images are 0, 1, 2",
         ),
-        (lambda: gpnd_5fold(POOL, 2, 0.5, 0), "at least 5 images to be cut; found 2 of class 2"),
-        (lambda: gpnd_5fold(POOL[:10], 0, 0.5, 0), "The split must leave outliers to test on"),
-        (lambda: gpnd_5fold(np.delete(POOL, range(10)), 1, 0.5, 4), "The split must leave outliers to test on"),
+        (lambda: gpnd_5fold(POOL, 2, 0.5, 0), "needs at least 5 images; found 2 of class 2"),
+        (lambda: gpnd_5fold(POOL[:10], 0, 0.5, 0), "The test split needs outliers"),
+        (lambda: gpnd_5fold(np.delete(POOL, range(10)), 1, 0.5, 4), "The test split needs outliers"),
         (lambda: gpnd_5fold(POOL, 0, 0.0, 0), "outliers must be between 0 and 1; got 0"),
         (lambda: gpnd_5fold(POOL, 0, 1.0, 0), "outliers must be between 0 and 1; got 1"),
         (lambda: gpnd_5fold(POOL, 0, float("nan"), 0), "outliers must be between 0 and 1; got nan"),
         (lambda: gpnd_5fold(POOL, 0, 0.5, -1), "The trial must be 0 or more; got -1"),
-        (lambda: coil100(POOL, 1, 0.5, 0), "at least 3 images to be cut; found 2 of class 2"),
-        (lambda: coil100(POOL[:20], 0, 0.5, 0), "must be at least one and leave another to be novel; got 0 of 2"),
-        (lambda: coil100(POOL[:20], 2, 0.5, 0), "must be at least one and leave another to be novel; got 2 of 2"),
-        (lambda: coil100(POOL[:20], 1, 0.5, 0), "outliers must have 2 categories beside the normal ones; found 1"),
-        (lambda: coil100(POOL[:20], 1, 0.5, 0, num_test=0), "must have images to test on; got 0"),
+        (lambda: coil100(POOL, 1, 0.5, 0), "needs at least 3 images; found 2 of class 2"),
+        (
+            lambda: coil100(POOL[:20], 0, 0.5, 0),
+            "one category must be normal and at least one anomalous; got 0 normal of 2",
+        ),
+        (
+            lambda: coil100(POOL[:20], 2, 0.5, 0),
+            "one category must be normal and at least one anomalous; got 2 normal of 2",
+        ),
+        (lambda: coil100(POOL[:20], 1, 0.5, 0), "outliers needs 2 anomalous categories; found 1"),
+        (lambda: coil100(POOL[:20], 1, 0.5, 0, num_test=0), "needs test images; got 0"),
         (lambda: coil100(POOL[:20], 1, -0.5, 0), "outliers must be between 0 and 1; got -0.5"),
         (lambda: coil100(POOL[:20], 1, 0.3, -2), "The seed must be 0 or more; got -2"),
         (
             lambda: ocgan_p1(POOL, 3, 0),
-            "must have training images; found none of class 3. Classes with images are 0, 1, 2",
+            "needs training images; found none of class 3. Classes with images are 0, 1, 2",
         ),
-        (lambda: ocgan_p1(POOL, 2, 0), "at least 3 images to be cut; found 2 of class 2"),
-        (lambda: ocgan_p1(POOL[:10], 0, 0), "The split must leave outliers to test on"),
+        (lambda: ocgan_p1(POOL, 2, 0), "needs at least 3 images; found 2 of class 2"),
+        (lambda: ocgan_p1(POOL[:10], 0, 0), "The test split needs outliers"),
         (lambda: ocgan_p1(POOL, 0, -1), "The seed must be 0 or more; got -1"),
     ],
 )
-def test_what_can_not_be_drawn_is_told(draw, message):
+def test_impossible_splits_are_refused(split, message):
     with pytest.raises(KdganError) as caught:
-        draw()
+        split()
     assert message in str(caught.value)
 
 
 def test_small_sets_hold_out_every_tenth_normal_and_no_others_do():
-    assert np.flatnonzero(held_out(50)).tolist() == [9, 19, 29, 39, 49]
-    assert held_out(999).sum() == 99
+    assert np.flatnonzero(holdout_mask(50)).tolist() == [9, 19, 29, 39, 49]
+    assert holdout_mask(999).sum() == 99
     for num_train in (0, 1, 49, 1000, 5421):
-        assert held_out(num_train).tolist() == [False] * num_train
+        assert holdout_mask(num_train).tolist() == [False] * num_train

@@ -65,6 +65,25 @@ def test_override(source, normal, root, expected):
     assert (data.source, data.normal, data.root) == expected
 
 
+@pytest.mark.parametrize(
+    ("data", "source", "root", "expected"),
+    [
+        (DataSettings("mnist", "5", "/data"), None, None, DataSettings("mnist", "5", "/data")),
+        (DataSettings("mnist", "5", "/data"), "npz:/a", "/b", DataSettings("npz:/a", "5", "/b")),
+        (DataSettings("mnist", "5"), "folder:/a", None, DataSettings("folder:/a")),
+        (DataSettings("folder:/a", "good"), "folder:/b", None, DataSettings("folder:/b")),
+        (
+            DataSettings("cifar10", protocol="miso-8020", novel="deer", trial=2),
+            "npz:/a",
+            None,
+            DataSettings("npz:/a", protocol="miso-8020", novel="deer", trial=2),
+        ),
+    ],
+)
+def test_relocate_keeps_the_classes(data, source, root, expected):
+    assert data.relocate(source, root) == expected
+
+
 FULL = DataSettings("coil100", None, "data", "coil100", None, 6, 0.3, 4)
 
 
@@ -111,12 +130,16 @@ def test_override_keeps_what_the_protocol_has(data, changes, expected):
 @pytest.mark.parametrize(
     ("data", "changes", "message"),
     [
-        (DataSettings("mnist", protocol="miso-8020"), {"normal": "5"}, "The protocol miso-8020 must have no --normal"),
-        (FULL, {"normal": "obj3"}, "The protocol coil100 must have no --normal; got obj3"),
-        (FULL, {"protocol": "simo"}, "COIL-100 must be split by a protocol"),
+        (DataSettings("mnist", protocol="miso-8020"), {"normal": "5"}, "--normal does not apply to protocol miso-8020"),
+        (FULL, {"normal": "obj3"}, "--normal does not apply to protocol coil100; got obj3"),
+        (FULL, {"protocol": "simo"}, "simo needs an official test split; coil100 has none"),
         (FULL, {"protocol": "five-fold"}, "got 'five-fold'. Choose one of simo, miso-8020"),
-        (DataSettings("mnist", "5"), {"novel": "5"}, "The protocol simo must have no --novel"),
-        (DataSettings("mnist", "5", protocol="ocgan-p1"), {"source": "folder:/a"}, "A folder's protocol must be simo"),
+        (DataSettings("mnist", "5"), {"novel": "5"}, "--novel does not apply to protocol simo"),
+        (
+            DataSettings("mnist", "5", protocol="ocgan-p1"),
+            {"source": "folder:/a"},
+            "The protocol of a folder must be simo",
+        ),
     ],
 )
 def test_override_refuses_what_does_not_fit(data, changes, message):
@@ -129,25 +152,34 @@ def test_override_refuses_what_does_not_fit(data, changes, message):
     ("changes", "message"),
     [
         ({"protocol": "SIMO"}, "The protocol must be a known one; got 'SIMO'"),
-        ({"protocol": "miso-8020", "normal": "5"}, "miso-8020 must have no --normal; got 5. Leave --normal out"),
-        ({"protocol": "coil100", "normal": "5"}, "coil100 draws its categories by --trial"),
-        ({"protocol": "coil100", "novel": "5"}, "The protocol coil100 must have no --novel; got 5"),
-        ({"protocol": "gpnd-5fold", "novel": "5"}, "must have no --novel; got 5. Leave --novel out, or choose --prot"),
-        ({"protocol": "ocgan-p1", "novel": "5"}, "The protocol ocgan-p1 must have no --novel"),
-        ({"outliers": 0.5}, "The protocol simo must have no --outliers; got 0.5"),
-        ({"protocol": "miso-8020", "outliers": 0.5}, "The protocol miso-8020 must have no --outliers"),
-        ({"protocol": "ocgan-p1", "outliers": 0.5}, "The protocol ocgan-p1 must have no --outliers"),
+        (
+            {"protocol": "miso-8020", "normal": "5"},
+            "--normal does not apply to protocol miso-8020; got 5. Leave out --normal",
+        ),
+        ({"protocol": "coil100", "normal": "5"}, "coil100 selects by --trial"),
+        ({"protocol": "coil100", "novel": "5"}, "--novel does not apply to protocol coil100; got 5"),
+        (
+            {"protocol": "gpnd-5fold", "novel": "5"},
+            "does not apply to protocol gpnd-5fold; got 5. Leave out --novel, or choose --prot",
+        ),
+        ({"protocol": "ocgan-p1", "novel": "5"}, "--novel does not apply to protocol ocgan-p1"),
+        ({"outliers": 0.5}, "--outliers does not apply to protocol simo; got 0.5"),
+        ({"protocol": "miso-8020", "outliers": 0.5}, "--outliers does not apply to protocol miso-8020"),
+        ({"protocol": "ocgan-p1", "outliers": 0.5}, "--outliers does not apply to protocol ocgan-p1"),
         (
             {"protocol": "gpnd-5fold", "num_categories": 1},
-            "The protocol gpnd-5fold must have no --num-categories; got 1",
+            "--num-categories does not apply to protocol gpnd-5fold; got 1",
         ),
         ({"protocol": "gpnd-5fold", "outliers": 0.0}, "outliers must be between 0 and 1; got 0"),
         ({"protocol": "coil100", "outliers": 1.0}, "outliers must be between 0 and 1; got 1"),
         ({"protocol": "gpnd-5fold", "outliers": float("nan")}, "outliers must be between 0 and 1; got nan"),
-        ({"protocol": "coil100", "num_categories": 0}, "must be at least one; got 0"),
+        ({"protocol": "coil100", "num_categories": 0}, "At least one category must be normal; got 0"),
         ({"trial": -1}, "The trial must be 0 or more; got -1"),
-        ({"source": "coil100"}, "no official test split; got simo. Choose --protocol coil100 or ocgan-p1"),
-        ({"source": "folder:/a", "protocol": "gpnd-5fold"}, "A folder's protocol must be simo; got gpnd-5fold"),
+        (
+            {"source": "coil100"},
+            "official test split; coil100 has none. Choose --protocol miso-8020, gpnd-5fold, coil100 or ocgan-p1",
+        ),
+        ({"source": "folder:/a", "protocol": "gpnd-5fold"}, "The protocol of a folder must be simo; got gpnd-5fold"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):
@@ -176,5 +208,5 @@ def test_every_protocol_is_one_of_settings(protocol):
         ({"protocol": "coil100", "num_categories": 7, "outliers": 0.4}, 0.4),
     ],
 )
-def test_fraction_of_outliers_is_the_protocols_own_unless_given(changes, fraction):
+def test_the_fraction_of_outliers_defaults_to_the_protocols(changes, fraction):
     assert DataSettings(**changes).outlier_fraction == fraction

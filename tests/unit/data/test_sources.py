@@ -11,8 +11,12 @@ import torchvision
 from PIL import Image
 
 from kdgan_compress.data import sources
-from kdgan_compress.data.sources import CLASS_NAMES, SAMPLE, load_arrays
+from kdgan_compress.data.sources import SAMPLE, open_source
 from kdgan_compress.errors import KdganError
+
+
+def read(source, root=None):
+    return open_source(source, root).read()
 
 
 def arrays(**changed) -> dict[str, np.ndarray]:
@@ -29,7 +33,7 @@ def arrays(**changed) -> dict[str, np.ndarray]:
 def read_bytes(folder, content: bytes):
     path = folder / "set.npz"
     path.write_bytes(content)
-    return load_arrays(f"npz:{path}", None)
+    return read(f"npz:{path}", None)
 
 
 def zipped(content: dict[str, np.ndarray], save=np.savez) -> bytes:
@@ -55,10 +59,10 @@ def test_npz_is_read(tmp_path, shape, labels):
         x_train=np.random.default_rng(1).integers(0, 256, (6, *shape), dtype=np.uint8),
         y_train=np.arange(6, dtype=labels),
     )
-    read = read_bytes(tmp_path, zipped(content))
+    dataset = read_bytes(tmp_path, zipped(content))
     for key, value in content.items():
-        np.testing.assert_array_equal(getattr(read, key), value)
-    assert (read.x_train.dtype, read.y_train.dtype, read.y_test.dtype) == (np.uint8, np.int64, np.int64)
+        np.testing.assert_array_equal(getattr(dataset, key), value)
+    assert (dataset.x_train.dtype, dataset.y_train.dtype, dataset.y_test.dtype) == (np.uint8, np.int64, np.int64)
 
 
 @pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test"])
@@ -138,7 +142,7 @@ def test_text_is_no_npz(tmp_path):
 
 def test_missing_npz(tmp_path):
     with pytest.raises(KdganError, match="must exist; found none at"):
-        load_arrays(f"npz:{tmp_path / 'absent.npz'}", None)
+        read(f"npz:{tmp_path / 'absent.npz'}", None)
 
 
 def test_sample_is_small_and_licensed():
@@ -149,16 +153,16 @@ def test_sample_is_small_and_licensed():
 
 
 def test_sample_suffices_for_a_demo():
-    sample = load_arrays("sample", None)
+    sample = read("sample", None)
     assert sample.x_train.shape[1:] == sample.x_test.shape[1:] == (28, 28)
     assert np.bincount(sample.y_train).max() >= 1000
     assert set(sample.y_test.tolist()) == set(range(10))
-    assert len(CLASS_NAMES["sample"]) == 10
+    assert len(sample.class_names) == 10
 
 
 def test_unknown_source_lists_the_known():
     with pytest.raises(KdganError, match=r"got 'imagenet'\. Choose one of sample, mnist"):
-        load_arrays("imagenet", None)
+        read("imagenet", None)
 
 
 @pytest.fixture
@@ -192,24 +196,24 @@ def offline(monkeypatch):
     ],
 )
 def test_torchvisions_sets(tmp_path, offline, source, name, shape, y_train, y_test):
-    read = load_arrays(source, tmp_path)
-    assert read.x_train.shape == (2, *shape)
-    assert read.x_test.shape == (3, *shape)
-    assert read.x_train.dtype == np.uint8
-    assert (read.y_train.tolist(), read.y_test.tolist()) == (y_train, y_test)
+    dataset = read(source, tmp_path)
+    assert dataset.x_train.shape == (2, *shape)
+    assert dataset.x_test.shape == (3, *shape)
+    assert dataset.x_train.dtype == np.uint8
+    assert (dataset.y_train.tolist(), dataset.y_test.tolist()) == (y_train, y_test)
     assert offline == [(name, str(tmp_path), True, True), (name, str(tmp_path), False, True)]
 
 
 def test_npz_in_the_root_is_preferred(tmp_path, offline):
     np.savez(tmp_path / "mnist.npz", **arrays())
-    np.testing.assert_array_equal(load_arrays("mnist", tmp_path).x_train, arrays()["x_train"])
+    np.testing.assert_array_equal(read("mnist", tmp_path).x_train, arrays()["x_train"])
     assert offline == []
 
 
 def test_root_defaults_to_the_users_cache(tmp_path, offline, monkeypatch):
     np.savez(tmp_path / "cifar10.npz", **arrays())
     monkeypatch.setattr(sources, "DEFAULT_ROOT", tmp_path)
-    assert load_arrays("cifar10", None).y_test.tolist() == [2, 1, 0, 2]
+    assert read("cifar10", None).y_test.tolist() == [2, 1, 0, 2]
     assert offline == []
 
 
@@ -223,8 +227,8 @@ class Clash(types.ModuleType):
 @pytest.mark.parametrize(("module", "reason"), [(None, "torchvision"), (Clash("torchvision"), "nms does not exist")])
 def test_torchvision_that_fails_to_import(tmp_path, monkeypatch, module, reason):
     monkeypatch.setitem(sys.modules, "torchvision", module)
-    with pytest.raises(KdganError, match=rf"mnist must have a torchvision that fits torch; .*{reason}.*npz:PATH"):
-        load_arrays("mnist", tmp_path)
+    with pytest.raises(KdganError, match=rf"mnist needs a torchvision that fits torch; .*{reason}.*npz:PATH"):
+        read("mnist", tmp_path)
 
 
 @pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("file not found"), TimeoutError()])
@@ -234,7 +238,7 @@ def test_failed_download(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", fail)
     with pytest.raises(KdganError, match="mnist must be in the data root or downloadable") as caught:
-        load_arrays("mnist", tmp_path)
+        read("mnist", tmp_path)
     assert str(error) in caught.value.found
 
 
@@ -250,31 +254,31 @@ COIL_ORDER = [4, 3, 2, 0, 5, 1]
 
 def test_coil100_npz_is_read_by_object_and_angle(tmp_path):
     np.savez(tmp_path / "coil100.npz", **coil())
-    read = load_arrays("coil100", tmp_path)
-    assert read.y_train.tolist() == [0, 0, 2, 2, 99, 99]
-    np.testing.assert_array_equal(read.x_train, coil()["images"][COIL_ORDER])
-    assert (read.x_test.shape, read.y_test.shape) == ((0, 16, 16, 3), (0,))
-    assert (read.y_train.dtype, read.y_test.dtype, read.x_test.dtype) == (np.int64, np.int64, np.uint8)
-    assert [CLASS_NAMES["coil100"][label] for label in (0, 99)] == ["obj1", "obj100"]
+    dataset = read("coil100", tmp_path)
+    assert dataset.y_train.tolist() == [0, 0, 2, 2, 99, 99]
+    np.testing.assert_array_equal(dataset.x_train, coil()["images"][COIL_ORDER])
+    assert (dataset.x_test.shape, dataset.y_test.shape) == ((0, 16, 16, 3), (0,))
+    assert (dataset.y_train.dtype, dataset.y_test.dtype, dataset.x_test.dtype) == (np.int64, np.int64, np.uint8)
+    assert [dataset.class_names[label] for label in (0, 99)] == ["obj1", "obj100"]
 
 
-def test_coil100s_own_files_are_the_same_set(tmp_path):
+def test_coil100s_original_files_are_the_same_set(tmp_path):
     content = coil()
     (tmp_path / "coil-100").mkdir()
     for image, number, angle in zip(*content.values(), strict=True):
         Image.fromarray(image).save(tmp_path / f"coil-100/obj{number}__{angle}.png")
     (tmp_path / "coil-100/convertGroupppm2png.pl").write_text("not an image")
     Image.fromarray(content["images"][0]).save(tmp_path / "coil-100/contact-sheet.png")
-    read = load_arrays("coil100", tmp_path)
+    dataset = read("coil100", tmp_path)
     np.savez(tmp_path / "coil100.npz", **content)
     for key in ("x_train", "y_train", "x_test", "y_test"):
-        np.testing.assert_array_equal(getattr(read, key), getattr(load_arrays("coil100", tmp_path), key))
+        np.testing.assert_array_equal(getattr(dataset, key), getattr(read("coil100", tmp_path), key))
 
 
 def test_coil100_says_where_to_put_it(tmp_path):
     (tmp_path / "coil-100").mkdir()
     with pytest.raises(KdganError, match=r"found neither .*coil100\.npz nor .*coil-100/obj<k>__<angle>\.png.*Unpack"):
-        load_arrays("coil100", tmp_path)
+        read("coil100", tmp_path)
 
 
 def test_coil100_files_of_two_sizes_are_refused(tmp_path):
@@ -282,7 +286,7 @@ def test_coil100_files_of_two_sizes_are_refused(tmp_path):
     for number, size in ((1, 16), (2, 20)):
         Image.fromarray(np.zeros((size, 16, 3), np.uint8)).save(tmp_path / f"coil-100/obj{number}__0.png")
     with pytest.raises(KdganError, match=r"must have one size; .*(20×16.*16×16|16×16.*20×16)"):
-        load_arrays("coil100", tmp_path)
+        read("coil100", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +304,7 @@ def test_coil100_files_of_two_sizes_are_refused(tmp_path):
 def test_coil100_npz_with_wrong_arrays_says_which(tmp_path, changed, found):
     np.savez(tmp_path / "coil100.npz", **coil(**changed))
     with pytest.raises(KdganError, match=found):
-        load_arrays("coil100", tmp_path)
+        read("coil100", tmp_path)
 
 
 def test_coil100_npz_without_a_key(tmp_path):
@@ -308,4 +312,4 @@ def test_coil100_npz_without_a_key(tmp_path):
     del content["angle"]
     np.savez(tmp_path / "coil100.npz", **content)
     with pytest.raises(KdganError, match=r"must hold images, object, angle; .*lacks angle"):
-        load_arrays("coil100", tmp_path)
+        read("coil100", tmp_path)

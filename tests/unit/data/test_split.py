@@ -14,7 +14,7 @@ from kdgan_compress.data import (
     resize,
     simo,
 )
-from kdgan_compress.data import split as split_module
+from kdgan_compress.data import datasets as datasets_module
 from kdgan_compress.errors import KdganError
 
 SIZE = 16
@@ -114,14 +114,14 @@ def test_samples_normal_class_is_sneaker():
 @pytest.mark.parametrize(
     ("source", "normal", "message"),
     [
-        ("fashion-mnist", None, "must have a normal class; got none"),
+        ("fashion-mnist", None, "needs a normal class; got none"),
         ("fashion-mnist", "10", "got '10'. Choose a number below 10 or one of t-shirt"),
         ("fashion-mnist", "-1", "got '-1'"),
         ("fashion-mnist", "hat", "got 'hat'"),
-        ("fashion-mnist", "9", "must have training images; found none of class 9"),
-        ("npz", None, "must have a normal class; got none"),
+        ("fashion-mnist", "9", "needs training images; found none of class 9"),
+        ("npz", None, "needs a normal class; got none"),
         ("npz", "dress", "got 'dress'. Choose a number"),
-        ("npz", "2", "must have training images; found none of class 2"),
+        ("npz", "2", "needs training images; found none of class 2"),
     ],
 )
 def test_bad_normal_class(tmp_path, source, normal, message):
@@ -182,7 +182,7 @@ def test_folder_without_test(tmp_path):
 def test_folder_without_train_good(tmp_path):
     save_image(tmp_path / "good/a.png", 20, 20)
     for read in (lambda data: load_split(data, SIZE, 1), native_channels):
-        with pytest.raises(KdganError, match=r"must have train/good .*Put photos of good parts there"):
+        with pytest.raises(KdganError, match=r"needs train/good .*Put photos of good parts there"):
             read(settings(tmp_path))
 
 
@@ -192,9 +192,9 @@ def test_folder_with_an_empty_train_good(tmp_path):
         load_split(settings(tmp_path), SIZE, 1)
 
 
-@pytest.mark.parametrize("place", ["train/good", "test/dent"])
-def test_folder_with_text_called_png(bottle, place):
-    (bottle / place / "fake.png").write_text("not an image")
+@pytest.mark.parametrize("subfolder", ["train/good", "test/dent"])
+def test_folder_with_text_called_png(bottle, subfolder):
+    (bottle / subfolder / "fake.png").write_text("not an image")
     with pytest.raises(KdganError, match=r"fake\.png: not an image"):
         load_split(settings(bottle), SIZE, 1)
 
@@ -229,13 +229,13 @@ def test_native_channels_of_named_sets(source, channels):
     assert native_channels(DataSettings(source)) == channels
 
 
-def test_held_out_normals_are_never_trained_on(tmp_path):
+def test_held_out_images_are_never_trained_on(tmp_path):
     images = np.repeat(np.arange(60, dtype=np.uint8), 32 * 32).reshape(60, 32, 32)
     labels = np.zeros(60, dtype=np.int64)
     np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:2], y_test=labels[:2])
     split = load_split(DataSettings(f"npz:{tmp_path / 'set.npz'}", "0"), 32, 1)
     seen, kept = (set(part[:, 0, 0, 0].tolist()) for part in (split.train, split.calibration))
-    assert split.holds_out
+    assert split.has_holdout
     assert kept == {9, 19, 29, 39, 49, 59}
     assert seen == set(range(60)) - kept
 
@@ -291,10 +291,10 @@ def test_validation_images_find_the_threshold(pool):
     split = load_split(DataSettings("mnist", "1", root, "gpnd-5fold"), SIZE, 1)
     assert numbers(split.calibration) == gpnd_5fold(labels, 1, 0.5, 0).validation.tolist()
     assert len(split.calibration) == 3
-    assert split.holds_out
+    assert split.has_holdout
 
 
-def test_a_protocol_without_validation_holds_out_of_a_small_set(tmp_path):
+def test_a_protocol_without_validation_has_holdout_of_a_small_set(tmp_path):
     save_pool(tmp_path / "mnist.npz", stamped(150), np.array([0] * 100 + [1] * 50))
     split = load_split(DataSettings("mnist", "0", str(tmp_path), "ocgan-p1"), SIZE, 1)
     assert (len(split.train), len(split.calibration), len(split.test)) == (72, 8, 40)
@@ -322,7 +322,7 @@ def test_only_the_images_that_are_used_are_resized(tmp_path, monkeypatch):
         resized.append(len(pixels))
         return resize(pixels, size)
 
-    monkeypatch.setattr(split_module, "resize", spy)
+    monkeypatch.setattr(datasets_module, "resize", spy)
     load_split(DataSettings(f"npz:{tmp_path / 'set.npz'}", "0", protocol="ocgan-p1"), SIZE, 1)
     assert sum(resized) == 8 + 2 + 2
 
@@ -342,9 +342,9 @@ def test_novel_class_by_name_or_number(tmp_path, novel):
 @pytest.mark.parametrize(
     ("novel", "message"),
     [
-        (None, "must have a novel class; got none. Give --novel"),
+        (None, "needs a novel class; got none. Give --novel"),
         ("hat", "The novel class of mnist must be one of its classes; got 'hat'"),
-        ("9", "The novel class must have images; found none of class 9. Classes with images are 0, 1, 2, 3"),
+        ("9", "The novel class needs images; found none of class 9. Classes with images are 0, 1, 2, 3"),
     ],
 )
 def test_bad_novel_class(pool, novel, message):

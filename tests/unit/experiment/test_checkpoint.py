@@ -171,20 +171,20 @@ def test_no_file(tmp_path):
 def test_a_file_cut_short(saved, keep):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    check_error(saved, "must be whole")
+    check_error(saved, "file is damaged")
 
 
 def test_a_file_of_something_else(path):
     path.parent.mkdir()
     path.write_text("This is no model at all, but long enough to have a header.")
-    check_error(path, "must be whole")
+    check_error(path, "file is damaged")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_a_file_of_another_program(path, metadata):
     path.parent.mkdir()
     save_file({"weight": torch.zeros(2)}, path, metadata=metadata)
-    check_error(path, "must be of this package")
+    check_error(path, "must come from this package")
 
 
 def test_a_newer_format(saved):

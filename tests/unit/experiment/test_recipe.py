@@ -19,7 +19,7 @@ from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
 from kdgan_compress.gans.objectives import OBJECTIVES
 
 CVGAD = ["cvgad", "cvgad-cifar10", "cvgad-coil100", "cvgad-fashion-mnist"]
-SHIPPED = ["alone", "cifar10-8-16-64", *CVGAD, "default", "fashion-mnist-1-2-4", "mnist-2-4-8", "paper"]
+SHIPPED = ["cifar10-8-16-64", *CVGAD, "default", "fashion-mnist-1-2-4", "from-scratch", "mnist-2-4-8", "paper"]
 STUDENTS = {
     "cifar10-8-16-64": (8, 16, 64),
     "fashion-mnist-1-2-4": (1, 2, 4),
@@ -50,9 +50,9 @@ def test_the_shipped_recipes_are_these():
 def test_shipped_recipes_load_and_say_what_they_are(name):
     recipe = load_recipe(name)
     assert recipe.description
-    students = recipe.distillation.student.plan(32)
+    students = recipe.distillation.student.channels_for(32)
     assert students == STUDENTS.get(name, (2, 4, 8))
-    assert recipe.model.plan(32) == ((2, 4, 8) if name == "alone" else (64, 128, 256))
+    assert recipe.model.channels_for(32) == ((2, 4, 8) if name == "from-scratch" else (64, 128, 256))
     structures = [STRUCTURES[number] for number in SCHEDULES.get(name, [2, 3])]
     assert [stage.loss_set for stage in recipe.distillation.stages(1)] == structures
     assert recipe.model.family == ("cvgad" if name in CVGAD else "ede")
@@ -66,7 +66,7 @@ def test_the_default_recipe_spells_out_the_defaults():
     student = ours["distillation"].pop("student"), theirs["distillation"].pop("student")
     nothing = {"norm": "batch"} | dict.fromkeys(("width", "channels", "family", "objective"))
     assert student == (nothing | {"width": 2}, nothing)
-    assert Recipe().distillation.student.plan(32) == (2, 4, 8)
+    assert Recipe().distillation.student.channels_for(32) == (2, 4, 8)
     assert ours == theirs
     assert load_recipe() == load_recipe("default")
 
@@ -125,12 +125,12 @@ def test_all_problems_are_told_at_once():
     )
     assert "9 problems" in message
     for part in (
-        "modle is no key (did you mean model?)",
-        "data.sorce is no key (did you mean source?)",
+        "modle is not a key (did you mean model?)",
+        "data.sorce is not a key (did you mean source?)",
         "distillation.student: only one of width and channels can be given",
         "objective.reduction: Input should be 'mean' or 'norm'",
-        "objective.w_conn is no key (did you mean w_con?)",
-        "training.batch_sise is no key (did you mean batch_size?)",
+        "objective.w_conn is not a key (did you mean w_con?)",
+        "training.batch_sise is not a key (did you mean batch_size?)",
         "training.learning_rate: Input should be greater than 0",
         "training.ema_decay: Input should be less than 1",
         "structures 1 to 4 joined by ->; got '2->5'",
@@ -147,7 +147,7 @@ def test_a_bad_schedule_is_told_beside_its_sections_other_problems():
 def test_an_unknown_key_without_a_near_one_has_no_suggestion():
     message = problems_of({"zzzzzz": 1})
     assert "1 problem " in message
-    assert "zzzzzz is no key." in message
+    assert "zzzzzz is not a key." in message
     assert "did you mean" not in message
 
 
@@ -161,7 +161,7 @@ def test_an_unknown_key_without_a_near_one_has_no_suggestion():
         ({"training": {"betas": [0.5]}}, "training.betas"),
         ({"training": {"betas": [0.5, 1.0]}}, "training.betas"),
         ({"training": {"learning_rate_decay": "cosine"}}, "training.learning_rate_decay"),
-        ({"model": {"family": "ganomaly"}}, "family 'ganomaly' is none of"),
+        ({"model": {"family": "ganomaly"}}, "family 'ganomaly' is not one of"),
         ({"model": {"image_size": 28}}, "power of two"),
         ({"model": {"image_channels": 2}}, "model.image_channels"),
         ({"model": {"channels": [1, 2]}}, "3 channel numbers"),
@@ -174,7 +174,7 @@ def test_an_unknown_key_without_a_near_one_has_no_suggestion():
         ({"distillation": {"schedule": [{"epochs": 1}]}}, "exactly one of structure and loss_set"),
         ({"distillation": {"schedule": [{"structure": 1, "loss_set": {"lam": 1}}]}}, "exactly one of structure and"),
         ({"distillation": {"schedule": [{"loss_set": {"nu": 1}}]}}, "train the student's generator"),
-        ({"distillation": {"schedule": [{"loss_set": {"mu": 1, "lambda": 1}}]}}, "lambda is no key"),
+        ({"distillation": {"schedule": [{"loss_set": {"mu": 1, "lambda": 1}}]}}, "lambda is not a key"),
     ],
     ids=str,
 )
@@ -201,7 +201,7 @@ def test_what_is_no_yaml(tmp_path):
 def test_what_is_not_there_names_what_is(name):
     with pytest.raises(KdganError, match="No such file") as info:
         load_recipe(name)
-    assert "alone, cifar10-8-16-64, cvgad" in str(info.value)
+    assert "cifar10-8-16-64, cvgad" in str(info.value)
 
 
 def test_replace_changes_what_is_named_and_nothing_else():
@@ -230,15 +230,15 @@ def test_replace_passes_over_none(name):
 
 def test_replace_of_width_drops_channels_and_the_reverse():
     wide = Recipe().replace({"model": {"width": 3}, "distillation": {"student": {"width": 1}}})
-    assert (wide.model.plan(32), wide.distillation.student.plan(32)) == ((3, 6, 12), (1, 2, 4))
+    assert (wide.model.channels_for(32), wide.distillation.student.channels_for(32)) == ((3, 6, 12), (1, 2, 4))
     named = wide.replace({"model": {"channels": [5, 6, 7]}, "distillation": {"student": {"channels": [8, 16, 64]}}})
-    assert (named.model.plan(32), named.distillation.student.plan(32)) == ((5, 6, 7), (8, 16, 64))
+    assert (named.model.channels_for(32), named.distillation.student.channels_for(32)) == ((5, 6, 7), (8, 16, 64))
     assert named.model.width is None
     back = named.replace({"model": {"width": 2}})
-    assert (back.model.plan(32), back.distillation.student.plan(32)) == ((2, 4, 8), (8, 16, 64))
+    assert (back.model.channels_for(32), back.distillation.student.channels_for(32)) == ((2, 4, 8), (8, 16, 64))
 
 
-@pytest.mark.parametrize("name", ["default", "alone"])
+@pytest.mark.parametrize("name", ["default", "from-scratch"])
 def test_replace_by_both_width_and_channels_is_an_error(name):
     with pytest.raises(KdganError, match="only one of width and channels"):
         load_recipe(name).replace({"model": {"width": 4, "channels": [1, 2, 4]}})
@@ -277,7 +277,7 @@ def test_stages_may_have_their_own_epochs_rates_and_loss_sets():
 
 def test_alone_is_one_stage_on_ones_own_losses():
     recipe = Recipe().replace({"training": {"epochs": 4, "learning_rate": 0.5}})
-    assert recipe.alone(100) == (Stage("alone", LossSet(mu=1, nu=1), 4, 0.5, 0.5),)
+    assert recipe.standalone_stages(100) == (Stage("alone", LossSet(mu=1, nu=1), 4, 0.5, 0.5),)
 
 
 @pytest.mark.parametrize(
@@ -314,23 +314,23 @@ def test_cvgads_recipes_have_the_papers_numbers():
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        ({"objective": {"w_ssim": 1}}, "objective.w_ssim is no key"),
-        ({"model": {"family": "cvgad"}, "objective": {"w_con": 1}}, "objective.w_con is no key"),
-        ({"model": {"family": "cvgad"}, "objective": {"w_sim": 1}}, "w_sim is no key (did you mean w_ssim?)"),
+        ({"objective": {"w_ssim": 1}}, "objective.w_ssim is not a key"),
+        ({"model": {"family": "cvgad"}, "objective": {"w_con": 1}}, "objective.w_con is not a key"),
+        ({"model": {"family": "cvgad"}, "objective": {"w_sim": 1}}, "w_sim is not a key (did you mean w_ssim?)"),
         ({"model": {"family": "cvgad"}, "objective": {"w_ssim": 0, "w_l1": 0}}, "must have a reconstruction loss"),
         ({"model": {"family": "cvgad"}, "objective": {"w_ssim": -1}}, "got w_ssim = -1"),
         ({"model": {"family": "cvgad"}, "objective": {"w_ssim": "x"}}, "objective.w_ssim: Input should be a valid num"),
         ({"objective": 3}, "objective: Input should be a dictionary"),
         ({"model": {"num_clusters": 0}}, "model.num_clusters"),
         ({"data": {"protocol": "gpnd"}}, "data: The protocol must be a known one"),
-        ({"data": {"protocl": "simo"}}, "data.protocl is no key (did you mean protocol?)"),
-        ({"data": {"protocol": "coil100", "normal": 3}}, "must have no --normal; got 3"),
-        ({"distillation": {"loss": {"re_encod": True}}}, "loss.re_encod is no key (did you mean re_encode?)"),
-        ({"distillation": {"student": {"family": "edee"}}}, "student.family: family 'edee' is none of"),
-        ({"distillation": {"student": {"objective": {"w_con": 1}}}}, "student.objective: it goes with a student's fam"),
+        ({"data": {"protocl": "simo"}}, "data.protocl is not a key (did you mean protocol?)"),
+        ({"data": {"protocol": "coil100", "normal": 3}}, "--normal does not apply to protocol coil100; got 3"),
+        ({"distillation": {"loss": {"re_encod": True}}}, "loss.re_encod is not a key (did you mean re_encode?)"),
+        ({"distillation": {"student": {"family": "edee"}}}, "student.family: family 'edee' is not one of"),
+        ({"distillation": {"student": {"objective": {"w_con": 1}}}}, "student.objective: it needs a student's fam"),
         (
             {"model": {"family": "cvgad"}, "distillation": {"student": {"family": "ede", "objective": {"w_l1": 1}}}},
-            "distillation.student.objective.w_l1 is no key",
+            "distillation.student.objective.w_l1 is not a key",
         ),
     ],
     ids=str,
@@ -353,13 +353,13 @@ def test_all_problems_of_two_families_are_told_at_once():
     )
     assert "8 problems" in message
     for part in (
-        "data.trail is no key (did you mean trial?)",
-        "objective.w_enc is no key",
+        "data.trail is not a key (did you mean trial?)",
+        "objective.w_enc is not a key",
         "objective.w_latent: Input should be a valid number",
         "objective.reduction: Input should be 'mean' or 'norm'",
         "training.seed: Input should be a valid integer",
         "distillation.student.width: ",
-        "distillation.student.objective.w_mutual is no key",
+        "distillation.student.objective.w_mutual is not a key",
         "distillation.student.objective.w_adv: Input should be a valid number",
     ):
         assert part in message
@@ -368,7 +368,7 @@ def test_all_problems_of_two_families_are_told_at_once():
 def test_an_objective_of_an_unknown_family_is_not_judged():
     message = problems_of({"model": {"family": "cvgan"}, "objective": {"w_ssim": 1}})
     assert "1 problem " in message
-    assert "family 'cvgan' is none of cvgad, ed, ed_ehat, ede" in message
+    assert "family 'cvgan' is not one of cvgad, ed, ed_ehat, ede" in message
 
 
 @pytest.mark.parametrize(
@@ -422,8 +422,45 @@ def test_replace_of_a_family_that_trains_otherwise_drops_the_objective():
     for family in ("ed", "ed_ehat", "ede"):
         assert recipe.replace({"model": {"family": family}}).objective == GanomalyObjective(10, 1, 1, "norm")
     assert load_recipe("cvgad").replace({"model": {"family": "ede"}}).objective == GanomalyObjective()
-    with pytest.raises(KdganError, match=r"objective\.w_con is no key"):
+    with pytest.raises(KdganError, match=r"objective\.w_con is not a key"):
         recipe.replace({"model": {"family": "cvgad"}, "objective": {"w_con": 3}})
+
+
+def test_an_objective_section_has_the_type_of_its_family():
+    for family, name in (("ede", "ganomaly"), ("ed", "ganomaly"), ("cvgad", "cvgad")):
+        recipe = parse_recipe({"model": {"family": family}, "objective": {"type": name, "w_adv": 3}}, "x")
+        assert recipe.objective == OBJECTIVES[family](w_adv=3)
+        assert recipe.model_dump()["objective"]["type"] == name
+    message = problems_of({"model": {"family": "cvgad"}, "objective": {"type": "ganomaly", "w_con": 3}})
+    assert "objective: type 'ganomaly' does not fit family cvgad: use cvgad" in message
+    student = {"family": "ede", "objective": {"type": "cvgad"}}
+    message = problems_of({"distillation": {"student": student}})
+    assert "distillation.student.objective: type 'cvgad' does not fit family ede: use ganomaly" in message
+    with pytest.raises(KdganError, match="type 'cvgad' does not fit family ede"):
+        Recipe().replace({"objective": {"type": "cvgad"}})
+
+
+def test_replace_of_a_students_family_resets_its_objective_to_the_recipes():
+    content = {
+        "model": {"family": "cvgad"},
+        "objective": {"w_l1": 7},
+        "distillation": {"student": {"family": "ede", "objective": {"w_con": 3}}},
+    }
+    recipe = parse_recipe(content, "x")
+    assert recipe.student_objective() == GanomalyObjective(w_con=3)
+    changed = recipe.replace({"distillation": {"student": {"family": "cvgad"}}})
+    assert changed.distillation.student.objective is None
+    assert changed.student_objective() == CvgadObjective(w_l1=7)
+    kept = recipe.replace({"distillation": {"student": {"family": "ed"}}})
+    assert kept.student_objective() == GanomalyObjective(w_con=3)
+
+
+def test_replace_of_num_images_drops_epochs():
+    recipe = Recipe().replace({"training": {"epochs": 3}})
+    assert recipe.training.num_epochs(100) == 3
+    assert recipe.replace({"training": {"num_images": 500}}).training.num_epochs(100) == 5
+    both = recipe.replace({"training": {"num_images": 500, "epochs": 2}}).training
+    assert (both.num_images, both.epochs) == (500, 2)
 
 
 def test_replace_by_several_changes_is_replace_again_and_again():
@@ -499,7 +536,7 @@ def test_shipped_recipes_run_for_two_steps(name, tmp_path):
     expected = {"alone": own, "1": [], "2": own, "3": [f"teacher_{loss}" for loss in own]}
     for run, epochs, network, channels in (
         (teacher, 1, "discriminator", (2, 4, 8)),
-        (student, len(structures), "generator", recipe.distillation.student.plan(32)),
+        (student, len(structures), "generator", recipe.distillation.student.channels_for(32)),
     ):
         assert run.epochs == epochs
         assert shipped.training.batch_size < run.num_images / epochs <= 2 * shipped.training.batch_size

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdgan_compress.reports import Row, plot_rows
+from kdgan_compress.reports import ImageRow, plot_rows
 
 
 def levels(*values, channels=1):
@@ -28,16 +28,16 @@ def tiles(pixels):
 
 
 def test_tiles_are_the_images_in_order(tmp_path):
-    plot_rows([Row("row", [levels(0.0), levels(0.2, 0.4, 0.6)])], ["one", "three"], tmp_path / "rows.png")
-    found, widths = zip(*tiles(pixels_of(tmp_path / "rows.png")), strict=True)
-    assert found == pytest.approx((0, 51, 102, 153), abs=1)
+    plot_rows([ImageRow("row", [levels(0.0), levels(0.2, 0.4, 0.6)])], ["one", "three"], tmp_path / "rows.png")
+    levels_found, widths = zip(*tiles(pixels_of(tmp_path / "rows.png")), strict=True)
+    assert levels_found == pytest.approx((0, 51, 102, 153), abs=1)
     assert max(widths) <= 1.1 * min(widths)
 
 
 def test_values_beyond_the_range_are_cut_and_colour_is_kept(tmp_path, caplog):
     red = levels(-3.0, channels=3)
     red[:, 0] = 3.0
-    plot_rows([Row("row", [red, levels(-3.0, channels=3)])], ["a", "b"], tmp_path / "rows.png")
+    plot_rows([ImageRow("row", [red, levels(-3.0, channels=3)])], ["a", "b"], tmp_path / "rows.png")
     pixels = pixels_of(tmp_path / "rows.png").reshape(-1, 3)
     assert (pixels == (255, 0, 0)).all(1).sum() > 400
     assert ((pixels == (255, 0, 0)) | (pixels[:, :1] == pixels)).all()  # else grey: black tile, text, white
@@ -46,7 +46,9 @@ def test_values_beyond_the_range_are_cut_and_colour_is_kept(tmp_path, caplog):
 
 def test_the_picture_grows_with_rows_and_tiles(tmp_path):
     def size(num_rows, num_tiles):
-        plot_rows([Row("r", [levels(0.5).repeat(num_tiles, 1, 1, 1)])] * num_rows, ["t"], tmp_path / "new" / "rows.png")
+        plot_rows(
+            [ImageRow("r", [levels(0.5).repeat(num_tiles, 1, 1, 1)])] * num_rows, ["t"], tmp_path / "new" / "rows.png"
+        )
         return pixels_of(tmp_path / "new" / "rows.png").shape[:2]
 
     small, tall, wide = size(1, 8), size(5, 8), size(1, 20)
@@ -56,7 +58,7 @@ def test_the_picture_grows_with_rows_and_tiles(tmp_path):
 
 
 @pytest.mark.parametrize("titles", [[], ["a", "b"]])
-def test_a_title_a_group(tmp_path, titles):
+def test_one_title_per_group(tmp_path, titles):
     with pytest.raises(ValueError, match="zip"):
-        plot_rows([Row("row", [levels(0.5)])], titles, tmp_path / "rows.png")
+        plot_rows([ImageRow("row", [levels(0.5)])], titles, tmp_path / "rows.png")
     assert list(tmp_path.iterdir()) == []

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import scores as module
-from kdgan_compress.evaluation.scores import encode, paper_scores, recalibrate, reconstruct, score_images
+from kdgan_compress.evaluation import scoring as module
+from kdgan_compress.evaluation.scoring import encode, paper_scores, recalibrate, reconstruct, score_images
 from kdgan_compress.gans import Architecture, Gan, build
 
 
@@ -37,7 +37,7 @@ def one_by_one(generator: torch.nn.Module, pixels: torch.Tensor) -> list[float]:
 @pytest.mark.parametrize("family", ["ede", "ed", "ed_ehat", "cvgad"])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_scores_are_those_of_single_images(monkeypatch, family, norm):
-    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "EVAL_BATCH_SIZE", 4)
     generator = gan(family, norm).generator
     scores = score_images(generator, images(10))
     assert scores.dtype == np.float64
@@ -47,11 +47,11 @@ def test_scores_are_those_of_single_images(monkeypatch, family, norm):
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_rest_of_the_batch_never_leaks(norm, training):
+def test_scores_do_not_depend_on_the_rest_of_the_batch(norm, training):
     generator = gan("ede", norm).generator.train(training)
     alone = score_images(generator, images(1))
-    beside_others = score_images(generator, torch.cat([images(1), images(5, seed=99).clamp(max=20)]))
-    assert beside_others[0] == pytest.approx(alone[0], rel=1e-5)
+    with_others = score_images(generator, torch.cat([images(1), images(5, seed=99).clamp(max=20)]))
+    assert with_others[0] == pytest.approx(alone[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -65,7 +65,7 @@ def test_network_is_left_as_it_was(training):
 
 
 def test_part_in_evaluation_mode_stays_so():
-    """Batch norm of a frozen part must not move its statistics in the training that goes on."""
+    """Batch norm of a frozen part keeps its statistics when training continues."""
     generator = gan("ede", "batch").generator.train()
     generator.encoder.eval()
     score_images(generator, images(3))
@@ -124,7 +124,7 @@ def terms_one_by_one(generator, pixels):
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_paper_scores_scale_each_term_over_the_test_set(monkeypatch, norm):
-    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "EVAL_BATCH_SIZE", 4)
     generator = gan("cvgad", norm).generator.train()
     scores = paper_scores(generator, images(10))
     assert generator.training
@@ -150,12 +150,12 @@ def test_paper_scores_of_a_term_without_range_are_numbers(pixels):
 
 @pytest.mark.parametrize("family", ["ede", "ed", "ed_ehat"])
 def test_paper_scores_of_a_score_without_terms(family):
-    with pytest.raises(KdganError, match="paper's mode must be a sum"):
+    with pytest.raises(KdganError, match="paper's mode need a sum"):
         paper_scores(gan(family, "batch").generator, images(3))
 
 
-def test_fit_on_normals_scales_by_the_normals_ranges(monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 4)
+def test_recalibrate_scales_by_the_normals_ranges(monkeypatch):
+    monkeypatch.setattr(module, "EVAL_BATCH_SIZE", 4)
     generator = gan("cvgad", "instance").generator
     unscaled = terms_one_by_one(generator, images(10))
     recalibrate(generator.train(), images(10))
@@ -166,7 +166,7 @@ def test_fit_on_normals_scales_by_the_normals_ranges(monkeypatch):
     np.testing.assert_allclose(score_images(generator, images(5, seed=9)), expected, rtol=1e-4)
 
 
-def test_fit_on_normals_takes_an_even_choice_of_many(monkeypatch):
+def test_recalibrate_uses_an_evenly_spaced_subset(monkeypatch):
     chosen, all_of_them = gan("cvgad", "batch").generator, images(8)
     recalibrate(chosen, all_of_them[[0, 3, 6]])
     monkeypatch.setattr(module, "MAX_CALIBRATION_IMAGES", 3)
@@ -179,7 +179,7 @@ def test_fit_on_normals_takes_an_even_choice_of_many(monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["ede", "ed", "ed_ehat"])
-def test_fit_on_normals_is_nothing_to_per_image_norm_and_a_score_without_terms(family):
+def test_recalibrate_changes_nothing_with_instance_norm_and_a_score_without_terms(family):
     generator = gan(family, "instance").generator
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     recalibrate(generator, images(3))
@@ -188,7 +188,7 @@ def test_fit_on_normals_is_nothing_to_per_image_norm_and_a_score_without_terms(f
 
 @pytest.mark.parametrize("family", ["cvgad", "ede"])
 def test_encode_is_z1_and_reconstruct_is_decoded_from_it_without_noise(monkeypatch, family):
-    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr(module, "EVAL_BATCH_SIZE", 3)
     built = gan(family, "batch")
     built.generator.train()
     z1, x_hat = encode(built, images(7)), reconstruct(built, images(7))
@@ -201,8 +201,8 @@ def test_encode_is_z1_and_reconstruct_is_decoded_from_it_without_noise(monkeypat
     assert z1.std() > 0
 
 
-def test_fit_on_normals_takes_batch_norms_statistics_anew(monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 4)
+def test_recalibrate_re_estimates_batch_norm_statistics(monkeypatch):
+    monkeypatch.setattr(module, "CALIBRATION_BATCH_SIZE", 4)
     generator = torch.nn.Sequential(
         torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2)
     ).train()
@@ -222,3 +222,70 @@ def test_fit_on_normals_takes_batch_norms_statistics_anew(monkeypatch):
     assert all(module.training for module in generator.modules())
     assert [layer.momentum for layer in (generator[1], generator[3])] == [0.1, 0.1]
     assert all(torch.equal(a, b) for a, b in zip(weights, generator.parameters(), strict=True))
+
+
+class Standardised(torch.nn.Conv2d):
+    """A convolution that scales its weights, so batch norm can't be folded into them."""
+
+    def forward(self, images):
+        return super().forward(images) / self.weight.std()
+
+
+class Network(torch.nn.Module):
+    """A score from a convolution, its norm and a pooling."""
+
+    def __init__(self, conv, norm):
+        super().__init__()
+        self.layers = torch.nn.Sequential(conv, norm, torch.nn.LeakyReLU(0.2))
+
+    def forward(self, images):
+        return self.layers(images)
+
+    def anomaly_score(self, images):
+        return self(images).square().mean((1, 2, 3))
+
+
+def spectral(conv):
+    return torch.nn.utils.parametrizations.spectral_norm(conv).eval()
+
+
+@pytest.mark.parametrize(
+    ("conv", "norm_calls"),
+    [
+        (torch.nn.Conv2d(1, 3, 4), 1),
+        (torch.nn.Conv2d(1, 3, 4, bias=False, stride=2), 1),
+        (torch.nn.ConvTranspose2d(1, 3, 4), 1),
+        (torch.nn.ConvTranspose2d(1, 3, 4, stride=2, bias=False), 1),
+        (Standardised(1, 3, 4), 4),
+        (spectral(torch.nn.Conv2d(1, 3, 4)), 5),
+    ],
+    ids=str,
+)
+def test_batch_norm_is_folded_only_where_the_scores_stay_the_same(monkeypatch, conv, norm_calls):
+    norm = torch.nn.BatchNorm2d(3)
+    with torch.no_grad():
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.normal_()
+    network, calls = Network(conv, norm), []
+    norm.register_forward_hook(lambda *_: calls.append(1))
+    layers = list(network.modules())
+    monkeypatch.setattr(module, "EVAL_BATCH_SIZE", 2)
+    scores = score_images(network, images(6))
+    assert len(calls) == norm_calls
+    assert list(network.modules()) == layers
+    np.testing.assert_allclose(scores, one_by_one(network, images(6)), rtol=1e-5)
+
+
+def test_a_group_norm_of_one_channel_per_group_takes_the_place_of_instance_norm(monkeypatch):
+    norm = torch.nn.InstanceNorm2d(3, affine=True)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    network, calls = Network(torch.nn.Conv2d(1, 3, 4), norm), []
+    norm.register_forward_hook(lambda *_: calls.append(1))
+    scores = score_images(network, images(6))
+    assert len(calls) == 1
+    np.testing.assert_allclose(scores, one_by_one(network, images(6)), rtol=1e-5)
+    plain = Network(torch.nn.Conv2d(1, 3, 4), torch.nn.InstanceNorm2d(3))
+    np.testing.assert_allclose(score_images(plain, images(6)), one_by_one(plain, images(6)), rtol=1e-5)

@@ -1,0 +1,36 @@
+"""Old names in recipes and checkpoints, so that files written by earlier versions stay readable."""
+
+from collections.abc import Collection
+from typing import Any
+
+KEYS = {"average_decay": "ema_decay", "reduction": "distance"}
+"""Old key → current key of any section."""
+
+VALUES: dict[Any, dict[str, str]] = {"norm": {"per_image": "instance"}}
+"""Key → old value → current value."""
+
+RECIPES = {"alone": "from-scratch"}
+"""Old name → current name of a shipped recipe."""
+
+
+def update_names(content: Any, known_keys: Collection[str]) -> Any:
+    """A copy of nested dictionaries and lists with old keys and values replaced by the current ones.
+
+    An old key is replaced only if it is unknown, its current name is known, and the section does not have both.
+
+    Args:
+        content: A recipe's or a checkpoint header's content.
+        known_keys: All keys that the current version knows.
+    """
+    if isinstance(content, list):
+        return [update_names(item, known_keys) for item in content]
+    if not isinstance(content, dict):
+        return content
+    updated = {}
+    for old, value in content.items():
+        key = KEYS.get(old, old)
+        if old in known_keys or key not in known_keys or key in content:
+            key = old
+        values = VALUES.get(key, {})
+        updated[key] = values.get(value, value) if isinstance(value, str) else update_names(value, known_keys)
+    return updated

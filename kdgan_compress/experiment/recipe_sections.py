@@ -1,0 +1,247 @@
+"""The sections of a recipe as validated settings; ``recipe.py`` puts them together."""
+
+import dataclasses
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+    with_config,
+)
+
+from kdgan_compress.accel.precision import Precision
+from kdgan_compress.accel.teacher_cache import CacheDtype
+from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.distillation.policies import STRUCTURES, LossSet, Stage, parse_schedule
+from kdgan_compress.distillation.trainer import TrainingSettings
+from kdgan_compress.gans import FAMILIES, Architecture, Norm, channels_from_width
+from kdgan_compress.gans.objectives import OBJECTIVES
+
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Channels = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+
+Objective = Any
+"""A dataclass, the one that the family's objective is registered as."""
+
+
+def objective_class(family: str) -> type:
+    """The dataclass that holds a family's objective."""
+    return OBJECTIVES[family]
+
+
+def objective_type(objective: type) -> str:
+    """The ``type`` of an objective section, such as ``ganomaly`` for ``GanomalyObjective``."""
+    return objective.__name__.removesuffix("Objective").lower()
+
+
+def parse_objective(section: object, family: str) -> Objective:
+    """An objective section as the dataclass of its family; ``type`` may be left out, as the family implies it."""
+    expected = objective_class(family)
+    if isinstance(section, dict) and "type" in section:
+        if section["type"] != objective_type(expected):
+            raise ValueError(f"type {section['type']!r} does not fit family {family}: use {objective_type(expected)}")
+        section = {key: value for key, value in section.items() if key != "type"}
+    adapter: TypeAdapter[Objective] = TypeAdapter(with_config(extra="forbid")(expected))
+    return adapter.validate_python(section)
+
+
+def dump_objective(objective: Objective) -> dict[str, Any]:
+    """The section that ``parse_objective`` reads."""
+    return {"type": objective_type(type(objective)), **dataclasses.asdict(objective)}
+
+
+def _check_family(family: str) -> None:
+    if family not in FAMILIES:
+        raise ValueError(f"family {family!r} is not one of {', '.join(FAMILIES)}")
+
+
+class Section(BaseModel):
+    """A mapping without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ChannelsSection(Section):
+    """Channels of the strided blocks: a width u for (u, 2u, 4u, …), or the numbers; by default, the default width."""
+
+    default_width: ClassVar[int] = 2
+
+    width: Annotated[int, Field(ge=1)] | None = None
+    channels: Channels | None = None
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.width is not None and self.channels is not None:
+            raise ValueError("only one of width and channels can be given")
+        return self
+
+    def channels_for(self, image_size: int) -> tuple[int, ...]:
+        """Channels of each block for an image size."""
+        return self.channels or channels_from_width(self.width or self.default_width, image_size)
+
+
+class ModelSection(ChannelsSection):
+    """The teacher's architecture; ``image_channels`` None means that of the data."""
+
+    default_width: ClassVar[int] = 64
+
+    family: str = "ede"
+    image_channels: Literal[1, 3] | None = None
+    image_size: int = 32
+    latent_size: Annotated[int, Field(ge=1)] = 256
+    norm: Norm = "instance"
+    num_clusters: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Self:
+        _check_family(self.family)
+        self.architecture(native_channels=1)
+        return self
+
+    def architecture(self, native_channels: int) -> Architecture:
+        """The architecture for images that are stored with this many channels."""
+        return Architecture(
+            family=self.family,
+            channels=self.channels_for(self.image_size),
+            image_channels=self.image_channels or native_channels,
+            image_size=self.image_size,
+            latent_size=self.latent_size,
+            norm=self.norm,
+            num_clusters=self.num_clusters,
+        )
+
+
+class TrainingSection(Section):
+    """Optimiser, batches and length of each stage."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    num_images: Annotated[int, Field(ge=1)] = 12_000
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: LearningRate = 1e-3
+    learning_rate_decay: Literal["linear", "constant"] = "linear"
+    betas: tuple[Beta, Beta] = (0.5, 0.99)
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Annotated[int, Field(ge=1)] | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Precision = "float32"
+
+    def settings(self) -> TrainingSettings:
+        """The part that the trainer reads."""
+        return TrainingSettings(self.batch_size, self.learning_rate_decay, self.seed, self.precision)
+
+    def num_epochs(self, num_train: int) -> int:
+        """``epochs``, or the whole number of epochs nearest to ``num_images``."""
+        return self.epochs or max(1, round(self.num_images / num_train))
+
+
+class StudentSection(ChannelsSection):
+    """The student's channels and norm, and its family and objective if they are not the teacher's."""
+
+    norm: Norm = "batch"
+    family: str | None = None
+    objective: Objective | None = None
+
+    @field_validator("family")
+    @classmethod
+    def _is_known(cls, family: str | None) -> str | None:
+        if family is not None:
+            _check_family(family)
+        return family
+
+    @field_validator("objective", mode="plain")
+    @classmethod
+    def _fits_family(cls, objective: object, info: ValidationInfo) -> Objective | None:
+        if objective is None or "family" not in info.data:
+            return None
+        if info.data["family"] is None:
+            raise ValueError("it needs a student's family; otherwise the student trains by the recipe's objective")
+        return parse_objective(objective, info.data["family"])
+
+    @field_serializer("objective")
+    def _dump(self, objective: Objective | None) -> dict[str, Any] | None:
+        return None if objective is None else dump_objective(objective)
+
+
+class StudentTrainingSection(TrainingSection):
+    """Training settings with a student's default learning rate."""
+
+    learning_rate: LearningRate = 4e-3
+
+
+class CacheSection(Section):
+    """Whether and where a frozen teacher's outputs are cached; without a folder, in memory and only if they fit."""
+
+    enabled: bool = True
+    folder: Annotated[str, Field(min_length=1)] | None = None
+    dtype: CacheDtype = "float32"
+    memory_mb: Annotated[int, Field(ge=0)] = 1024
+
+
+class StageSection(Section):
+    """One stage of a schedule; missing values are those of ``distillation.training``."""
+
+    structure: Literal[1, 2, 3, 4] | None = None
+    loss_set: LossSet | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: LearningRate | None = None
+    teacher_learning_rate: LearningRate | None = None
+
+    @model_validator(mode="after")
+    def _has_one_loss_set(self) -> Self:
+        if (self.structure is None) == (self.loss_set is None):
+            raise ValueError("exactly one of structure and loss_set must be given")
+        return self
+
+
+class DistillationSection(Section):
+    """The student, its schedule and K_l.
+
+    ``schedule`` is a chain such as ``"2->3"``, or a list of stages. A stage may set its epochs and learning rates, and
+    the coefficients of a loss set that is not in the paper. ``distill`` fills in ``teacher``.
+    """
+
+    teacher: str | None = None
+    student: StudentSection = StudentSection()
+    schedule: str | tuple[StageSection, ...] = "2->3"
+    loss: Distillation = Distillation()
+    training: StudentTrainingSection = StudentTrainingSection()
+    cache: CacheSection = CacheSection()
+    teacher_learning_rate: LearningRate = 1e-4
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _number_as_text(cls, schedule: object) -> object:
+        return str(schedule) if isinstance(schedule, int) else schedule
+
+    @field_validator("schedule")
+    @classmethod
+    def _has_stages(cls, schedule: str | tuple[StageSection, ...]) -> str | tuple[StageSection, ...]:
+        if not schedule:
+            raise ValueError("a schedule needs at least one stage")
+        if isinstance(schedule, str):
+            parse_schedule(schedule)
+        return schedule
+
+    def stages(self, num_train: int) -> tuple[Stage, ...]:
+        """The schedule for this many training images."""
+        sections = self.schedule
+        if isinstance(sections, str):
+            sections = tuple(StageSection.model_validate({"structure": k}) for k in parse_schedule(sections))
+        return tuple(
+            Stage(
+                name=str(section.structure or "custom"),
+                loss_set=section.loss_set or STRUCTURES[section.structure or 1],
+                epochs=section.epochs or self.training.num_epochs(num_train),
+                learning_rate=section.learning_rate or self.training.learning_rate,
+                teacher_learning_rate=section.teacher_learning_rate or self.teacher_learning_rate,
+            )
+            for section in sections
+        )
