@@ -1,62 +1,87 @@
 """kdgan-compress: distil GAN anomaly detectors into students small enough for the device.
 
-The names below are the Python API; each is imported when it is first used, so that the package itself stays light.
+The names in ``__all__`` are the Python API. Each is imported when it is first used, so that importing the package loads
+neither torch nor ONNX Runtime.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdgan_compress.api.distill import distill as distill
-    from kdgan_compress.api.distill import distill_fleet as distill_fleet
     from kdgan_compress.api.evaluate import evaluate as evaluate
     from kdgan_compress.api.export import export_detector as export_detector
     from kdgan_compress.api.pictures import pictures as pictures
     from kdgan_compress.api.profile import profile as profile
+    from kdgan_compress.api.resume import resume as resume
     from kdgan_compress.api.train import train as train
-    from kdgan_compress.api.train import train_fleet as train_fleet
     from kdgan_compress.api.trials import trials as trials
     from kdgan_compress.api.verify import verify as verify
     from kdgan_compress.data import DataSettings as DataSettings
+    from kdgan_compress.data import load_split as load_split
+    from kdgan_compress.distillation.hooks import FeatureHooks as FeatureHooks
+    from kdgan_compress.distillation.loss import DistillationLoss as DistillationLoss
+    from kdgan_compress.distillation.loss import Term as Term
+    from kdgan_compress.distillation.policies import FROM_SCRATCH as FROM_SCRATCH
+    from kdgan_compress.distillation.policies import STRUCTURES as STRUCTURES
+    from kdgan_compress.distillation.policies import LossSet as LossSet
+    from kdgan_compress.distillation.policies import Stage as Stage
+    from kdgan_compress.distillation.scheduler import ProgressiveScheduler as ProgressiveScheduler
+    from kdgan_compress.distillation.scheduler import TrainingSettings as TrainingSettings
+    from kdgan_compress.distillation.train_state import TrainState as TrainState
+    from kdgan_compress.distillation.trainer import train_schedulers as train_schedulers
     from kdgan_compress.errors import KdganError as KdganError
+    from kdgan_compress.evaluation import detection_metrics as detection_metrics
+    from kdgan_compress.evaluation import quantile_threshold as quantile_threshold
+    from kdgan_compress.evaluation import score_images as score_images
     from kdgan_compress.experiment.recipe import Recipe as Recipe
     from kdgan_compress.experiment.recipe import load_recipe as load_recipe
     from kdgan_compress.export import ExportSettings as ExportSettings
+    from kdgan_compress.export import write_detector as write_detector
     from kdgan_compress.gans import Architecture as Architecture
+    from kdgan_compress.gans import Family as Family
     from kdgan_compress.gans import Gan as Gan
+    from kdgan_compress.gans import ImageFormat as ImageFormat
     from kdgan_compress.runtime import Detector as Detector
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-"""Else ONNX Runtime 1.31 notes the process and a device's id in the user's cache; set it to 0 if you want that."""
-
-_HOMES = {
-    "Architecture": "kdgan_compress.gans",
-    "DataSettings": "kdgan_compress.data",
-    "Detector": "kdgan_compress.runtime",
-    "ExportSettings": "kdgan_compress.export",
-    "Gan": "kdgan_compress.gans",
-    "KdganError": "kdgan_compress.errors",
-    "Recipe": "kdgan_compress.experiment.recipe",
-    "distill": "kdgan_compress.api.distill",
-    "distill_fleet": "kdgan_compress.api.distill",
-    "evaluate": "kdgan_compress.api.evaluate",
-    "export_detector": "kdgan_compress.api.export",
-    "load_recipe": "kdgan_compress.experiment.recipe",
-    "pictures": "kdgan_compress.api.pictures",
-    "profile": "kdgan_compress.api.profile",
-    "train": "kdgan_compress.api.train",
-    "train_fleet": "kdgan_compress.api.train",
-    "trials": "kdgan_compress.api.trials",
-    "verify": "kdgan_compress.api.verify",
+_MODULES = {
+    "api.distill": ("distill",),
+    "api.evaluate": ("evaluate",),
+    "api.export": ("export_detector",),
+    "api.pictures": ("pictures",),
+    "api.profile": ("profile",),
+    "api.resume": ("resume",),
+    "api.train": ("train",),
+    "api.trials": ("trials",),
+    "api.verify": ("verify",),
+    "data": ("DataSettings", "load_split"),
+    "distillation.hooks": ("FeatureHooks",),
+    "distillation.loss": ("DistillationLoss", "Term"),
+    "distillation.policies": ("FROM_SCRATCH", "STRUCTURES", "LossSet", "Stage"),
+    "distillation.scheduler": ("ProgressiveScheduler", "TrainingSettings"),
+    "distillation.train_state": ("TrainState",),
+    "distillation.trainer": ("train_schedulers",),
+    "errors": ("KdganError",),
+    "evaluation": ("detection_metrics", "quantile_threshold", "score_images"),
+    "experiment.recipe": ("Recipe", "load_recipe"),
+    "export": ("ExportSettings", "write_detector"),
+    "gans": ("Architecture", "Family", "Gan", "ImageFormat"),
+    "runtime": ("Detector",),
 }
+_HOMES = {name: f"kdgan_compress.{module}" for module, names in _MODULES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kdgan-compress")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOMES)
+    return __all__

@@ -14,9 +14,9 @@ from kdgan_compress.api.train import train
 from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import reconstruct, score_images
-from kdgan_compress.experiment.job import RunResult, ShowProgress
 from kdgan_compress.experiment.models import load_model
 from kdgan_compress.experiment.recipe import load_recipe
+from kdgan_compress.experiment.results import RunResult, ShowProgress
 from kdgan_compress.reports import Reconstruction, plot_reconstructions
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.images import find_images

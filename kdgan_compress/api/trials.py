@@ -8,15 +8,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdgan_compress.api.distill import distill, resume_distill
+from kdgan_compress.api.distill import distill
 from kdgan_compress.api.evaluate import evaluate, labelled_split
-from kdgan_compress.api.train import resume_train, train
+from kdgan_compress.api.resume import resume
+from kdgan_compress.api.train import train
 from kdgan_compress.data import native_channels
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import Summary, detection_metrics, summarise
 from kdgan_compress.evaluation.baselines import BASELINES
-from kdgan_compress.experiment.job import RunResult
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
+from kdgan_compress.experiment.results import RunResult
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.files import atomic_path
 from kdgan_compress.profiling.machine import machine_name
@@ -138,11 +139,11 @@ def _run(task: Task) -> Trial:
     recipe, number, path, with_student = task
     architecture = recipe.model.architecture(native_channels(recipe.data))
     split = labelled_split(recipe.data, architecture.image_size, architecture.image_channels)
-    model = _finish(RunFolder(Path(path)), lambda: train(recipe, path), lambda: resume_train(path))
+    model = _finish(RunFolder(Path(path)), lambda: train(recipe, path))
     figures, seconds = {"model": _figures(model.run)}, model.seconds
     if with_student:
         into = f"{path}-student"
-        student = _finish(RunFolder(Path(into)), lambda: distill(path, recipe, into), lambda: resume_distill(into))
+        student = _finish(RunFolder(Path(into)), lambda: distill(path, recipe, into))
         figures["student"] = _figures(student.run)
         seconds += student.seconds
     for name, scores in BASELINES.items():
@@ -151,8 +152,11 @@ def _run(task: Task) -> Trial:
     return Trial(number, path, seconds, figures)
 
 
-def _finish(folder: RunFolder, start: Callable[[], RunResult], resume: Callable[[], RunResult]) -> RunResult:
-    return resume() if folder.recipe.exists() else start()
+def _finish(folder: RunFolder, start: Callable[[], RunResult]) -> RunResult:
+    """Start a run, or resume it if its folder has one."""
+    result = resume(folder.path) if folder.recipe.exists() else start()
+    assert isinstance(result, RunResult)
+    return result
 
 
 def _figures(run: str) -> Figures:

@@ -1,54 +1,53 @@
-"""The families' training steps written out as bare loops, which ``bench`` holds the engine against."""
+"""The training steps of the families as bare loops on torch's layers, to compare the engine with."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
 from kdgan_compress import losses
-from kdgan_compress.accel import layers
 from kdgan_compress.distillation.policies import Stage
 from kdgan_compress.gans import Gan, eval_mode, normalize_images
-from kdgan_compress.gans.cvgad_objective import outlier_codes
+from kdgan_compress.gans.cvgad import outlier_codes
 
 GENERATOR, DISCRIMINATOR = 0, 1
 
 
-class _Plain:
-    """Two networks with their optimisers and the generator's average."""
+class ReferenceTrainer:
+    """Two networks with their optimisers and the generator's EMA."""
 
-    def __init__(self, gan: Gan, own_losses: bool) -> None:
+    def __init__(self, gan: Gan, has_own_losses: bool) -> None:
         assert gan.discriminator is not None
-        for network in gan.networks().values():
-            _use_torchs_layers(network)
         self.generator: Any = gan.generator
-        self.discriminator, self.own_losses = gan.discriminator, own_losses
+        self.discriminator, self.has_own_losses = gan.discriminator, has_own_losses
         self.optimizers: list[Any] = [
             torch.optim.Adam(network.parameters(), betas=(0.5, 0.99))
             for network in (self.generator, self.discriminator)
         ]
         self.parameters = [list(network.parameters()) for network in (self.generator, self.discriminator)]
-        self.average = AveragedModel(self.generator, multi_avg_fn=_lerp)
+        self.ema = AveragedModel(self.generator, multi_avg_fn=_lerp)
 
-    def move(self, network: int, loss: Tensor, rate: float) -> None:
-        self.optimizers[network].param_groups[0]["lr"] = rate
+    def update(self, network: int, loss: Tensor, lr: float) -> None:
+        """One optimiser step of one network."""
+        self.optimizers[network].param_groups[0]["lr"] = lr
         self.optimizers[network].zero_grad()
         loss.backward(inputs=self.parameters[network])
         self.optimizers[network].step()
         if network == GENERATOR:
-            self.average.update_parameters(self.generator)
+            self.ema.update_parameters(self.generator)
 
 
-class _PlainGanomaly(_Plain):
-    """GANomaly's public order: forward, D(x) and D(x̂) for L_d, D of both again for L_g, G's update, D's update."""
+class ReferenceGanomaly(ReferenceTrainer):
+    """GANomaly's public order: forward, D(x) and D(x̂) for L_d, D of both again for L_g, update of G, update of D."""
 
-    def step(self, images: Tensor, number: int, rate: float, targets: tuple[Tensor, ...] | None) -> None:
+    def step(self, images: Tensor, step: int, lr: float, targets: tuple[Tensor, ...] | None) -> None:
+        """Train on one batch."""
         z1, x_hat, z2 = self.generator(images)
         loss = torch.zeros(())
-        if self.own_losses:
+        if self.has_own_losses:
             (_, logit), (_, logit_hat) = self.discriminator(images), self.discriminator(x_hat.detach())
             (features, _), (features_hat, _) = self.discriminator(images), self.discriminator(x_hat)
             loss = 10 * (images - x_hat).abs().mean() + (features - features_hat).square().mean()
@@ -56,96 +55,106 @@ class _PlainGanomaly(_Plain):
         if targets is not None:
             distance = 50 * (z1 - targets[0]).square().mean() + 10 * (x_hat - targets[1]).abs().mean()
             loss = loss + distance + 50 * (z2 - targets[2]).square().mean()
-        self.move(GENERATOR, loss, rate)
-        if self.own_losses:
+        self.update(GENERATOR, loss, lr)
+        if self.has_own_losses:
             real, fake = torch.ones_like(logit), torch.zeros_like(logit_hat)
-            self.move(DISCRIMINATOR, (cross_entropy(logit, real) + cross_entropy(logit_hat, fake)) / 2, rate)
+            self.update(DISCRIMINATOR, (cross_entropy(logit, real) + cross_entropy(logit_hat, fake)) / 2, lr)
 
 
-class _PlainCvgad(_Plain):
-    """Algorithm 1 as it is printed, each of its lines with a forward pass of its own; default weights, no K_l."""
+class ReferenceCvgad(ReferenceTrainer):
+    """Algorithm 1 as it is printed, each line with its own forward pass; default weights, no K_l."""
 
-    def step(self, images: Tensor, number: int, rate: float, targets: tuple[Tensor, ...] | None) -> None:
-        count = number % 6
-        if count <= 4:
-            self.critic(images, rate)
-        if count == 5:
-            self.move(GENERATOR, -self.discriminator(self.reconstruct(images)).mean(), rate)
-        if count <= 3:
-            self.move(GENERATOR, self.reconstruction_loss(images), rate)
+    def step(self, images: Tensor, step: int, lr: float, targets: tuple[Tensor, ...] | None) -> None:
+        """Train on one batch."""
+        phase = step % 6
+        if phase <= 4:
+            self.update_critic(images, lr)
+        if phase == 5:
+            self.update(GENERATOR, -self.discriminator(self.reconstruct(images)).mean(), lr)
+        if phase <= 3:
+            self.update(GENERATOR, self.reconstruction_loss(images), lr)
             mu, log_var = self.generator.encoder(images)
-            logits = self.generator.classifier(self.draw(mu, log_var))
-            latent = losses.latent_loss(mu, log_var, self.generator.means, logits.softmax(1), "norm")
-            self.move(GENERATOR, 5 * latent + losses.categorical_loss(logits), rate)
+            logits = self.generator.classifier(self.reparameterize(mu, log_var))
+            latent = losses.latent_loss(mu, log_var, self.generator.means, logits.softmax(1), "norm").mean()
+            self.update(GENERATOR, 5 * latent + losses.categorical_loss(logits).mean(), lr)
             if latent < 256:
-                self.negative(len(images), rate)
-            features = self.generator.encoder.features(images)
-            z = self.draw(self.generator.encoder.mu(features), self.generator.encoder.bounded_log_var(features))
-            judge = self.generator.feature_discriminator
-            mutual = losses.mutual_information_loss(judge(features, z), judge(features, z.roll(1, 0)))
-            self.move(GENERATOR, 10 * mutual, rate)
-            self.move(GENERATOR, self.reconstruction_loss(images), rate)
+                self.update_on_outliers(len(images), lr)
+            encoder = self.generator.encoder
+            features = encoder.features(images)
+            z = self.reparameterize(encoder.mu(features), encoder.bounded_log_var(features))
+            feature_discriminator = self.generator.feature_discriminator
+            paired, shuffled = feature_discriminator(features, z), feature_discriminator(features, z.roll(1, 0))
+            self.update(GENERATOR, 10 * losses.mutual_information_loss(paired, shuffled).mean(), lr)
+            self.update(GENERATOR, self.reconstruction_loss(images), lr)
 
-    def critic(self, images: Tensor, rate: float) -> None:
+    def update_critic(self, images: Tensor, lr: float) -> None:
+        """One step of WGAN-GP's critic."""
         with torch.no_grad():
             x_hat = self.reconstruct(images)
-        wasserstein = losses.wasserstein_loss(self.discriminator(images), self.discriminator(x_hat))
-        penalty = losses.gradient_penalty(self.discriminator, images, x_hat, torch.rand(len(images)))
-        self.move(DISCRIMINATOR, wasserstein + 10 * penalty, rate)
+        wasserstein = losses.wasserstein_loss(self.discriminator(images), self.discriminator(x_hat)).mean()
+        penalty = losses.gradient_penalty(self.discriminator, images, x_hat, torch.rand(len(images))).mean()
+        self.update(DISCRIMINATOR, wasserstein + 10 * penalty, lr)
 
-    def negative(self, num: int, rate: float) -> None:
-        codes = outlier_codes(self.generator.means.detach(), num, 2.0)
+    def update_on_outliers(self, num_codes: int, lr: float) -> None:
+        """Active negative training."""
+        codes = outlier_codes(self.generator.means.detach(), num_codes, 2.0)
         if len(codes) == 0:
             return
         with eval_mode(self.generator):
             with torch.no_grad():
                 outliers = self.generator.decoder(codes)
-            loss = losses.negative_loss(outliers, self.reconstruct(outliers), 50, 10)
-        self.move(GENERATOR, loss, rate)
+            loss = losses.negative_loss(outliers, self.reconstruct(outliers), 50, 10).mean()
+        self.update(GENERATOR, loss, lr)
 
     def reconstruction_loss(self, images: Tensor) -> Tensor:
+        """50 −log SSIM + 10 L1."""
         x_hat = self.reconstruct(images)
-        return 50 * losses.ssim_loss(images, x_hat) + 10 * losses.l1(images, x_hat)
+        return (50 * losses.ssim_loss(images, x_hat) + 10 * losses.l1(images, x_hat)).mean()
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        x_hat: Tensor = self.generator.decoder(self.draw(*self.generator.encoder(images)))
+        """x̂ of a sampled z."""
+        x_hat: Tensor = self.generator.decoder(self.reparameterize(*self.generator.encoder(images)))
         return x_hat
 
     @staticmethod
-    def draw(mu: Tensor, log_var: Tensor) -> Tensor:
+    def reparameterize(mu: Tensor, log_var: Tensor) -> Tensor:
+        """Z of N(μ, σ²)."""
         return mu + (log_var / 2).exp() * torch.randn_like(mu)
 
 
-PLAIN: dict[str, type[_PlainCvgad] | type[_PlainGanomaly]] = {"cvgad": _PlainCvgad, "ede": _PlainGanomaly}
+REFERENCE_TRAINERS: dict[str, type[ReferenceCvgad] | type[ReferenceGanomaly]] = {
+    "cvgad": ReferenceCvgad,
+    "ede": ReferenceGanomaly,
+}
 
 
-def plain_loop(family: str, stage: Stage, student: Gan, teacher: Gan, batch: int) -> Callable[[Tensor], None]:
+def reference_loop(family: str, stage: Stage, student: Gan, teacher: Gan, batch_size: int) -> Callable[[Tensor], None]:
     """A loop over batches that makes a stage's updates; it is called with uint8 images (N, C, S, S).
 
     Args:
-        family: ``ede``, or ``cvgad`` trained alone.
-        stage: Loss set and rates.
-        student: Is moved.
-        teacher: Is moved where the loss set says so.
-        batch: Images a step.
+        family: ``ede``, or ``cvgad`` from scratch.
+        stage: Loss set and learning rates.
+        student: Trained in place.
+        teacher: Trained in place if the loss set says so.
+        batch_size: Images per step.
     """
-    loss_set = stage.loss_set
-    pupil, master = PLAIN[family](student, loss_set.mu > 0), PLAIN[family](teacher, own_losses=True)
+    loss_set, make = stage.loss_set, REFERENCE_TRAINERS[family]
+    student_trainer, teacher_trainer = make(student, loss_set.mu > 0), make(teacher, has_own_losses=True)
     if not loss_set.trains_teacher:
         teacher.generator.requires_grad_(False)
 
     def run(images: Tensor) -> None:
-        order = torch.randperm(len(images)).split(batch)
-        for number, chosen in enumerate(order):
-            chunk = normalize_images(images[chosen])
-            fall = 1 - number / len(order)
+        batches = torch.randperm(len(images)).split(batch_size)
+        for step, indices in enumerate(batches):
+            batch = normalize_images(images[indices])
+            lr_factor = 1 - step / len(batches)
             targets = None
             if loss_set.trains_teacher:
-                master.step(chunk, number, stage.teacher_learning_rate * fall, None)
+                teacher_trainer.step(batch, step, stage.teacher_learning_rate * lr_factor, None)
             if loss_set.lam > 0:
                 with torch.no_grad():
-                    targets = master.generator(chunk)
-            pupil.step(chunk, number, stage.learning_rate * fall, targets)
+                    targets = teacher_trainer.generator(batch)
+            student_trainer.step(batch, step, stage.learning_rate * lr_factor, targets)
 
     return run
 
@@ -153,10 +162,3 @@ def plain_loop(family: str, stage: Stage, student: Gan, teacher: Gan, batch: int
 def _lerp(averaged: Any, current: Any, num_averaged: Any) -> None:
     step = float(num_averaged)
     torch._foreach_lerp_(averaged, current, 1 - min(0.99, step / (step + 10)))
-
-
-def _use_torchs_layers(network: nn.Module) -> None:
-    """Undo what ``gans.layers`` does for speed: each layer computes as the torch class that it is made of."""
-    for module in network.modules():
-        if type(module).__module__ == layers.__name__:
-            module.__class__ = type(module).__mro__[1]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdgan_compress.cli.options import json_option
-from kdgan_compress.cli.output import compact, percent, print_json, progress_display
+from kdgan_compress.cli.output import human_count, percent, print_json, progress_display
 
 if TYPE_CHECKING:
     from kdgan_compress.api.demo import Demo
@@ -41,7 +41,7 @@ def _print(result: "Demo") -> None:
     for row in result.rows:
         costs, training = row.profile, row.training
         click.echo(
-            f"{row.name:10}{percent(training.auc):>9}{compact(costs.num_params):>8}{compact(costs.conv_macs):>7}"
+            f"{row.name:10}{percent(training.auc):>9}{human_count(costs.num_params):>8}{human_count(costs.conv_macs):>7}"
             f"{costs.size_bytes / 1024:>8,.0f}{costs.latency_us.median:>6.0f}{f'{row.ratios.macs or 0:.0f}×':>7}"
             f"{f'{row.ratios.latency:.1f}×':>8}{training.num_images:>8,}{f'{training.seconds:.0f} s':>6}"
         )

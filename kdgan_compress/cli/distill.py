@@ -8,12 +8,12 @@ import click
 
 from kdgan_compress.cli.options import (
     data_option,
-    forbid_beside_resume,
+    reject_options_with_resume,
     training_changes,
     training_options,
     with_seeds,
 )
-from kdgan_compress.cli.output import finish, print_fleet, print_run, progress_display
+from kdgan_compress.cli.output import print_result, progress_display
 
 
 @click.command()
@@ -22,23 +22,15 @@ from kdgan_compress.cli.output import finish, print_fleet, print_run, progress_d
     "first_teachers",
     multiple=True,
     metavar="RUN|FILE",
-    help="A run folder or model file that train wrote; several of them (runs/*) for a student each.",
+    help="Run folder or model file; several (runs/*): one student per teacher.",
 )
 @click.argument("more_teachers", nargs=-1, metavar="")
-@click.option("--schedule", help='Structures in a row.  [default: the recipe\'s, "2->3"]')
-@click.option(
-    "--norm",
-    type=click.Choice(["instance", "batch"]),
-    help="The student's; batch costs nothing on the device.  [default: the recipe's, batch]",
-)
-@click.option("--teacher-learning-rate", type=float, help="Adam's rate for a teacher that goes on training (③, ④).")
-@click.option(
-    "--cache",
-    metavar="DIR|off",
-    help="Keep frozen teachers' outputs in a folder, for other runs too.  [default: in memory]",
-)
-@click.option("--cache-dtype", type=click.Choice(["float32", "float16"]), help="Of these outputs.  [default: float32]")
-@click.option("--cache-memory-mb", type=int, help="Larger caches stay in their file.  [default: 1024]")
+@click.option("--schedule", help='Chain of structures.  [default: the recipe\'s, "2->3"]')
+@click.option("--norm", type=click.Choice(["instance", "batch"]), help="Student normalisation; batch folds at export.")
+@click.option("--teacher-learning-rate", type=float, help="Learning rate of a teacher trained further (③, ④).")
+@click.option("--cache", metavar="DIR|off", help="Keep the teacher's outputs in a folder.  [default: in memory]")
+@click.option("--cache-dtype", type=click.Choice(["float32", "float16"]), help="dtype of the cached teacher outputs.")
+@click.option("--cache-memory-mb", type=int, help="Caches above this size are memory-mapped.")
 @data_option
 @training_options
 @click.pass_context
@@ -60,62 +52,72 @@ def distill(
     out: Path | None,
     resume: Path | None,
     track_auc: bool,
+    raw: bool,
     as_json: bool,
     fleet: int | None,
     **options: Any,
 ) -> None:
-    """Distil a teacher into a narrow student; the teacher remembers its data and preprocessing.
-
-    Of several teachers or seeds, all students at once.
+    """Distil a teacher into a small student; data and preprocessing are the teacher's.
 
     \b
     kdgan-compress distill --teacher runs/teacher --width 8
-    kdgan-compress distill --teacher runs/teacher --channels 8,16,64 --schedule "2->4" --out runs/student
     kdgan-compress distill --teacher runs/teachers/* --width 2 --out runs/students
     """
     from kdgan_compress.api.distill import distill as run_distill
-    from kdgan_compress.api.distill import distill_fleet, resume_distill, resume_distill_fleet
+    from kdgan_compress.api.resume import resume as resume_runs
     from kdgan_compress.experiment.recipe import load_recipe
 
     if resume is not None:
-        forbid_beside_resume(context)
-        finish(resume, resume_distill, resume_distill_fleet, fleet=fleet, track_auc=track_auc, as_json=as_json)
+        reject_options_with_resume(context)
+        with progress_display() as show:
+            result = resume_runs(
+                resume, command="distill", fleet_size=fleet, track_auc=track_auc, raw=raw, show_progress=show
+            )
+        print_result(result, as_json)
         return
     if not first_teachers:
         raise click.UsageError("Give --teacher RUN_OR_FILE, or --resume RUN.")
     teachers = _expand(first_teachers + more_teachers)
     seeds = options.pop("seed")
-    plan, training = training_changes(**options)
+    channels, training = training_changes(**options)
     section = {
-        "student": plan | {"norm": norm},
+        "student": channels | {"norm": norm},
         "schedule": schedule,
         "training": training,
         "teacher_learning_rate": teacher_learning_rate,
         "cache": _cache_changes(cache) | {"dtype": cache_dtype, "memory_mb": cache_memory_mb},
     }
     changed = load_recipe(recipe or "default").replace(*settings, {"distillation": section})
-    chosen = with_seeds(changed, seeds, "distillation", "training")
-    where: dict[str, Any] = {"data": data, "data_root": data_root, "track_auc": track_auc}
+    recipes = with_seeds(changed, seeds, "distillation", "training")
+    is_one = len(teachers) * len(recipes) == 1
+    chosen: Any = (teachers[0], recipes[0]) if is_one else (teachers, recipes)
     with progress_display() as show:
-        if len(teachers) * len(chosen) > 1:
-            several = distill_fleet(teachers, chosen, out or "runs", fleet=fleet, show_progress=show, **where)
-            print_fleet(several, as_json)
-        else:
-            print_run(run_distill(teachers[0], chosen[0], out, show_progress=show, **where), as_json)
+        result = run_distill(
+            chosen[0],
+            chosen[1],
+            out,
+            data=data,
+            data_root=data_root,
+            fleet_size=fleet,
+            track_auc=track_auc,
+            raw=raw,
+            show_progress=show,
+        )
+    print_result(result, as_json)
 
 
 def _cache_changes(cache: str | None) -> dict[str, Any]:
-    """A recipe's changes for ``--cache``: off, or a folder."""
+    """Changes to a recipe for ``--cache``: off, or a folder."""
     if cache is None:
         return {}
     return {"enabled": False} if cache == "off" else {"enabled": True, "folder": cache}
 
 
 def _expand(teachers: tuple[str, ...]) -> list[str]:
-    """Teachers by their paths; a pattern that the shell left alone is every run folder that fits it."""
+    """Paths of the teachers; a pattern that the shell did not expand stands for every matching run folder."""
     expanded: list[str] = []
     for teacher in teachers:
-        found = glob.glob(teacher)  # noqa: PTH207  # pathlib's takes no absolute pattern
-        runs = sorted(path for path in found if (Path(path) / "recipe.yaml").exists())
+        matches = glob.glob(teacher)  # noqa: PTH207  # pathlib accepts no absolute pattern
+        runs = sorted(path for path in matches if (Path(path) / "recipe.yaml").exists())
         expanded += runs if runs and glob.has_magic(teacher) else [teacher]
     return expanded

@@ -1,18 +1,16 @@
-"""What commands print: results as JSON or as lines, and the progress of a training on stderr."""
+"""Output of the commands: results as JSON or text, and training progress on stderr."""
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 if TYPE_CHECKING:
-    from kdgan_compress.experiment.fleets import FleetResult
-    from kdgan_compress.experiment.job import Progress, RunResult, ShowProgress
+    from kdgan_compress.experiment.results import FleetResult, Progress, RunResult, ShowProgress
 
 
 def print_json(result: Any) -> None:
@@ -21,13 +19,24 @@ def print_json(result: Any) -> None:
     click.echo(json.dumps(plain, ensure_ascii=False))
 
 
-def print_run(result: "RunResult", as_json: bool) -> None:
-    """What a training came to."""
+def print_result(result: "RunResult | FleetResult", as_json: bool) -> None:
+    """Print the result of one training or of several; exit code 1 if one of several failed."""
+    failed: dict[str, str] = getattr(result, "failed", {})
     if as_json:
         print_json(result)
-        return
+    elif hasattr(result, "members"):
+        _print_fleet(cast("FleetResult", result))
+    else:
+        _print_run(result)
+    for run, error in failed.items():
+        click.echo(f"{run}: {error}", err=True)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _print_run(result: "RunResult") -> None:
     click.echo(f"run          {result.run}")
-    click.echo(f"AUC          {percent(result.auc)} averaged weights, {percent(result.auc_raw)} raw weights")
+    click.echo(f"AUC          {_auc(result)}")
     if result.best_epoch_auc_oracle is not None:
         click.echo(f"             {percent(result.best_epoch_auc_oracle)} best epoch (an oracle: test labels chose it)")
     click.echo(
@@ -39,55 +48,35 @@ def print_run(result: "RunResult", as_json: bool) -> None:
     click.echo(f"machine      {_machine(result)}")
 
 
+def _print_fleet(result: "FleetResult") -> None:
+    for member in result.members:
+        click.echo(f"{member.run}  AUC {_auc(member)}  seed {member.seed}")
+    click.echo(
+        f"{len(result.members)} models, {result.num_images} images in {result.seconds:.1f} s "
+        f"({result.images_per_s:.0f} images/s), {result.fleet} at once"
+    )
+    if result.note is not None:
+        click.echo(f"one by one   {result.note}")
+    if result.members:
+        click.echo(f"machine      {_machine(result.members[0])}")
+
+
+def _auc(result: "RunResult") -> str:
+    raw = "" if result.auc_raw is None else f", {percent(result.auc_raw)} without EMA"
+    return f"{percent(result.auc)}{raw}"
+
+
 def _machine(result: "RunResult") -> str:
     return f"{result.machine}, {result.threads} thread{'s' if result.threads > 1 else ''}"
 
 
-def print_fleet(result: "FleetResult", as_json: bool) -> None:
-    """What many trainings came to; ends with exit code 1 where some of them failed."""
-    if as_json:
-        print_json(result)
-    else:
-        for member in result.members:
-            auc = f"AUC {percent(member.auc)} averaged weights, {percent(member.auc_raw)} raw weights"
-            click.echo(f"{member.run}  {auc}  seed {member.seed}")
-        click.echo(
-            f"{len(result.members)} models, {result.num_images} images in {result.seconds:.1f} s "
-            f"({result.images_per_s:.0f} images/s), {result.fleet} at once"
-        )
-        if result.members:
-            click.echo(f"machine      {_machine(result.members[0])}")
-    for run, error in result.failed.items():
-        click.echo(f"{run}: {error}", err=True)
-    if result.failed:
-        raise click.exceptions.Exit(1)
+def percent(fraction: float | None) -> str:
+    """A fraction as percent with two digits; ``–`` for None."""
+    return "–" if fraction is None else f"{100 * fraction:.2f} %"
 
 
-def finish(
-    path: Path,
-    one: Callable[..., "RunResult"],
-    several: Callable[..., "FleetResult"],
-    *,
-    fleet: int | None,
-    track_auc: bool,
-    as_json: bool,
-) -> None:
-    """Finish an interrupted run by ``one``, or those in a folder that is no run itself by ``several``, and print it."""
-    is_folder_of_runs = not (path / "recipe.yaml").exists() and any(path.glob("*/recipe.yaml"))
-    with progress_display() as show:
-        if is_folder_of_runs:
-            print_fleet(several(path, fleet=fleet, track_auc=track_auc, show_progress=show), as_json)
-        else:
-            print_run(one(path, track_auc=track_auc, show_progress=show), as_json)
-
-
-def percent(share: float | None) -> str:
-    """A share as percent with two digits; ``–`` for None."""
-    return "–" if share is None else f"{100 * share:.2f} %"
-
-
-def compact(number: float) -> str:
-    """A count in the paper's way: 5.12M, 172k, 83."""
+def human_count(number: float) -> str:
+    """A count as the paper prints it: 5.12M, 172k, 83."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -96,7 +85,7 @@ def compact(number: float) -> str:
 
 @contextmanager
 def progress_display() -> Iterator["ShowProgress"]:
-    """Show trainings' progress: a bar on a terminal, a line an epoch elsewhere; always on stderr."""
+    """Show training progress on stderr: a bar on a terminal, one line per epoch elsewhere."""
     if not sys.stderr.isatty():
         yield _print_epoch
         return
@@ -119,7 +108,7 @@ def progress_display() -> Iterator["ShowProgress"]:
                 task,
                 total=progress.images_total,
                 completed=progress.images_done,
-                description=_place(progress),
+                description=_stage_label(progress),
                 rate=_rate(progress),
                 losses=_losses(progress),
             )
@@ -136,12 +125,12 @@ def _print_epoch(progress: "Progress") -> None:
 
 def _epoch_line(progress: "Progress") -> str:
     auc = "" if progress.auc is None else f"  AUC {percent(progress.auc)}"
-    return f"{_place(progress)}  {_rate(progress)}  {_losses(progress)}{auc}"
+    return f"{_stage_label(progress)}  {_rate(progress)}  {_losses(progress)}{auc}"
 
 
-def _place(progress: "Progress") -> str:
-    place = f"stage {progress.record.stage}, epoch {progress.record.epoch}"
-    return place if progress.run is None else f"{progress.run}, {place}"
+def _stage_label(progress: "Progress") -> str:
+    label = f"stage {progress.record.stage}, epoch {progress.record.epoch}"
+    return label if progress.run is None else f"{progress.run}, {label}"
 
 
 def _rate(progress: "Progress") -> str:

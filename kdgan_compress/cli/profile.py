@@ -6,7 +6,7 @@ import click
 from click.core import ParameterSource
 
 from kdgan_compress.cli.options import channels_option, json_option
-from kdgan_compress.cli.output import compact, percent, print_json
+from kdgan_compress.cli.output import human_count, percent, print_json
 
 if TYPE_CHECKING:
     from kdgan_compress.api.profile import FormsReport, ProfileReport
@@ -87,8 +87,8 @@ def profile(
 def _print(report: "ProfileReport") -> None:
     for row in report.models:
         click.echo(f"{row.name}  ({row.family} {row.channels}, {row.image_channels} image channels)")
-        click.echo(f"  params        {row.num_params:,} ({compact(row.num_params)})")
-        click.echo(f"  conv MACs     {row.conv_macs:,} ({compact(row.conv_macs)})")
+        click.echo(f"  params        {row.num_params:,} ({human_count(row.num_params)})")
+        click.echo(f"  conv MACs     {row.conv_macs:,} ({human_count(row.conv_macs)})")
         click.echo(f"  fvcore total  {row.fvcore_flops:,}")
         click.echo(f"  .onnx fp32    {row.size_bytes:,} bytes")
         click.echo(f"  latency       {row.latency_us.median:.0f} µs median, {row.latency_us.p10:.0f} µs p10")

@@ -101,7 +101,9 @@ class StageRun:
 
 
 class ProgressiveScheduler:
-    """Chains the stages of one student and, where a loss set needs one, its teacher; ``trainer.train`` runs it.
+    """Chains the stages of one student and, where a loss set needs one, its teacher.
+
+    ``trainer.train_schedulers`` runs it.
 
     Args:
         stages: In order; at least one.
@@ -127,8 +129,8 @@ class ProgressiveScheduler:
             raise KdganError("Training needs at least one image", "got 0", "Check the data and its normal class")
         self.stages = tuple(stages)
         self.student, self.teacher = student, teacher
-        self._images = images
-        self._k_l = k_l or DistillationLoss()
+        self.images = images
+        self.k_l = k_l or DistillationLoss()
         self._settings = settings or TrainingSettings()
         self._targets: Targets | None = None
         self._stage_index = self._epochs_done = 0
@@ -186,8 +188,8 @@ class ProgressiveScheduler:
             stage_index=stage_index,
             student=self.student,
             teacher=self.teacher,
-            images=self._images,
-            k_l=self._k_l,
+            images=self.images,
+            k_l=self.k_l,
             settings=self._settings,
             epochs_done=self._epochs_done,
             targets=self._targets if is_frozen else None,
@@ -220,7 +222,7 @@ class ProgressiveScheduler:
         if state["images"] != self._fingerprint():
             raise KdganError(
                 "A resumed run needs the training images it began with",
-                f"found {len(self._images)} images that differ from them",
+                f"found {len(self.images)} images that differ from them",
                 "Restore those, or start a new run",
             )
         self._stage_index, self._epochs_done = state["stage_index"], state["epochs_done"]
@@ -234,7 +236,7 @@ class ProgressiveScheduler:
 
     def _fingerprint(self) -> str:
         """Shape and checksum of the training images."""
-        return f"{tuple(self._images.shape)} {zlib.crc32(self._images.cpu().numpy().tobytes()):08x}"
+        return f"{tuple(self.images.shape)} {zlib.crc32(self.images.cpu().numpy().tobytes()):08x}"
 
 
 def num_frozen_stages(stages: Sequence[Stage]) -> int:

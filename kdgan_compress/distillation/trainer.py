@@ -94,7 +94,7 @@ def live_targets(run: StageRun, stack: ExitStack) -> Targets:
     return targets
 
 
-def train(
+def train_schedulers(
     schedulers: Sequence[ProgressiveScheduler], engine: MakeEngine = Engine
 ) -> Iterator[tuple[int, TrainRecord | DivergedError]]:
     """Run schedulers from their positions to their ends, stage by stage.
@@ -137,7 +137,7 @@ def train_stage(
     """Train one model, or several together, until the first of them finishes its stage.
 
     Yields:
-        Index of a model and its record or error, as ``train`` does.
+        Index of a model and its record or error, as ``train_schedulers`` does.
     """
     with ExitStack() as stack:
         start = time.perf_counter()

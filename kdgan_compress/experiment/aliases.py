@@ -34,3 +34,25 @@ def update_names(content: Any, known_keys: Collection[str]) -> Any:
         values = VALUES.get(key, {})
         updated[key] = values.get(value, value) if isinstance(value, str) else update_names(value, known_keys)
     return updated
+
+
+def update_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A training state of format 2, by which an older version's run is resumed, in the current format.
+
+    Format 2 calls the EMA's weights ``average`` and stores Adam's moments as lists.
+    """
+    if state.get("format") != 2:
+        return state
+    return state | {"format": 3, **{role: _update_train_state(state[role]) for role in ("student", "teacher")}}
+
+
+def _update_train_state(state: dict[str, Any] | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    networks = {"ema" if name == "average" else name: weights for name, weights in state["networks"].items()}
+    optimizers = {}
+    for name, adam in state["optimizers"].items():
+        rows = zip(adam["means"], adam["squares"], adam["steps"], strict=True)
+        moments = [{"exp_avg": mean, "exp_avg_sq": square, "step": step.reshape(())} for mean, square, step in rows]
+        optimizers[name] = {"state": dict(enumerate(moments))}
+    return {"networks": networks, "optimizers": optimizers, "num_averaged": int(state["num_averaged"])}

@@ -1,157 +1,252 @@
-"""What a command is to run, how far it is and what it came to: values that train, distill and fleets hand around."""
+"""Jobs: what a command trains, from a validated recipe to a run folder that is ready to start or to resume."""
 
 import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from kdgan_compress.accel.teacher_cache import TeacherCache
-from kdgan_compress.data import Split
-from kdgan_compress.distillation.scheduler import Schedule
-from kdgan_compress.distillation.train_log import Record
+from kdgan_compress.accel.optimizers import FusedAdam
+from kdgan_compress.data import Split, load_split, native_channels
+from kdgan_compress.distillation.scheduler import ProgressiveScheduler
+from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError
-from kdgan_compress.experiment.recipe import Recipe
+from kdgan_compress.experiment.checkpoint import Checkpoint
+from kdgan_compress.experiment.models import load_model, model_name
+from kdgan_compress.experiment.recipe import Recipe, StudentSection, load_recipe
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.gans import Architecture
+from kdgan_compress.experiment.teacher_caches import TeacherCaches
+from kdgan_compress.gans import Architecture, build, to_device
+from kdgan_compress.gans.objective import Objective
+from kdgan_compress.profiling.machine import check_device, choose_threads, num_threads
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run or a fleet of them is.
-
-    Attributes:
-        record: The engine's latest.
-        images_done: Of all stages and members.
-        images_total: The same to the end.
-        images_per_s: So far.
-        auc: Of the record's model, where it was measured.
-        run: Name of the run folder that the record is about; None where the command has only one.
-    """
-
-    record: Record
-    images_done: int
-    images_total: int
-    images_per_s: float
-    auc: float | None = None
-    run: str | None = None
-
-
-ShowProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a training came to; the content of ``result.json``.
-
-    Attributes:
-        run: The run folder.
-        model: Its model file.
-        auc: Of the last epoch's averaged weights on the whole test split; None without labels of both kinds.
-        auc_raw: The same of the raw weights.
-        epochs: Of all stages together.
-        num_images: Images trained on, with repetition.
-        seconds: Training alone, without evaluation; a fleet's member has an even share of its fleet's.
-        images_per_s: ``num_images / seconds``.
-        seed: Of weights and order.
-        threads: Torch's.
-        machine: Where it ran.
-        fleet: Models trained as one with it; 1 for a run of its own.
-        teacher_cache: How the teacher's outputs were kept, in words; None without a teacher.
-        best_epoch_auc_oracle: Highest AUC of any epoch, where AUC was tracked: an oracle, chosen by test labels.
-    """
-
-    run: str
-    model: str
-    auc: float | None
-    auc_raw: float | None
-    epochs: int
-    num_images: int
-    seconds: float
-    images_per_s: float
-    seed: int
-    threads: int
-    machine: str
-    fleet: int = 1
-    teacher_cache: str | None = None
-    best_epoch_auc_oracle: float | None = None
-
-
-FindCache = Callable[[], tuple[TeacherCache | None, str]]
-"""Reads or computes a teacher's outputs; None with the reason where they can't be cached."""
+RUNS = Path("runs")
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training that is ready to start, or to go on in its folder: everything ``execute`` needs."""
+    """A training that is ready to start, or to resume in its folder."""
 
     recipe: Recipe
     folder: RunFolder
     resume: bool
     split: Split
-    schedule: Schedule
+    scheduler: ProgressiveScheduler
     architecture: Architecture
     seed: int
     num_threads: int
+    batch_size: int
     provenance: dict[str, Any]
     teacher_architecture: Architecture | None = None
-    find_cache: FindCache | None = None
+    attach_cache: Callable[[], str] | None = None
     teacher_cache: str | None = None
-
-    def begin(self) -> None:
-        """Make the run folder, unless it is there to be gone on with."""
-        if not self.resume:
-            self.folder.create(self.recipe.to_yaml())
 
     @property
     def num_images(self) -> int:
-        """How many all stages train on, with repetition."""
-        return sum(stage.epochs for stage in self.schedule.stages) * len(self.split.train)
+        """Images of all stages, with repetition."""
+        return sum(stage.epochs for stage in self.scheduler.stages) * len(self.split.train)
+
+    @property
+    def trained(self) -> list[TrainState]:
+        """The GANs that any stage trains."""
+        teacher = self.scheduler.teacher
+        return [self.scheduler.student, *([teacher] if teacher and self.scheduler.trains_teacher else [])]
+
+    def with_cache(self) -> "Job":
+        """The job with a teacher cache where there can be one.
+
+        Raises:
+            KdganError: The recipe asks for a cache that cannot be, or its folder can't be written.
+        """
+        if self.attach_cache is None:
+            return self
+        return dataclasses.replace(self, attach_cache=None, teacher_cache=self.attach_cache())
 
 
-def check_num_clusters(architecture: Architecture, split: Split) -> None:
-    """Check, before anything is built, that there are images for every cluster.
+def training_job(recipe: Recipe, out: Path | None = None, parent: Path = RUNS, resume: bool = False) -> Job:
+    """A GAN that trains on its own losses, by the recipe's ``data``, ``model``, ``objective`` and ``training``.
+
+    Args:
+        recipe: The experiment.
+        out: The run folder; None for one named after the recipe in ``parent``.
+        parent: Folder of the run folder.
+        resume: Whether ``out`` holds the run already.
 
     Raises:
-        KdganError: More clusters than training images.
+        KdganError: Whatever is wrong with the recipe or its data.
     """
+    recipe = recipe.model_copy(update={"data": recipe.data.absolute()})
+    training = recipe.training
+    check_device(training.device)
+    architecture = recipe.model.architecture(recipe.model.image_channels or native_channels(recipe.data))
+    split = _load_split(recipe, architecture)
+    threads = training.threads or choose_threads(max(architecture.channels))
+    scheduler = ProgressiveScheduler(
+        stages=recipe.standalone_stages(len(split.train)),
+        student=_new_state(recipe, architecture, recipe.objective),
+        images=split.train.to(training.device),
+        settings=training.settings(),
+    )
+    name = f"{recipe.data.name}-{architecture.family}-{architecture.channels_str}-seed{training.seed}"
+    return Job(
+        recipe=recipe.replace(
+            {"model": {"image_channels": architecture.image_channels}, "training": {"threads": threads}}
+        ),
+        folder=RunFolder(out or parent / name),
+        resume=resume,
+        split=split,
+        scheduler=scheduler,
+        architecture=architecture,
+        seed=training.seed,
+        num_threads=threads,
+        batch_size=training.batch_size,
+        provenance={"command": "train"},
+    )
+
+
+def distillation_job(
+    teacher: str | Path,
+    recipe: Recipe,
+    out: Path | None = None,
+    parent: Path = RUNS,
+    *,
+    data: str | None = None,
+    data_root: str | None = None,
+    resume: bool = False,
+    caches: TeacherCaches | None = None,
+) -> Job:
+    """A student of a teacher, by the recipe's ``distillation`` and ``objective``.
+
+    Args:
+        teacher: A run folder or model file; it provides the data and the preprocessing.
+        recipe: The experiment.
+        out: The run folder; None for one named after teacher and student in ``parent``.
+        parent: Folder of the run folder.
+        data: Where the images are now, if not where the teacher was trained.
+        data_root: The same for named data sets.
+        resume: Whether ``out`` holds the run already.
+        caches: Teacher caches shared with other jobs.
+
+    Raises:
+        KdganError: Whatever is wrong with the teacher, the recipe or the data.
+    """
+    checkpoint = load_model(teacher)
+    if not resume:
+        settings = checkpoint.data.override(data, checkpoint.data.normal, data_root, novel=checkpoint.data.novel)
+        recipe = _with_teacher(recipe, checkpoint, teacher).model_copy(update={"data": settings.absolute()})
+    section = recipe.distillation
+    training = section.training
+    check_device(training.device)
+    architecture = _student_architecture(section.student, checkpoint.architecture)
+    if architecture.norm == "batch" and training.batch_size == 1:
+        raise KdganError(
+            "A student with batch norm needs batches of at least 2 images",
+            "got a batch size of 1, where training and evaluation would normalise an image differently",
+            "Give --norm instance, or a larger --batch-size",
+        )
+    split = _load_split(recipe, architecture)
+    stages = section.stages(len(split.train))
+    trains_teacher = any(stage.loss_set.trains_teacher for stage in stages)
+    widest = max(architecture.channels + (checkpoint.architecture.channels if trains_teacher else ()))
+    threads = training.threads or choose_threads(widest)
+    scheduler = ProgressiveScheduler(
+        stages=stages,
+        student=_new_state(recipe, architecture, recipe.student_objective()),
+        images=split.train.to(training.device),
+        teacher=_new_state(recipe, checkpoint.architecture, recipe.objective, checkpoint),
+        k_l=section.loss,
+        settings=training.settings(),
+    )
+
+    def attach_cache() -> str:
+        with num_threads(training.threads or choose_threads(max(checkpoint.architecture.channels))):
+            return (caches or TeacherCaches()).attach(section.cache, scheduler)
+
+    cache_folder = str(Path(section.cache.folder).expanduser().resolve()) if section.cache.folder else None
+    name = f"{model_name(teacher)}-student-{architecture.channels_str}-seed{training.seed}"
+    return Job(
+        recipe=recipe.replace({"distillation": {"training": {"threads": threads}, "cache": {"folder": cache_folder}}}),
+        folder=RunFolder(out or parent / name),
+        resume=resume,
+        split=split,
+        scheduler=scheduler,
+        architecture=architecture,
+        seed=training.seed,
+        num_threads=threads,
+        batch_size=training.batch_size,
+        provenance={
+            "command": "distill",
+            "teacher": section.teacher,
+            "schedule": "->".join(stage.name for stage in stages),
+        },
+        teacher_architecture=checkpoint.architecture,
+        attach_cache=attach_cache,
+    )
+
+
+def resumed_job(folder: RunFolder, caches: TeacherCaches | None = None) -> Job:
+    """The job of an interrupted run, from the recipe in its folder.
+
+    Raises:
+        KdganError: There is no run, or its teacher or training images are gone.
+    """
+    folder.check_is_run()
+    recipe = load_recipe(str(folder.recipe))
+    teacher = recipe.distillation.teacher
+    if teacher is None:
+        return training_job(recipe, folder.path, resume=True)
+    return distillation_job(teacher, recipe, folder.path, resume=True, caches=caches)
+
+
+def _new_state(
+    recipe: Recipe, architecture: Architecture, objective: Objective, checkpoint: Checkpoint | None = None
+) -> TrainState:
+    """A GAN to train: freshly initialised, or a teacher from its checkpoint."""
+    is_distillation = recipe.distillation.teacher is not None
+    training = recipe.distillation.training if is_distillation else recipe.training
+    gan = build(architecture, training.seed) if checkpoint is None else checkpoint.build()
+    return TrainState(to_device(gan, training.device), training.betas, training.ema_decay, objective, FusedAdam)
+
+
+def _load_split(recipe: Recipe, architecture: Architecture) -> Split:
+    """The images of an experiment.
+
+    Raises:
+        KdganError: As ``load_split``, or there are fewer training images than clusters.
+    """
+    split = load_split(recipe.data, architecture.image_size, architecture.image_channels)
     num_clusters, num_train = architecture.num_clusters or 1, len(split.train)
     if num_clusters > num_train:
         raise KdganError(
-            "The number of clusters K must be at most that of the training images",
-            f"got {num_clusters} for {num_train} images",
+            "There are fewer training images than clusters",
+            f"got {num_clusters} clusters for {num_train} images",
             "Choose a smaller num_clusters",
         )
+    return split
 
 
-def with_cache(job: Job) -> Job:
-    """The job, its schedule taught by a cache where there can be one.
-
-    Raises:
-        KdganError: The recipe asks for a cache that can't be, or its folder can't be written.
-    """
-    if job.find_cache is None:
-        return job
-    cache, note = job.find_cache()
-    if cache is not None:
-        job.schedule.use_cache(cache)
-        if not job.schedule.trains_teacher:
-            job.schedule.teacher = None
-    return dataclasses.replace(job, find_cache=None, teacher_cache=note)
-
-
-def read_result(folder: RunFolder) -> RunResult | None:
-    """The result of a run that is finished, else None.
+def _with_teacher(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Recipe:
+    """The recipe with the teacher's model.
 
     Raises:
-        KdganError: The file is damaged or foreign.
+        KdganError: The recipe names another model.
     """
-    if not folder.result.exists():
-        return None
-    try:
-        result = RunResult(**json.loads(folder.result.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise KdganError(
-            "result.json must be one that train or distill wrote", f"{folder.result} is not", "Remove it, then --resume"
-        ) from None
-    return dataclasses.replace(result, run=str(folder.path), model=str(folder.model))
+    architecture = json.loads(json.dumps(dataclasses.asdict(teacher.architecture)))
+    for key in sorted(recipe.model.model_fields_set & architecture.keys() - {"channels"}):
+        value = getattr(recipe.model, key)
+        if value is not None and value != architecture[key]:
+            raise KdganError(
+                f"Teacher and recipe differ in {key.replace('_', ' ')}",
+                f"{path} has {architecture[key]} and the recipe {value}",
+                f"Choose another teacher, or remove model.{key} from the recipe",
+            )
+    return recipe.replace({"model": architecture, "distillation": {"teacher": str(Path(path).resolve())}})
+
+
+def _student_architecture(student: StudentSection, teacher: Architecture) -> Architecture:
+    """The teacher's architecture with the student's channels and norm and, if it names one, its family."""
+    architecture = dataclasses.replace(teacher, channels=student.channels_for(teacher.image_size), norm=student.norm)
+    if student.family in (None, teacher.family):
+        return architecture
+    return dataclasses.replace(architecture, family=student.family, num_clusters=None)

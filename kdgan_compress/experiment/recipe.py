@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_serializer, field_validator
 
 from kdgan_compress.data import DataSettings
-from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.distillation.loss import DistillationLoss, Term
 from kdgan_compress.distillation.policies import FROM_SCRATCH, LossSet, Stage
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment import aliases
@@ -80,7 +80,7 @@ class Recipe(Section):
     def standalone_stages(self, num_train: int) -> tuple[Stage, ...]:
         """The one stage in which a GAN trains on its own losses."""
         rate = self.training.learning_rate
-        return (Stage("alone", FROM_SCRATCH, self.training.num_epochs(num_train), rate, rate),)
+        return (Stage("from-scratch", FROM_SCRATCH, self.training.num_epochs(num_train), rate, rate),)
 
     def to_yaml(self) -> str:
         """The whole recipe with every value written out."""
@@ -169,7 +169,7 @@ def _known_keys() -> set[str]:
     for section in sections:
         keys |= section.model_fields.keys()
     objectives = [objective_class(family) for family in FAMILIES]
-    for settings in (DataSettings, Distillation, LossSet, *objectives):
+    for settings in (DataSettings, DistillationLoss, Term, LossSet, *objectives):
         keys |= {field.name for field in dataclasses.fields(settings)}
     return keys
 

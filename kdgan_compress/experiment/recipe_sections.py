@@ -15,13 +15,11 @@ from pydantic import (
     with_config,
 )
 
-from kdgan_compress.accel.precision import Precision
 from kdgan_compress.accel.teacher_cache import CacheDtype
-from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import STRUCTURES, LossSet, Stage, parse_schedule
-from kdgan_compress.distillation.trainer import TrainingSettings
+from kdgan_compress.distillation.scheduler import Precision, TrainingSettings
 from kdgan_compress.gans import FAMILIES, Architecture, Norm, channels_from_width
-from kdgan_compress.gans.objectives import OBJECTIVES
 
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -33,7 +31,7 @@ Objective = Any
 
 def objective_class(family: str) -> type:
     """The dataclass that holds a family's objective."""
-    return OBJECTIVES[family]
+    return FAMILIES[family].objective
 
 
 def objective_type(objective: type) -> str:
@@ -211,7 +209,7 @@ class DistillationSection(Section):
     teacher: str | None = None
     student: StudentSection = StudentSection()
     schedule: str | tuple[StageSection, ...] = "2->3"
-    loss: Distillation = Distillation()
+    loss: DistillationLoss = DistillationLoss()
     training: StudentTrainingSection = StudentTrainingSection()
     cache: CacheSection = CacheSection()
     teacher_learning_rate: LearningRate = 1e-4

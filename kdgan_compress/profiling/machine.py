@@ -59,7 +59,7 @@ def peak_rss_mb() -> float | None:
 
 
 @contextmanager
-def threads(number: int) -> Iterator[None]:
+def num_threads(number: int) -> Iterator[None]:
     """Let torch use this many threads inside ``with``."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)

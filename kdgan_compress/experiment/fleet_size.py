@@ -1,0 +1,166 @@
+"""How many models are trained together: as many as memory allows and a short measurement finds fastest."""
+
+import copy
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from kdgan_compress.accel.cuda_graph import NUM_WARMUP_CALLS
+from kdgan_compress.accel.engine import FleetEngine, fast_engine
+from kdgan_compress.accel.optimizers import FusedAdam
+from kdgan_compress.distillation.scheduler import StageRun, TrainingSettings
+from kdgan_compress.distillation.train_state import TrainState
+from kdgan_compress.distillation.trainer import StageProgress
+from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment.job import Job
+from kdgan_compress.profiling.machine import num_threads
+
+FLEET_SIZES = (1, 2, 5, 10, 20, 30, 50, 100)
+NUM_MEASURED_STEPS = 6
+MIN_RELATIVE_TIME = 0.95
+"""A larger fleet must take less than this fraction of a smaller one's time per model."""
+
+MEMORY_FRACTION = 0.5
+"""Of the memory that is free now."""
+
+FLOATS_PER_WEIGHT = 12
+"""Kept per weight of a member: the weight, EMA and moments, the fleet's copies, gradient, update, margin."""
+
+FLOATS_PER_PIXEL = 60
+"""Kept per pixel and outermost channel of a batch: activations, patches and their gradients."""
+
+
+def choose_fleet_size(jobs: Sequence[Job], requested: int | None) -> tuple[int, str | None]:
+    """The number of models to train together, and why it is 1 if they cannot be.
+
+    Args:
+        jobs: One, or several of one shape.
+        requested: None to measure which is fastest.
+
+    Raises:
+        KdganError: The jobs differ in shape, or ``requested`` is not possible.
+    """
+    _check_one_shape(jobs)
+    if requested is not None and requested < 1:
+        raise KdganError("A fleet needs at least 1 model", f"got {requested}", "Give --fleet 1 or more")
+    if len(jobs) == 1 or requested == 1:
+        return 1, None
+    largest = min(requested or len(jobs), len(jobs))
+    max_size = max_fleet_size(jobs[0])
+    if requested is not None and largest > max_size:
+        hint = f"Give --fleet {max_size} or less"
+        raise KdganError("A fleet must fit into half of the free memory", f"got {requested}, {max_size} fit", hint)
+    try:
+        for start in range(0, len(jobs), largest):
+            fleet = jobs[start : start + largest]
+            if len(fleet) > 1:
+                _check_fleet(fleet if requested is not None else fleet[:2])
+    except KdganError as error:
+        if requested is not None:
+            raise
+        return 1, f"{error.problem}; {error.found}"
+    return requested or _fastest_size(jobs, max_size), None
+
+
+def max_fleet_size(job: Job) -> int:
+    """How many models like this job's fit into half of the memory that is free now, at least 1."""
+    weights = sum(
+        parameter.numel()
+        for state in job.trained
+        for network in state.gan.networks().values()
+        for parameter in network.parameters()
+    )
+    pixels = job.split.train[0].numel() * max(job.architecture.channels[0], 4) * job.batch_size
+    bytes_per_member = 4 * (FLOATS_PER_WEIGHT * weights + FLOATS_PER_PIXEL * pixels)
+    return max(1, int(MEMORY_FRACTION * _free_bytes(job.scheduler.student.gan.device) / bytes_per_member))
+
+
+def _check_one_shape(jobs: Sequence[Job]) -> None:
+    first = jobs[0]
+    for job in jobs[1:]:
+        for name in ("architecture", "teacher_architecture"):
+            a, b = getattr(first, name), getattr(job, name)
+            if a != b:
+                fields = [] if None in (a, b) else [field.name for field in dataclasses.fields(a)]
+                differing = [field for field in fields if getattr(a, field) != getattr(b, field)]
+                raise KdganError(
+                    "Models of one command must have one shape, and their teachers too",
+                    f"{first.folder.path} and {job.folder.path} differ in "
+                    f"{', '.join(differing) or 'having a teacher'} ({name.replace('_', ' ')})",
+                    "Use one command for each shape",
+                )
+
+
+def _check_fleet(jobs: Sequence[Job]) -> None:
+    """Check that these can be trained together, on copies."""
+    with ExitStack() as stack, torch.random.fork_rng(devices=[]):
+        FleetEngine(_begun_samples(jobs), stack)
+
+
+def _fastest_size(jobs: Sequence[Job], max_size: int) -> int:
+    """The size with the least time per model over some steps of the first stage."""
+    largest = min(max_size, len(jobs))
+    fastest, least = 1, float("inf")
+    with num_threads(jobs[0].num_threads), torch.random.fork_rng(devices=[]):
+        for size in (*(size for size in FLEET_SIZES if size < largest), largest):
+            seconds = min(_seconds_per_model(jobs[:size]) for _ in range(2))
+            if seconds > MIN_RELATIVE_TIME * least:
+                break
+            fastest, least = size, seconds
+    return fastest
+
+
+def _seconds_per_model(jobs: Sequence[Job]) -> float:
+    """Time of one step per model, without the time to set up the fleet."""
+    runs = _begun_samples(jobs)
+    models, is_cuda = [StageProgress(run) for run in runs], runs[0].images.is_cuda
+    with ExitStack() as stack:
+        engine = fast_engine(runs, stack)
+        num_warmup = NUM_WARMUP_CALLS + 1 if is_cuda else 1  # a CUDA graph is captured after its warm-up
+        for step in range(num_warmup + NUM_MEASURED_STEPS):
+            if step == num_warmup:
+                start = time.perf_counter()
+            indices = engine.begin_step([model.next_batch() for model in models], [1.0] * len(models))
+            engine.train_step(engine.models, indices, step)
+        if is_cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / NUM_MEASURED_STEPS / len(models)
+
+
+def _begun_samples(jobs: Sequence[Job]) -> list[StageRun]:
+    """A few steps of each job's first stage, on copies of its GANs."""
+    runs = [_sample(job) for job in jobs]
+    for run in runs:
+        run.begin()
+    return runs
+
+
+def _sample(job: Job) -> StageRun:
+    run = job.scheduler.stage_run(0)
+    return dataclasses.replace(
+        run,
+        stage=dataclasses.replace(run.stage, epochs=1),
+        student=_copy(run.student),
+        teacher=None if run.teacher is None else _copy(run.teacher),
+        settings=TrainingSettings(job.batch_size),
+        epochs_done=0,
+    )
+
+
+def _copy(state: TrainState) -> TrainState:
+    return TrainState(copy.deepcopy(state.gan), state.betas, state.ema_decay, state.objective, FusedAdam)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,216 @@
+"""One job while it trains: keeps its run folder up to date, evaluates, writes the model and the result."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from kdgan_compress.distillation.train_log import DivergedError, TrainRecord
+from kdgan_compress.distillation.train_state import TrainState
+from kdgan_compress.errors import KdganError
+from kdgan_compress.evaluation import detection_metrics, quantile_threshold, recalibrate, score_images
+from kdgan_compress.evaluation.score_file import save_scores
+from kdgan_compress.experiment.aliases import update_state
+from kdgan_compress.experiment.checkpoint import Checkpoint, save_checkpoint
+from kdgan_compress.experiment.job import Job
+from kdgan_compress.experiment.results import RunResult
+from kdgan_compress.gans import Architecture
+from kdgan_compress.profiling.machine import machine_name, versions
+from kdgan_compress.reports import plot_curves, plot_scores
+
+NUM_CHECKED_IMAGES = 32
+"""Normal and test images that need finite scores before a state is saved."""
+
+MAX_SAVE_FRACTION = 0.1
+"""Saving the state takes at most this fraction of the time."""
+
+THRESHOLD_RULE = "99% quantile of {} {}training normals' scores"
+
+
+class TrainingRun:
+    """A job and its run folder; a resumed one continues from its saved state.
+
+    Args:
+        job: With its folder made.
+        track_auc: Measure AUC after every epoch.
+        raw: Also measure it for the weights without EMA.
+    """
+
+    def __init__(self, job: Job, track_auc: bool, raw: bool) -> None:
+        self.job = job
+        self._track_auc, self._raw = track_auc, raw
+        self._images_done, self._seconds = 0, 0.0
+        self._record: TrainRecord | None = None
+        self._next_save = 0.0
+        self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
+        if job.resume:
+            self._restore()
+
+    @property
+    def progress(self) -> tuple[int, float]:
+        """Images and seconds so far."""
+        record = self._record
+        return (
+            self._images_done + (record.num_images if record else 0),
+            self._seconds + (record.seconds if record else 0.0),
+        )
+
+    def on_record(self, record: TrainRecord) -> float | None:
+        """Write what a record says, and the state if it is time; return the AUC if it was measured."""
+        self._record = record
+        if not record.epoch_done:
+            return None
+        auc, auc_raw = self._aucs() if self._track_auc else (None, None)
+        self.job.folder.append_metrics(self._metrics_line(record, auc, auc_raw))
+        if time.perf_counter() >= self._next_save:
+            self._save_state()
+        self._images_done, self._seconds = self.progress
+        self._record = None
+        return auc
+
+    def finish(self, fleet: int) -> RunResult | KdganError:
+        """Write the model, the scores, the plots and the result."""
+        if not self._is_finite():
+            return self.fail(
+                DivergedError("Weights must stay finite", "they are not after the last step", "Lower the learning rate")
+            )
+        self._save_state()
+        self._save_models()
+        job, folder = self.job, self.job.folder
+        auc, auc_raw = self._aucs()
+        lines = folder.read_metrics()
+        num_images = sum(line["num_images"] for line in lines)
+        result = RunResult(
+            run=str(folder.path),
+            model=str(folder.model),
+            auc=auc,
+            auc_raw=auc_raw,
+            epochs=len(lines),
+            num_images=num_images,
+            seconds=round(self._seconds, 3),
+            images_per_s=round(num_images / self._seconds, 1),
+            seed=job.seed,
+            threads=torch.get_num_threads(),
+            machine=machine_name(job.scheduler.student.gan.device.type),
+            fleet=fleet,
+            teacher_cache=job.teacher_cache,
+            best_epoch_auc_oracle=max((line["auc"] for line in lines if line["auc"] is not None), default=None),
+        )
+        plot_curves(lines, folder.path / "curves.png")
+        folder.write_text(folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+        return result
+
+    def fail(self, error: DivergedError) -> KdganError:
+        """Write the model of the last saved state; return the error with what was kept."""
+        folder, scheduler = self.job.folder, self.job.scheduler
+        if not folder.state.exists():
+            return KdganError(error.problem, error.found, f"{error.hint}; nothing had been saved yet")
+        scheduler.load_state_dict(update_state(folder.load_state()))
+        self._save_models()
+        stage_index, epochs_done = scheduler.position
+        kept = f"{folder.model} holds the last good model, of epoch {epochs_done} of stage {stage_index + 1}"
+        return KdganError(error.problem, error.found, f"{error.hint}; {kept}")
+
+    def _aucs(self) -> tuple[float | None, float | None]:
+        """AUC of the EMA generator and, if asked for, of the generator without EMA."""
+        if not self.job.split.is_labelled:
+            return None, None
+        student = self.job.scheduler.student
+        auc = self._auc("ema", student.ema_generator)
+        return auc, self._auc("raw", student.gan.generator) if self._raw else None
+
+    def _auc(self, name: str, generator: nn.Module) -> float:
+        return detection_metrics(self._score_test(name, generator), self.job.split.test_is_anomalous).auc
+
+    def _score_test(self, name: str, generator: nn.Module) -> NDArray[np.float64]:
+        """Scores of the test split at the scheduler's position, computed once."""
+        key = name, self.job.scheduler.position
+        if key not in self._test_scores:
+            recalibrate(generator, self.job.split.train)
+            self._test_scores = {k: v for k, v in self._test_scores.items() if k[1] == key[1]}
+            self._test_scores[key] = score_images(generator, self.job.split.test)
+        return self._test_scores[key]
+
+    def _save_models(self) -> None:
+        job, folder, student = self.job, self.job.folder, self.job.scheduler.student
+        test = self._score_test("ema", student.ema_generator)
+        if student.gan.generator is not student.ema_generator:
+            recalibrate(student.gan.generator, job.split.train)
+        normals = score_images(student.ema_generator, job.split.calibration)
+        threshold = quantile_threshold(normals)
+        save_checkpoint(folder.model, self._checkpoint(student, job.architecture, threshold))
+        save_scores(folder.scores, student.ema_generator, job.recipe.data, job.split, normals, test)
+        plot_scores(normals, test, job.split.test_is_anomalous, threshold, folder.path / "scores.png")
+        teacher = job.scheduler.teacher
+        if teacher is not None and job.teacher_architecture is not None and job.scheduler.trains_teacher:
+            for generator in {teacher.ema_generator, teacher.gan.generator}:
+                recalibrate(generator, job.split.train)
+            threshold = quantile_threshold(score_images(teacher.ema_generator, job.split.calibration))
+            save_checkpoint(folder.teacher, self._checkpoint(teacher, job.teacher_architecture, threshold))
+
+    def _checkpoint(self, state: TrainState, architecture: Architecture, threshold: float) -> Checkpoint:
+        job = self.job
+        weights = {name: network.state_dict() for name, network in state.gan.networks().items()}
+        if state.ema_generator is not state.gan.generator:
+            weights["raw"] = weights["generator"]
+            weights["generator"] = state.ema_generator.state_dict()
+        held_out = "held-out " if job.split.has_holdout else ""
+        return Checkpoint(
+            architecture=architecture,
+            data=job.recipe.data,
+            threshold=threshold,
+            threshold_rule=THRESHOLD_RULE.format(len(job.split.calibration), held_out),
+            provenance=job.provenance
+            | {"seed": job.seed, "split_sha256": job.split.split_sha256, "versions": versions()},
+            weights=weights,
+        )
+
+    def _save_state(self) -> None:
+        """Save the state, unless an older one is better because this one is not finite."""
+        if not self._is_finite():
+            return
+        start = time.perf_counter()
+        self.job.folder.save_state(self.job.scheduler.state_dict())
+        end = time.perf_counter()
+        self._next_save = end + (end - start) * (1 / MAX_SAVE_FRACTION - 1)
+
+    def _is_finite(self) -> bool:
+        """Whether everything that is trained has finite weights and gives some images finite scores."""
+        split = self.job.split
+        images = torch.cat([split.train[:NUM_CHECKED_IMAGES], split.test[-NUM_CHECKED_IMAGES:]])
+        return all(
+            state.is_finite() and np.isfinite(score_images(generator, images)).all()
+            for state in self.job.trained
+            for generator in (state.ema_generator, state.gan.generator)
+        )
+
+    def _restore(self) -> None:
+        """Load the saved state, if there is one, and drop the metrics written after it."""
+        folder, scheduler = self.job.folder, self.job.scheduler
+        kept: list[dict[str, Any]] = []
+        if folder.state.exists():
+            scheduler.load_state_dict(update_state(folder.load_state()))
+            lines = folder.read_metrics()
+            kept = [line for line in lines if (line["stage_index"], line["epoch"]) <= scheduler.position]
+        folder.write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self._images_done = sum(line["num_images"] for line in kept)
+        self._seconds = sum(line["seconds"] for line in kept)
+
+    def _metrics_line(self, record: TrainRecord, auc: float | None, auc_raw: float | None) -> dict[str, Any]:
+        stage_index, _ = self.job.scheduler.position
+        return {
+            "stage_index": stage_index,
+            "stage": record.stage,
+            "epoch": record.epoch,
+            "num_images": record.num_images,
+            "seconds": record.seconds,
+            "images_per_s": record.num_images / record.seconds,
+            **record.losses,
+            "auc": auc,
+            "auc_raw": auc_raw,
+        }
