@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment.fleet_size import check_requested
 from kdgan_compress.experiment.job import resumed_job
 from kdgan_compress.experiment.recipe import load_recipe
 from kdgan_compress.experiment.results import FleetResult, RunResult, RunResults, ShowProgress, read_result
@@ -45,6 +46,7 @@ def resume(
         raise KdganError(
             "--resume needs a run folder, or a folder of runs", f"found no run in {path}", "Check the path"
         )
+    check_requested(fleet_size)
     for folder in folders:
         _check_command(folder, command)
     finished = {folder: result for folder in folders if (result := read_result(folder)) is not None}
