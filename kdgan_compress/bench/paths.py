@@ -41,8 +41,9 @@ def macs_per_image(case: Case, path: str, device: str) -> float:
     They are counted on one model, since torch's formulas count the gradient of a grouped convolution as ungrouped.
     """
     single = "cache" if case.fleet(path) > 1 else path
+    run = prepare_path(case, single, device)(NUM_PHASES)
     with _FlopCounter() as counter:
-        prepare_path(case, single, device)(NUM_PHASES)()
+        run()
     return float(counter.flops) / 2 / (NUM_PHASES * case.batch)
 
 
