@@ -1,4 +1,4 @@
-"""The entry point: its commands, and what an error becomes (exit code 1, 2 or 130 and one line)."""
+"""The entry point: the commands, and how errors are reported (one line, exit code 1, 2 or 130)."""
 
 import os
 import sys
@@ -50,16 +50,16 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; its exit code: 0, 1 a user's error, 2 wrong usage, 130 interrupted."""
+    """Run one command line and return its exit code: 0, 1 (user error), 2 (wrong usage) or 130 (interrupted)."""
     try:
         return cli.main(arguments, prog_name="kdgan-compress", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted; what was done is kept (continue a training with --resume).", err=True)
+        click.echo("Interrupted; finished work is kept (continue a training with --resume).", err=True)
         return 130
-    except BrokenPipeError:  # the reader, `head` say, has what it wanted
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KdganError as error:
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
         if error.name not in TRAIN_MODULES:
             raise
         click.echo(
-            f"Error: This command must have the training extra; found no module {error.name}. "
+            f"Error: This command needs the training extra; found no module {error.name}. "
             f"Run pip install '{TRAIN_EXTRA}'.",
             err=True,
         )

@@ -42,7 +42,7 @@ def test_every_path_of_every_case_has_a_row(report):
 
 
 def test_arithmetic_is_counted_per_image_and_model(report):
-    """Counts by hand: a cached step is the same for one model and for each of three; the teacher's forward pass is added."""
+    """By hand: a cached step costs the same for one model and for each of three; a teacher adds its forward pass."""
     macs = {row.path: row.macs_per_image for row in report.rows if row.work == "train"}
     assert macs["plain"] is None
     assert macs["fleet"] == pytest.approx(macs["cache"])
