@@ -26,12 +26,12 @@ from kdgan_compress.runtime.images import find_images
 QUICK = {"training": {"epochs": 1}, "distillation": {"schedule": "2->3", "training": {"epochs": 1}}}
 STEPS = (
     ("training the teacher", 1.0),
-    ("training the student from scratch, on as many images as it sees when it is distilled", 0.5),
-    ("distilling the student", 0.5),
-    ("exporting and profiling", 0.1),
+    ("training the student from scratch, on as many images as it sees when it is distilled", 0.1),
+    ("distilling the student", 0.6),
+    ("exporting and profiling", 0.2),
     ("scoring one image of each class with the exported file", 0.02),
 )
-"""What the demo does, and about how long it takes as a multiple of the teacher's training (on one CPU core)."""
+"""The steps, and roughly how long each takes as a multiple of the teacher's training."""
 
 
 @dataclass(frozen=True)

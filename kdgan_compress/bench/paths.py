@@ -42,7 +42,7 @@ def macs_per_image(case: Case, path: str, device: str) -> float:
     as a difference, which does not include what is done once per stage or per call.
     """
     prepare = prepare_path(case, "cache" if case.fleet(path) > 1 else path, device)
-    flops = []
+    flops: list[float] = []
     for steps in (NUM_PHASES, 2 * NUM_PHASES):
         run = prepare(steps)
         with _FlopCounter() as counter:

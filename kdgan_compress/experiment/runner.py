@@ -38,7 +38,7 @@ def run_jobs(
     """
     _check_jobs(jobs)
     check_fleet_size(jobs, fleet_size)
-    jobs = [job.with_cache() for job in jobs]
+    jobs = [job.attach_teacher_cache() for job in jobs]
     fleet_size, note = choose_fleet_size(jobs, fleet_size)
     for job in jobs:  # all folders now, so that --resume finds those too that have not started
         if not job.resume:

@@ -171,6 +171,16 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
     assert "\\b" not in out
 
 
+@pytest.mark.parametrize("command", ["", *main.cli.commands, "recipes list", "recipes show", "recipes check"])
+def test_every_help_screen_fits_40_lines_of_80_columns(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = cli(*command.split(), "--help")
+    assert code == 0
+    lines = out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("family", ["ede", "cvgad"])
 def test_training_that_diverges_reports_the_step(cli: Cli, npz: Path, tmp_path: Path, family: str) -> None:
     small = ["--family", family, "--width", 1, "--image-size", 16, "--latent", 8, "--batch-size", 4]

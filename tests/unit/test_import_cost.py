@@ -101,17 +101,32 @@ sys.exit(run(["score", {str(folder / "d.onnx")!r}, {str(folder)!r}, "--json"]))
     assert result.stdout.strip() == f'{{"path": "{folder / "photo.png"}", "score": 90.0, "is_anomaly": true}}'
 
 
-def test_training_without_its_extra_names_the_package_to_install():
+def test_training_without_its_extra_names_the_package_to_install(tmp_path):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({HEAVY}))
 from kdgan_compress.cli.main import run
-sys.exit(run(["demo"]))
+sys.exit(run(["demo", "--out", {str(tmp_path / "demo")!r}]))
 """
     result = python("-c", code)
     assert result.returncode == 1
+    assert list(tmp_path.iterdir()) == []
     assert result.stderr.count("\n") == 1
     assert "pip install 'kdgan-compress[train]'" in result.stderr
+
+
+def test_demo_checks_its_folder_before_torch_is_imported(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a demo's")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({HEAVY}))
+from kdgan_compress.cli.main import run
+sys.exit(run(["demo", "--out", {str(tmp_path)!r}]))
+"""
+    result = python("-c", code)
+    assert result.returncode == 1
+    assert f"found files in {tmp_path}" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_fleet_is_built_without_torchs_compiler():
