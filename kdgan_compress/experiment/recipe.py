@@ -181,6 +181,8 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = {key: value for key, value in base.items() if key not in cleared}
     for key, value in given.items():
         section = merged.get(key)
+        if isinstance(value, dict) and not isinstance(section, dict | None):
+            raise KdganError("A key of a recipe is a section or a value", f"{key} is given as both", HINT)
         merged[key] = _merge(section if isinstance(section, dict) else {}, value) if isinstance(value, dict) else value
     return merged
 
