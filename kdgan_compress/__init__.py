@@ -3,7 +3,6 @@
 The names below are the Python API; each is imported when it is first used, so that the package itself stays light.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from kdgan_compress.gans import Architecture as Architecture
     from kdgan_compress.gans import Gan as Gan
     from kdgan_compress.runtime import Detector as Detector
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-"""Else ONNX Runtime 1.31 notes the process and a device's id in the user's cache; set it to 0 if you want that."""
 
 _HOMES = {
     "Architecture": "kdgan_compress.gans",

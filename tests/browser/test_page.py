@@ -24,7 +24,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, PngImagePlugin
 
-from kdgan_compress.export.web import ORT_WEB_VERSION, write_page
+from kdgan_compress.export.packaging.web import ORT_WEB_VERSION, write_page
 from kdgan_compress.runtime.images import read_image
 
 selenium = pytest.importorskip("selenium", reason="the page's test must have selenium: pip install selenium")
@@ -76,8 +76,8 @@ def tiny_detector(kind: str) -> onnx.ModelProto:
         helper.make_tensor_value_info("is_anomaly", TensorProto.BOOL, ["N"]),
     ]
     if kind != "grey":
-        nodes.append(helper.make_node("ReduceMean", ["error", "colours"], ["error_map"], keepdims=0))
-        outputs.append(helper.make_tensor_value_info("error_map", TensorProto.FLOAT, ["N", SIZE, SIZE]))
+        nodes.append(helper.make_node("ReduceMean", ["error", "colours"], ["anomaly_map"], keepdims=0))
+        outputs.append(helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["N", SIZE, SIZE]))
     if kind == "rgb":
         nodes += [
             helper.make_node("Mul", ["x_hat", "scale"], ["bright"]),

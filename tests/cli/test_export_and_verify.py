@@ -212,7 +212,7 @@ def test_no_file_of_a_precision_that_says_something_else(
         (["--latent-rank", "0"], ["latent rank must be 1 to 15", "got 0"]),
         (["--latent-rank", "16"], ["latent rank must be 1 to 15", "got 16"]),
         (["--quantile", "1"], ["between 0 and 1", "1.0"]),
-        (["--frame", "0x64"], ["at least 1×1"]),
+        (["--input-size", "0x64"], ["at least 1×1"]),
         (["--data", "npz:nowhere.npz", "--quantile", "0.9"], ["nowhere.npz"]),
         (["--web", "page", "--ort-web", "nowhere"], ["onnxruntime-web", "nowhere"]),
     ],
@@ -231,8 +231,8 @@ def test_what_is_refused_leaves_nothing(
     [
         ["--best-f1"],
         ["--best-f1", "--quantile", "0.9", "--data", "sample"],
-        ["--frame", "48"],
-        ["--frame", "48x-3"],
+        ["--input-size", "48"],
+        ["--input-size", "48x-3"],
         ["--batch", "2"],
         ["--input", "bytes"],
         ["--precision", "int4"],
@@ -271,29 +271,29 @@ def test_a_model_that_is_none(cli: Cli, runs: dict[str, Path], tmp_path: Path) -
 def test_the_interface_asked_for(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
     plain, other = tmp_path / "plain" / "s.onnx", tmp_path / "other" / "s.onnx"
     model = ["export", "--model", runs["student"], "-o"]
-    assert cli(*model, plain, "--reconstruction", "--error-map")[0] == 0
+    assert cli(*model, plain, "--reconstruction", "--anomaly-map")[0] == 0
     inputs, outputs = signature(plain)
     assert inputs == {"image": ("tensor(uint8)", ["N", "H", "W", 1])}
     assert outputs == {
         "score": ("tensor(float)", ["N"]),
         "is_anomaly": ("tensor(bool)", ["N"]),
         "reconstruction": ("tensor(uint8)", ["N", SIDE, SIDE, 1]),
-        "error_map": ("tensor(float)", ["N", SIDE, SIDE]),
+        "anomaly_map": ("tensor(float)", ["N", SIDE, SIDE]),
     }
-    options = ["--input", "float", "--frame", "48x64", "--batch", "1", "--error-map"]
+    options = ["--input", "float", "--input-size", "48x64", "--batch", "1", "--anomaly-map"]
     assert cli(*model, other, *options)[0] == 0
     inputs, outputs = signature(other)
     assert inputs == {"image": ("tensor(float)", [1, 1, 48, 64])}
-    assert outputs.keys() == {"score", "is_anomaly", "error_map"}
+    assert outputs.keys() == {"score", "is_anomaly", "anomaly_map"}
     assert outputs["score"] == ("tensor(float)", [1])
     images = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 1), dtype=np.uint8)
     ours, theirs = (Detector(path).score(images, maps=True) for path in (other, plain))
     np.testing.assert_allclose(ours.score, theirs.score, rtol=1e-4)
-    np.testing.assert_allclose(ours.error_map, theirs.error_map, atol=1e-4)
+    np.testing.assert_allclose(ours.anomaly_map, theirs.anomaly_map, atol=1e-4)
     exact = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 1), dtype=np.uint8)
     maps = Detector(plain).score(exact, maps=True)
     by_hand = np.abs(exact.astype(float) - maps.reconstruction.astype(float))[..., 0] / 255
-    np.testing.assert_allclose(maps.error_map, by_hand, atol=0.51 / 255)
+    np.testing.assert_allclose(maps.anomaly_map, by_hand, atol=0.51 / 255)
     assert cli("verify", plain, "--against", runs["student"])[0] == 0
     assert cli("verify", other, "--against", runs["student"])[0] == 0
 
@@ -414,7 +414,7 @@ def test_for_a_phone(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
 
 def test_for_a_phone_with_a_frame_of_floats(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
     file = tmp_path / "s.onnx"
-    options = ["--mobile", "--frame", "40X48", "--input", "float"]
+    options = ["--mobile", "--input-size", "40X48", "--input", "float"]
     code, out, _ = cli("export", "--model", runs["student"], "-o", file, *options)
     assert code == 0
     assert "NNAPI: before " in out

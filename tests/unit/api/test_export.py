@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kdgan_compress.api import export as module
-from kdgan_compress.api.export import FP32, IDENTITY, TEACHER, THIS, export_detector, golden_beside, load_judges
+from kdgan_compress.api.export import FP32, IDENTITY, TEACHER, THIS, export_detector, golden_sidecar, load_validation_data
 from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint
@@ -21,7 +21,7 @@ def checkpoint_of(folder):
 
 def test_judges_are_the_models_own_images_unless_others_are_given(pair, tmp_path):
     checkpoint = checkpoint_of(pair / "student")
-    own = load_judges(checkpoint)
+    own = load_validation_data(checkpoint)
     split = load_split(checkpoint.data, 16, 1)
     for images, expected in ((own.train, split.train), (own.normals, split.calibration), (own.test, split.test)):
         np.testing.assert_array_equal(images, expected.numpy().transpose(0, 2, 3, 1))
@@ -29,7 +29,7 @@ def test_judges_are_the_models_own_images_unless_others_are_given(pair, tmp_path
     assert own.has_labels
     with np.load(pair / "set.npz") as arrays:
         np.savez(tmp_path / "other.npz", **{**arrays, "x_test": arrays["x_test"][:30], "y_test": arrays["y_test"][:30]})
-    other = load_judges(checkpoint, f"npz:{tmp_path / 'other.npz'}")
+    other = load_validation_data(checkpoint, f"npz:{tmp_path / 'other.npz'}")
     assert (len(own.test), len(other.test)) == (40, 30)
     np.testing.assert_array_equal(other.test_is_anomalous, [False] * 20 + [True] * 10)
 
@@ -39,8 +39,8 @@ def test_a_folder_has_its_own_normal_class(pair, tmp_path):
         (tmp_path / part).mkdir(parents=True)
         for number in range(count):
             (tmp_path / part / f"{number}.pgm").write_bytes(b"P5 16 16 255\n" + bytes([20 * number] * 256))
-    judges = load_judges(checkpoint_of(pair / "student"), f"folder:{tmp_path}")
-    assert (len(judges.train), judges.test_is_anomalous.tolist()) == (5, [False] * 2 + [True] * 3)
+    validation = load_validation_data(checkpoint_of(pair / "student"), f"folder:{tmp_path}")
+    assert (len(validation.train), validation.test_is_anomalous.tolist()) == (5, [False] * 2 + [True] * 3)
 
 
 def timed(monkeypatch, *microseconds):
@@ -66,8 +66,8 @@ def test_each_time_is_that_of_its_own_file(pair, tmp_path, monkeypatch):
         measured.extend(calls)
         return [Latency(float(i + 1), 1.0) for i in range(len(calls))]
 
-    monkeypatch.setattr(module, "scoring", lambda detector: detector)
-    monkeypatch.setattr(module, "passing_through", lambda size, channels: (size, channels))
+    monkeypatch.setattr(module, "detector_call", lambda detector: detector)
+    monkeypatch.setattr(module, "identity_model_call", lambda size, channels: (size, channels))
     monkeypatch.setattr(module, "measure_latency", measure)
     export_detector(pair / "student", tmp_path / "s.onnx", settings=ExportSettings("fp16"))
     told = [(each.metadata["precision"], each.metadata["channels"]) for each in measured[:3]]
@@ -135,7 +135,7 @@ def test_only_a_detector_that_is_there_keeps_its_card(pair, tmp_path, owner):
 
 
 def test_golden_vectors_by_the_detectors_name_come_first(tmp_path):
-    assert golden_beside(tmp_path / "d.onnx") == tmp_path / "golden.npz"
+    assert golden_sidecar(tmp_path / "d.onnx") == tmp_path / "golden.npz"
     (tmp_path / "d.golden.npz").touch()
-    assert golden_beside(tmp_path / "d.onnx") == tmp_path / "d.golden.npz"
-    assert golden_beside(tmp_path / "e.onnx") == tmp_path / "golden.npz"
+    assert golden_sidecar(tmp_path / "d.onnx") == tmp_path / "d.golden.npz"
+    assert golden_sidecar(tmp_path / "e.onnx") == tmp_path / "golden.npz"

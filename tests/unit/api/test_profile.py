@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from kdgan_compress.api import profile as module
-from kdgan_compress.api.profile import ModelProfile, profile, profile_forms, ratios
+from kdgan_compress.api.profile import ModelProfile, profile, profile_variants, ratios
 from kdgan_compress.cli.main import run
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint
@@ -15,8 +15,8 @@ from kdgan_compress.profiling import Latency, count
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")
 
-FORMS = ["fp32, no rewrites", "fp32", "fp16", "int8"]
-PLANS = (
+EXPORT_VARIANTS = ["fp32, no rewrites", "fp32", "fp16", "int8"]
+PAPER_ARCHITECTURES = (
     Architecture(channels=(2, 4), image_size=16, latent_size=32, norm="batch"),
     Architecture(channels=(1, 2), image_size=16, latent_size=32, image_channels=3, norm="instance"),
 )
@@ -29,19 +29,19 @@ def of(report, name):
 @pytest.fixture(scope="module")
 def plans(traced_once):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "PLANS", PLANS)
-        return profile_forms()
+        patched.setattr(module, "PAPER_ARCHITECTURES", PAPER_ARCHITECTURES)
+        return profile_variants()
 
 
 @pytest.fixture(scope="module")
 def of_run(pair, traced_once):
-    return profile_forms(pair / "student")
+    return profile_variants(pair / "student")
 
 
 def test_every_form_of_every_plan_has_a_row(plans):
     names = ["2-4 batch", "1-2 per_image"]
-    assert [(row.name, row.form) for row in plans.models] == [(name, form) for name in names for form in FORMS]
-    for plan, name in zip(PLANS, names, strict=True):
+    assert [(row.name, row.form) for row in plans.models] == [(name, form) for name in names for form in EXPORT_VARIANTS]
+    for plan, name in zip(PAPER_ARCHITECTURES, names, strict=True):
         generator = build(plan, seed=0).generator
         counts = count(generator, plan)
         rows = of(plans, name)
@@ -51,8 +51,8 @@ def test_every_form_of_every_plan_has_a_row(plans):
             ("ede", plan.channels_str, plan.image_channels)
         }
         assert rows["fp16"].size_bytes < rows["fp32"].size_bytes < rows["fp32, no rewrites"].size_bytes
-        assert max(rows[form].parity_max_rel for form in FORMS[:2]) <= 1e-4
-        assert min(rows[form].parity_max_rel for form in FORMS[2:]) > 1e-6
+        assert max(rows[form].parity_max_rel for form in EXPORT_VARIANTS[:2]) <= 1e-4
+        assert min(rows[form].parity_max_rel for form in EXPORT_VARIANTS[2:]) > 1e-6
 
 
 def test_fresh_weights_agree_with_nothing_worth_telling(plans):
@@ -69,9 +69,9 @@ def test_the_identity_graph_is_the_measure(plans):
 
 def test_every_figure_of_one_run_goes_to_its_own_row(monkeypatch):
     """Latencies that say which call they are of."""
-    monkeypatch.setattr(module, "PLANS", PLANS)
-    monkeypatch.setattr(module, "passing_through", lambda size, channels: ("identity", size, channels))
-    monkeypatch.setattr(module, "scoring", lambda detector: detector)
+    monkeypatch.setattr(module, "PAPER_ARCHITECTURES", PAPER_ARCHITECTURES)
+    monkeypatch.setattr(module, "identity_model_call", lambda size, channels: ("identity", size, channels))
+    monkeypatch.setattr(module, "detector_call", lambda detector: detector)
     given = []
 
     def measure(calls):
@@ -79,7 +79,7 @@ def test_every_figure_of_one_run_goes_to_its_own_row(monkeypatch):
         return [Latency(float(10 + i), float(i)) for i in range(len(calls))]
 
     monkeypatch.setattr(module, "measure_latency", measure)
-    report = profile_forms()
+    report = profile_variants()
     assert given[:2] == [("identity", 16, 1), ("identity", 16, 3)]
     assert [row.latency_us.p10 for row in report.models] == list(range(2, 10))
     assert [row.times_identity for row in report.models[:4]] == [n / 10 for n in (12, 13, 14, 15)]
@@ -92,7 +92,7 @@ def test_every_figure_of_one_run_goes_to_its_own_row(monkeypatch):
 
 def test_a_run_comes_with_its_teacher_and_is_judged_on_its_own_data(of_run, pair):
     names = ["teacher", "student"]
-    assert [(row.name, row.form) for row in of_run.models] == [(name, form) for name in names for form in FORMS]
+    assert [(row.name, row.form) for row in of_run.models] == [(name, form) for name in names for form in EXPORT_VARIANTS]
     for name in names:
         rows = of(of_run, name)
         assert (rows["fp32"].agreement, rows["fp32, no rewrites"].agreement) == (None, None)
@@ -116,14 +116,14 @@ def auc_by_torch(folder, pair):
 
 
 def test_a_model_without_a_teacher_is_alone(pair):
-    report = profile_forms(pair / "teacher")
-    assert [(row.name, row.form) for row in report.models] == [("teacher", form) for form in FORMS]
+    report = profile_variants(pair / "teacher")
+    assert [(row.name, row.form) for row in report.models] == [("teacher", form) for form in EXPORT_VARIANTS]
 
 
 def test_a_teacher_that_is_named_must_be_there(pair, tmp_path):
     with pytest.raises(KdganError, match="nowhere"):
-        profile_forms(pair / "student", tmp_path / "nowhere")
-    report = profile_forms(pair / "student", pair / "student" / "model.safetensors")
+        profile_variants(pair / "student", tmp_path / "nowhere")
+    report = profile_variants(pair / "student", pair / "student" / "model.safetensors")
     assert [row.name for row in report.models] == ["student"] * 8
 
 
@@ -146,10 +146,10 @@ def test_a_model_without_convolutions_has_no_ratio_of_them():
 
 
 def test_fresh_weights_of_an_architecture():
-    report = profile(PLANS[0])
+    report = profile(PAPER_ARCHITECTURES[0])
     (row,) = report.models
     assert (row.name, report.ratios) == ("ede 2-4", None)
-    assert row.num_params == sum(p.numel() for p in build(PLANS[0]).generator.parameters())
+    assert row.num_params == sum(p.numel() for p in build(PAPER_ARCHITECTURES[0]).generator.parameters())
 
 
 def test_a_detector_file_is_measured_as_it_is(pair, tmp_path):
@@ -162,10 +162,10 @@ def test_a_detector_file_is_measured_as_it_is(pair, tmp_path):
 
 
 def test_the_command(pair, monkeypatch, capsys):
-    monkeypatch.setattr(module, "PLANS", PLANS)
+    monkeypatch.setattr(module, "PAPER_ARCHITECTURES", PAPER_ARCHITECTURES)
     assert run(["profile", "--all", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [(row["name"], row["form"]) for row in told["models"]][:4] == [("2-4 batch", form) for form in FORMS]
+    assert [(row["name"], row["form"]) for row in told["models"]][:4] == [("2-4 batch", form) for form in EXPORT_VARIANTS]
     assert run(["profile", "--all", "--model", str(pair / "student")]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert "identity" in header
