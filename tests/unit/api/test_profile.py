@@ -5,8 +5,10 @@ import onnx
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from kdgan_compress.api import profile as module
-from kdgan_compress.api.profile import ModelProfile, profile, profile_variants, ratios
+from kdgan_compress.api import profile as measuring
+from kdgan_compress.api import profile_variants as module
+from kdgan_compress.api.profile import ModelProfile, profile, ratios
+from kdgan_compress.api.profile_variants import profile_variants
 from kdgan_compress.cli.main import run
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint
@@ -23,7 +25,7 @@ PAPER_ARCHITECTURES = (
 
 
 def of(report, name):
-    return {row.form: row for row in report.models if row.name == name}
+    return {row.variant: row for row in report.models if row.name == name}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,8 @@ def of_run(pair, traced_once):
 
 
 def test_every_form_of_every_plan_has_a_row(plans):
-    names = ["2-4 batch", "1-2 per_image"]
-    assert [(row.name, row.form) for row in plans.models] == [(name, form) for name in names for form in EXPORT_VARIANTS]
+    names = ["2-4 batch", "1-2 instance"]
+    assert [(row.name, row.variant) for row in plans.models] == [(name, form) for name in names for form in EXPORT_VARIANTS]
     for plan, name in zip(PAPER_ARCHITECTURES, names, strict=True):
         generator = build(plan, seed=0).generator
         counts = count(generator, plan)
@@ -70,15 +72,15 @@ def test_the_identity_graph_is_the_measure(plans):
 def test_every_figure_of_one_run_goes_to_its_own_row(monkeypatch):
     """Latencies that say which call they are of."""
     monkeypatch.setattr(module, "PAPER_ARCHITECTURES", PAPER_ARCHITECTURES)
-    monkeypatch.setattr(module, "identity_model_call", lambda size, channels: ("identity", size, channels))
-    monkeypatch.setattr(module, "detector_call", lambda detector: detector)
+    monkeypatch.setattr(measuring, "identity_model_call", lambda size, channels: ("identity", size, channels))
+    monkeypatch.setattr(measuring, "detector_call", lambda detector: detector)
     given = []
 
     def measure(calls):
         given.extend(calls)
         return [Latency(float(10 + i), float(i)) for i in range(len(calls))]
 
-    monkeypatch.setattr(module, "measure_latency", measure)
+    monkeypatch.setattr(measuring, "measure_latency", measure)
     report = profile_variants()
     assert given[:2] == [("identity", 16, 1), ("identity", 16, 3)]
     assert [row.latency_us.p10 for row in report.models] == list(range(2, 10))
@@ -86,13 +88,13 @@ def test_every_figure_of_one_run_goes_to_its_own_row(monkeypatch):
     assert [row.times_identity for row in report.models[4:]] == [n / 11 for n in (16, 17, 18, 19)]
     for row, detector in zip(report.models, given[2:], strict=True):
         assert detector.metadata["channels"] == row.channels
-        assert detector.metadata["precision"] == row.form[:4]
-        assert (detector.metadata["rewrites"] == "") == (row.form == "fp32, no rewrites")
+        assert detector.metadata["precision"] == row.variant[:4]
+        assert (detector.metadata["rewrites"] == "") == (row.variant == "fp32, no rewrites")
 
 
 def test_a_run_comes_with_its_teacher_and_is_judged_on_its_own_data(of_run, pair):
     names = ["teacher", "student"]
-    assert [(row.name, row.form) for row in of_run.models] == [(name, form) for name in names for form in EXPORT_VARIANTS]
+    assert [(row.name, row.variant) for row in of_run.models] == [(name, form) for name in names for form in EXPORT_VARIANTS]
     for name in names:
         rows = of(of_run, name)
         assert (rows["fp32"].agreement, rows["fp32, no rewrites"].agreement) == (None, None)
@@ -117,7 +119,7 @@ def auc_by_torch(folder, pair):
 
 def test_a_model_without_a_teacher_is_alone(pair):
     report = profile_variants(pair / "teacher")
-    assert [(row.name, row.form) for row in report.models] == [("teacher", form) for form in EXPORT_VARIANTS]
+    assert [(row.name, row.variant) for row in report.models] == [("teacher", form) for form in EXPORT_VARIANTS]
 
 
 def test_a_teacher_that_is_named_must_be_there(pair, tmp_path):
@@ -165,7 +167,7 @@ def test_the_command(pair, monkeypatch, capsys):
     monkeypatch.setattr(module, "PAPER_ARCHITECTURES", PAPER_ARCHITECTURES)
     assert run(["profile", "--all", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [(row["name"], row["form"]) for row in told["models"]][:4] == [("2-4 batch", form) for form in EXPORT_VARIANTS]
+    assert [(row["name"], row["variant"]) for row in told["models"]][:4] == [("2-4 batch", form) for form in EXPORT_VARIANTS]
     assert run(["profile", "--all", "--model", str(pair / "student")]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert "identity" in header

@@ -39,7 +39,7 @@ LATENCIES = {"this file": Latency(20.0, 18.5), "its teacher": Latency(118.0, 110
 
 def export(path, channels=1, kind="uint8", input_size=None, validation=None, **settings):
     described = architecture(image_channels=channels)
-    io = IOSpec(kind, frame, **settings.pop("io", {}))
+    io = IOSpec(kind, input_size, **settings.pop("io", {}))
     return write_detector(
         path,
         generator_of(described),
