@@ -1,12 +1,12 @@
-"""A detector written by hand, sealed as an export is: an image's score is its mean level."""
+"""A detector written by hand, with a checksum as an export: an image's score is its mean level."""
 
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
 
+from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, write_checksum
 from kdgan_compress.runtime.detector import SCHEMA_VERSION
-from kdgan_compress.runtime.checksum import CHECKSUM_PLACEHOLDER, CHECKSUM_KEY, write_checksum
 
 
 def brightness(channels: int, threshold: float) -> onnx.ModelProto:

@@ -84,7 +84,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def signature(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Types and shapes of a file's inputs and outputs, as ONNX Runtime tells them."""
+    """Types and shapes of a file's inputs and outputs, as read by ONNX Runtime."""
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return tuple(
         {one.name: (one.type, one.shape) for one in of} for of in (session.get_inputs(), session.get_outputs())
@@ -94,7 +94,7 @@ def signature(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 # Export.
 
 
-def test_all_that_is_told_of_a_default_export(
+def test_the_result_of_a_default_export(
     cli: Cli, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -128,7 +128,7 @@ def test_all_that_is_told_of_a_default_export(
     assert cli("verify", told["path"])[0] == 0
 
 
-def test_what_people_are_told(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_text_of_an_export(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
     code, out, _ = cli("export", "--model", runs["student"], "-o", tmp_path / "d.onnx")
     size = (tmp_path / "d.onnx").stat().st_size
     assert code == 0

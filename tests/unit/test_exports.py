@@ -31,7 +31,7 @@ def test_a_committed_detector_replays_its_golden_vectors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_card_tells_the_file_beside_it(name: str) -> None:
+def test_a_card_describes_its_file(name: str) -> None:
     file, card = EXPORTS / name / f"{name}.onnx", (EXPORTS / name / "card.md").read_text()
     detector = Detector(file)
     assert f"{file.stat().st_size:,} bytes" in card
@@ -42,5 +42,5 @@ def test_a_card_tells_the_file_beside_it(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "most"), [("sneaker-1-2-4", 90_000), ("digit-8-2-4-8", 300_000)])
-def test_the_sizes_that_were_asked_for(name: str, most: int) -> None:
+def test_sizes(name: str, most: int) -> None:
     assert (EXPORTS / name / f"{name}.onnx").stat().st_size <= most

@@ -18,7 +18,7 @@ def checkpoint_of(folder):
     return load_checkpoint(folder / "model.safetensors")
 
 
-def test_judges_are_the_models_own_images_unless_others_are_given(pair, tmp_path):
+def test_validation_data_are_the_models_own_images_unless_others_are_given(pair, tmp_path):
     checkpoint = checkpoint_of(pair / "student")
     own = load_validation_data(checkpoint)
     split = load_split(checkpoint.data, 16, 1)

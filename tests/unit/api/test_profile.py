@@ -17,14 +17,14 @@ from kdgan_compress.profiling import Latency, count
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")
 
-EXPORT_VARIANTS = ["fp32, no rewrites", "fp32", "fp16", "int8"]
+VARIANTS = ["fp32, no rewrites", "fp32", "fp16", "int8"]
 PAPER_ARCHITECTURES = (
     Architecture(channels=(2, 4), image_size=16, latent_size=32, norm="batch"),
     Architecture(channels=(1, 2), image_size=16, latent_size=32, image_channels=3, norm="instance"),
 )
 
 
-def of(report, name):
+def variants_of(report, name):
     return {row.variant: row for row in report.models if row.name == name}
 
 
@@ -40,21 +40,21 @@ def of_run(pair, traced_once):
     return profile_variants(pair / "student")
 
 
-def test_every_form_of_every_plan_has_a_row(plans):
+def test_every_variant_of_every_architecture_has_a_row(plans):
     names = ["2-4 batch", "1-2 instance"]
-    assert [(row.name, row.variant) for row in plans.models] == [(name, form) for name in names for form in EXPORT_VARIANTS]
+    assert [(row.name, row.variant) for row in plans.models] == [(name, form) for name in names for form in VARIANTS]
     for plan, name in zip(PAPER_ARCHITECTURES, names, strict=True):
         generator = build(plan, seed=0).generator
         counts = count(generator, plan)
-        rows = of(plans, name)
+        rows = variants_of(plans, name)
         assert {row.num_params for row in rows.values()} == {counts.num_params}
         assert {row.conv_macs for row in rows.values()} == {counts.conv_macs}
         assert {(row.family, row.channels, row.image_channels) for row in rows.values()} == {
             ("ede", plan.channels_str, plan.image_channels)
         }
         assert rows["fp16"].size_bytes < rows["fp32"].size_bytes < rows["fp32, no rewrites"].size_bytes
-        assert max(rows[form].parity_max_rel for form in EXPORT_VARIANTS[:2]) <= 1e-4
-        assert min(rows[form].parity_max_rel for form in EXPORT_VARIANTS[2:]) > 1e-6
+        assert max(rows[form].parity_max_rel for form in VARIANTS[:2]) <= 1e-4
+        assert min(rows[form].parity_max_rel for form in VARIANTS[2:]) > 1e-6
 
 
 def test_fresh_weights_agree_with_nothing_worth_telling(plans):
@@ -92,11 +92,11 @@ def test_every_figure_of_one_run_goes_to_its_own_row(monkeypatch):
         assert (detector.metadata["rewrites"] == "") == (row.variant == "fp32, no rewrites")
 
 
-def test_a_run_comes_with_its_teacher_and_is_judged_on_its_own_data(of_run, pair):
+def test_a_run_comes_with_its_teacher_and_is_validated_on_its_own_data(of_run, pair):
     names = ["teacher", "student"]
-    assert [(row.name, row.variant) for row in of_run.models] == [(name, form) for name in names for form in EXPORT_VARIANTS]
+    assert [(row.name, row.variant) for row in of_run.models] == [(name, form) for name in names for form in VARIANTS]
     for name in names:
-        rows = of(of_run, name)
+        rows = variants_of(of_run, name)
         assert (rows["fp32"].agreement, rows["fp32, no rewrites"].agreement) == (None, None)
         for form in ("fp16", "int8"):
             found = rows[form].agreement
@@ -119,7 +119,7 @@ def auc_by_torch(folder, pair):
 
 def test_a_model_without_a_teacher_is_alone(pair):
     report = profile_variants(pair / "teacher")
-    assert [(row.name, row.variant) for row in report.models] == [("teacher", form) for form in EXPORT_VARIANTS]
+    assert [(row.name, row.variant) for row in report.models] == [("teacher", form) for form in VARIANTS]
 
 
 def test_a_teacher_that_is_named_must_be_there(pair, tmp_path):
@@ -167,7 +167,7 @@ def test_the_command(pair, monkeypatch, capsys):
     monkeypatch.setattr(module, "PAPER_ARCHITECTURES", PAPER_ARCHITECTURES)
     assert run(["profile", "--all", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [(row["name"], row["variant"]) for row in told["models"]][:4] == [("2-4 batch", form) for form in EXPORT_VARIANTS]
+    assert [(row["name"], row["variant"]) for row in told["models"]][:4] == [("2-4 batch", form) for form in VARIANTS]
     assert run(["profile", "--all", "--model", str(pair / "student")]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert "identity" in header

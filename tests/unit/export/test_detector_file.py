@@ -15,7 +15,7 @@ from tiny_graphs import architecture, by_torch, generator_of, photos
 
 import kdgan_compress
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import ExportSettings, IOSpec, ValidationData, ThresholdRule, detector_file, write_detector
+from kdgan_compress.export import ExportSettings, IOSpec, ThresholdRule, ValidationData, detector_file, write_detector
 from kdgan_compress.export.detector_file import weights_sha256
 from kdgan_compress.export.validation.parity import parity, relative_difference
 from kdgan_compress.gans import Architecture, build
@@ -312,7 +312,7 @@ def test_relative_difference():
 @pytest.mark.parametrize("kind", ["uint8", "float"])
 @pytest.mark.usefixtures("quick")
 def test_input_size_and_maps_through_the_runtime(tmp_path, kind):
-    """Files are brought to the frame by Pillow, as a camera's pictures are."""
+    """Files are resized to the input size by Pillow."""
     io = IOSpec(input=kind, input_size=(24, 40), batch_size=1, reconstruction=True, anomaly_map=True)
     write(tmp_path / "d.onnx", settings=ExportSettings(io=io))
     detector = Detector(tmp_path / "d.onnx")

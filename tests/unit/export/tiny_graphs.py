@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from kdgan_compress.export.graph.trace import trace
 from kdgan_compress.export.detector_file import weights_sha256
 from kdgan_compress.export.graph.assemble import IOSpec, add_pre_and_postprocessing, canonicalize_names
 from kdgan_compress.export.graph.passes import run_passes
+from kdgan_compress.export.graph.trace import trace
 from kdgan_compress.gans import Architecture, build
 
 THRESHOLD = 0.1

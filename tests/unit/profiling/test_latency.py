@@ -5,7 +5,7 @@ import onnx
 import pytest
 from brightness import write_brightness
 
-from kdgan_compress.profiling import Latency, latency, measure_latency, identity_model_call, detector_call
+from kdgan_compress.profiling import Latency, detector_call, identity_model_call, latency, measure_latency
 from kdgan_compress.runtime import Detector, session
 
 
@@ -81,16 +81,16 @@ class Session:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("kind", "frame"), [("uint8", None), ("uint8", (24, 40)), ("float", None), ("float", (24, 40))]
+    ("kind", "input_size"), [("uint8", None), ("uint8", (24, 40)), ("float", None), ("float", (24, 40))]
 )
-def test_an_image_as_the_file_takes_it(tmp_path, channels, kind, frame):
+def test_an_image_as_the_file_takes_it(tmp_path, channels, kind, input_size):
     detector = Detector(write_brightness(tmp_path / "d.onnx", channels))
-    detector.input, detector.input_size, detector.session = kind, frame, Session()
+    detector.input, detector.input_size, detector.session = kind, input_size, Session()
     call = detector_call(detector)
     call()
     call()
     (names, feed), (_, again) = detector.session.asked
-    height, width = frame or (32, 32)
+    height, width = input_size or (32, 32)
     image = feed["image"]
     assert names == ["score", "is_anomaly"]
     assert feed.keys() == {"image"}  # the threshold is the file's own

@@ -108,7 +108,7 @@ def test_large_images_are_not_piled_up(monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_what_cannot_be_read_is_told_in_its_place(threads):
+def test_unreadable_files_are_reported_in_order(threads):
     names = ["bad", "4x4-1", "4x4-200", "bad", "bad", "4x4-3", "bad"]
     found = list(score_files(Fake(), map(Path, names), batch=10, threads=threads))
     assert [each.path.name for each in found] == names
@@ -122,7 +122,7 @@ def test_no_files():
     assert list(score_files(Fake(), [])) == []
 
 
-def test_a_fault_of_the_package_is_not_told_as_one_of_the_file(monkeypatch):
+def test_a_bug_is_not_reported_as_an_unreadable_file(monkeypatch):
     detector = Fake()
     monkeypatch.setattr(detector, "read", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from kdgan_compress.runtime.checksum import CHECKSUM_PLACEHOLDER, CHECKSUM_KEY, read_checksum, is_intact, write_checksum
+from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, is_intact, read_checksum, write_checksum
 
 OPEN = b"before " + CHECKSUM_KEY.encode() + b"\x12\x40" + CHECKSUM_PLACEHOLDER.encode() + b" behind"
 

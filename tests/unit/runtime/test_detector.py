@@ -7,7 +7,7 @@ from PIL import Image
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.runtime import Detector
-from kdgan_compress.runtime.checksum import CHECKSUM_PLACEHOLDER, CHECKSUM_KEY, write_checksum
+from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, write_checksum
 
 METADATA = {"schema_version": "2", "image_channels": "3", "image_size": "32", "threshold": "100.5"}
 
@@ -15,7 +15,9 @@ METADATA = {"schema_version": "2", "image_channels": "3", "image_size": "32", "t
 def save(path, channels: int = 3, **changed: str | None):
     metadata = METADATA | {"image_channels": str(channels)} | changed
     model = brightness(channels, 1e9)
-    metadata = {key: value for key, value in metadata.items() if value is not None} | {CHECKSUM_KEY: CHECKSUM_PLACEHOLDER}
+    metadata = {key: value for key, value in metadata.items() if value is not None} | {
+        CHECKSUM_KEY: CHECKSUM_PLACEHOLDER
+    }
     helper.set_model_props(model, metadata)
     path.write_bytes(write_checksum(model.SerializeToString()))
     return path
@@ -145,10 +147,10 @@ def test_onnx_file_of_another_program(tmp_path):
 
 
 @pytest.mark.parametrize(("version", "fix"), [("1", "Export the model again"), ("99", "Upgrade kdgan-compress")])
-@pytest.mark.parametrize("sealed", [True, False])
-def test_other_schema(tmp_path, version, fix, sealed):
+@pytest.mark.parametrize("with_checksum", [True, False])
+def test_other_schema(tmp_path, version, fix, with_checksum):
     path = save(tmp_path / "d.onnx", schema_version=version)
-    if not sealed:
+    if not with_checksum:
         model = onnx.load(path)
         del model.metadata_props[-1]
         path.write_bytes(model.SerializeToString())
@@ -199,7 +201,7 @@ def test_bytes_behind_the_end_are_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("key", [None, "none", "", CHECKSUM_PLACEHOLDER, "0" * 63])
-def test_file_without_a_seal(tmp_path, key):
+def test_file_without_a_checksum(tmp_path, key):
     model = onnx.load(save(tmp_path / "d.onnx"))
     if key is None:
         del model.metadata_props[-1]

@@ -171,7 +171,7 @@ def test_score_does_not_depend_on_the_batch(case):
     np.testing.assert_allclose(together[::29], alone, rtol=1e-5)
 
 
-def test_verdict_flips_with_the_threshold(case):
+def test_decision_flips_with_the_threshold(case):
     images = photos(5, 16, 16, case.channels)
     session = case.session()
     (score,) = session.run(["score"], {"image": images})
@@ -233,6 +233,6 @@ def test_empty_input_size(input_size):
 
 
 def test_who_needs_the_reconstruction():
-    assert [IOSpec(reconstruction=a, anomaly_map=b).needs_reconstruction for a in (False, True) for b in (False, True)] == [
-        False, True, True, True,
-    ]  # fmt: skip
+    pairs = [(a, b) for a in (False, True) for b in (False, True)]
+    needed = [IOSpec(reconstruction=a, anomaly_map=b).needs_reconstruction for a, b in pairs]
+    assert needed == [False, True, True, True]

@@ -12,8 +12,8 @@ from tiny_graphs import architecture, by_torch, detector_of, from_nodes, num_flo
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export import ExportSettings, ValidationData, write_detector
-from kdgan_compress.export.graph.passes.latent import find_latent, truncate_latent
 from kdgan_compress.export.graph.passes import run_passes
+from kdgan_compress.export.graph.passes.latent import find_latent, truncate_latent
 from kdgan_compress.runtime import Detector
 
 
@@ -257,7 +257,7 @@ class NoLatent(torch.nn.Module):
 @pytest.mark.usefixtures("quick")
 def test_rank_without_a_latent(tmp_path):
     settings, described = ExportSettings(latent_rank=3), architecture()
-    with pytest.raises(KdganError, match="needs a latent between two convolutions .*; this graph has none"):
+    with pytest.raises(KdganError, match=r"needs a latent between two convolutions .*; this graph has none"):
         write_detector(tmp_path / "d.onnx", NoLatent(), described, 1, "by hand", settings, validation=validation())
 
 

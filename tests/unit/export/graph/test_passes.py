@@ -66,7 +66,7 @@ def case(request, traced):
     return Case(described, core, images, before, by_torch(generator, images))
 
 
-def test_scores_before_any_rewrite_are_torchs_and_differ(case):
+def test_scores_before_any_pass_are_torchs_and_differ(case):
     np.testing.assert_allclose(case.before, case.by_torch, rtol=TOLERANCE)
     assert np.std(case.before) > 0.02 * np.mean(case.before)
 
@@ -389,7 +389,7 @@ def test_convolution_over_its_whole_input(attributes, side, found):
 
 
 @pytest.mark.parametrize("kind", ["mirrored", "filled", "plain"])
-def test_norm_of_a_padded_code_is_told_without_pad_only_where_it_is_padded_with_zeros(kind):
+def test_norm_of_a_padded_code_loses_its_pad_only_if_padded_with_zeros(kind):
     constants = {"pads": np.array([0, 0, 0, 2]), "two": np.array(2, np.float32), "axes": np.array([1]),
                  "code": NUMBERS.normal(size=(1, 5)).astype(np.float32)}  # fmt: skip
     padded = {

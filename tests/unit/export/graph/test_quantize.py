@@ -22,19 +22,23 @@ from tiny_graphs import (
 )
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import ExportSettings, ValidationData, ThresholdRule, write_detector
+from kdgan_compress.export import ExportSettings, ThresholdRule, ValidationData, write_detector
 from kdgan_compress.export.graph.quantize import to_fp16
 from kdgan_compress.runtime import Detector
 
 COUNT = 200
 
 
-def make_judges(*, test_seed=1, train_seed=0, train_count=COUNT, labels=True) -> ValidationData:
+def make_validation_data(*, test_seed=1, train_seed=0, train_count=COUNT, labels=True) -> ValidationData:
     """Novel: noise. Normal: ramps."""
     train = photos(2 * train_count, 16, 16, 1, seed=train_seed)[::2]
     test = photos(COUNT, 16, 16, 1, seed=test_seed)
     is_anomalous = np.arange(COUNT) % 2 == 1
-    return ValidationData(train, train, test, is_anomalous) if labels else ValidationData(train, train, test[:0], is_anomalous[:0])
+    return (
+        ValidationData(train, train, test, is_anomalous)
+        if labels
+        else ValidationData(train, train, test[:0], is_anomalous[:0])
+    )
 
 
 def described(norm="batch"):
@@ -55,7 +59,7 @@ def written(quick, generator, tmp_path_factory):
         precision: (
             write_detector(
                 folder / f"{precision}.onnx", generator, described(), 0, "", ExportSettings(precision),
-                validation=make_judges(), rule=rule,
+                validation=make_validation_data(), rule=rule,
             ),
             folder / f"{precision}.onnx",
         )
@@ -115,12 +119,13 @@ def test_sizes(written):
 
 
 def expected_agreement(written, precision):
-    validation = make_judges()
+    validation = make_validation_data()
     scores = {name: Detector(written[name][1]).score(validation.test) for name in ("fp32", precision)}
     ours, theirs = scores[precision], scores["fp32"]
     return (
         roc_auc_score(validation.test_is_anomalous, ours.score),
-        roc_auc_score(validation.test_is_anomalous, ours.score) - roc_auc_score(validation.test_is_anomalous, theirs.score),
+        roc_auc_score(validation.test_is_anomalous, ours.score)
+        - roc_auc_score(validation.test_is_anomalous, theirs.score),
         np.mean(ours.is_anomaly == theirs.is_anomaly),
         spearmanr(ours.score, theirs.score).statistic,
     )
@@ -149,10 +154,12 @@ def test_fp32_has_nothing_to_agree_with(written):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_threshold_is_each_precisions_own_best_f1(written, precision):
     report, path = written[precision]
-    validation = make_judges()
+    validation = make_validation_data()
     detector = Detector(path)
     scores = detector.score(validation.test)
-    best = max(f1_score(validation.test_is_anomalous, scores.score > t) for t in [*scores.score, scores.score.min() - 1])
+    best = max(
+        f1_score(validation.test_is_anomalous, scores.score > t) for t in [*scores.score, scores.score.min() - 1]
+    )
     assert f1_score(validation.test_is_anomalous, scores.is_anomaly) == pytest.approx(best)
     assert (detector.threshold, detector.metadata["threshold_rule"]) == (report.threshold, report.threshold_rule)
     assert report.threshold_rule == f"best F1 on {COUNT} labelled images"
@@ -162,11 +169,11 @@ def test_thresholds_differ(written):
     assert len({report.threshold for report, _ in written.values()}) == 3
 
 
-def test_parity_of_lower_precisions_is_told(written, generator):
+def test_parity_of_lower_precisions_is_reported(written, generator):
     for precision, bound in (("fp16", 2e-2), ("int8", 0.3)):
         report, path = written[precision]
         assert 1e-6 < report.parity_max_rel < bound
-        images = make_judges().test
+        images = make_validation_data().test
         relative = np.abs(Detector(path).score(images).score / by_torch(generator, images) - 1)
         assert relative.max() < bound
 
@@ -174,9 +181,11 @@ def test_parity_of_lower_precisions_is_told(written, generator):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.usefixtures("quick")
 def test_threshold_by_quantile_on_each_precisions_own_scores(generator, tmp_path, precision):
-    validation = make_judges(labels=False)
+    validation = make_validation_data(labels=False)
     path = tmp_path / "d.onnx"
-    report = write_detector(path, generator, described(), 123, "by hand", ExportSettings(precision), validation=validation)
+    report = write_detector(
+        path, generator, described(), 123, "by hand", ExportSettings(precision), validation=validation
+    )
     scores = Detector(path).score(validation.normals).score
     assert report.threshold == pytest.approx(np.quantile(scores.astype(float), 0.99), rel=2e-3)
     assert report.threshold_rule == f"0.99 quantile of {COUNT} normal images' scores"
@@ -244,8 +253,8 @@ def test_calibration_sees_training_normals_alone(written, generator, tmp_path):
         return weights_and_scales(tmp_path / "d.onnx")
 
     reference = weights_and_scales(written["int8"][1])
-    train = make_judges().train
-    other = make_judges(test_seed=7, labels=True)
+    train = make_validation_data().train
+    other = make_validation_data(test_seed=7, labels=True)
     assert export(ValidationData(train, other.test[1::2], other.test, ~other.test_is_anomalous)) == reference
     assert export(ValidationData(other.test[1::2], train, other.test, other.test_is_anomalous)) != reference
 
@@ -253,10 +262,12 @@ def test_calibration_sees_training_normals_alone(written, generator, tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_too_few_images_to_calibrate(generator, tmp_path):
     for count, fails in ((31, True), (32, False)):
-        validation = make_judges(train_count=count)
+        validation = make_validation_data(train_count=count)
         settings = ExportSettings("int8")
         if not fails:
-            write_detector(tmp_path / "d.onnx", generator, described(), 0, "", settings, validation=validation, gate=False)
+            write_detector(
+                tmp_path / "d.onnx", generator, described(), 0, "", settings, validation=validation, gate=False
+            )
             continue
         with pytest.raises(KdganError, match="int8 needs at least 32 normal images for calibration; got 31"):
             write_detector(tmp_path / "d.onnx", generator, described(), 0, "", settings, validation=validation)
@@ -273,7 +284,7 @@ def test_without_images(generator, tmp_path, precision):
 @pytest.mark.usefixtures("quick")
 def test_gate_that_fails_leaves_no_file(generator, tmp_path):
     """Labels by torch's own scores: an AUC of 1, which nothing but the same order keeps."""
-    validation = make_judges()
+    validation = make_validation_data()
     scores = by_torch(generator, validation.test)
     settings, path = ExportSettings(latent_rank=1), tmp_path / "d.onnx"
     labels = scores > np.median(scores)

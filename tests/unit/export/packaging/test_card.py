@@ -16,16 +16,21 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.export import ExportSettings, IOSpec, ValidationData, write_detector
 from kdgan_compress.export.packaging import card as cards
 from kdgan_compress.export.packaging.call_examples import LANGUAGES, InputSpec
-from kdgan_compress.export.validation.golden import make_golden
 from kdgan_compress.export.packaging.mobile import MobileCheck
+from kdgan_compress.export.validation.golden import make_golden
 from kdgan_compress.profiling import Latency
 from kdgan_compress.runtime import Detector
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 THRESHOLD = 1.2345678
-FRAME = (24, 40)
-KINDS = [(channels, kind, frame) for channels in (1, 3) for kind in ("uint8", "float") for frame in (None, FRAME)]
+INPUT_SIZE = (24, 40)
+KINDS = [
+    (channels, kind, input_size)
+    for channels in (1, 3)
+    for kind in ("uint8", "float")
+    for input_size in (None, INPUT_SIZE)
+]
 DATA = cards.ModelCardData(
     trained_on="mnist, normal 8",
     teacher="big-one",
@@ -102,12 +107,12 @@ def test_the_lines_in_python_give_the_detectors_score(made, kind, tmp_path, monk
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_shape_and_type_in_every_language(made, kind):
-    channels, input_kind, frame = kind
+    channels, input_kind, input_size = kind
     path, _, text = made[kind]
     (image,) = Detector(path).session.get_inputs()
     free = {"H": "height", "W": "width", "N": 1}
     shape = [str(free.get(length, length)) for length in image.shape]
-    assert all(length in free or length in (channels, *(frame or ())) for length in image.shape)
+    assert all(length in free or length in (channels, *(input_size or ())) for length in image.shape)
     code = blocks(text)
     assert code.keys() == {"Python", "C++", "Kotlin", "Swift", "JavaScript"} == LANGUAGES.keys()
     joined = ", ".join(shape)
@@ -129,7 +134,7 @@ def test_shape_and_type_in_every_language(made, kind):
     assert 'forResource: "student", ofType: "onnx"' in code["Swift"]
     assert all('"score"' in code[language] for language in ("Python", "C++", "Kotlin", "Swift"))
     order = "row by row" + ("" if channels == 1 else ", each pixel red, green, blue" if as_bytes else "")
-    size = "24×40" if frame else "height × width"
+    size = "24×40" if input_size else "height × width"
     for language in ("C++", "Kotlin", "Swift", "JavaScript"):
         assert order in code[language]
         assert f"{size} {'bytes' if as_bytes else 'floats from 0 to 1'}" in code[language]
@@ -139,17 +144,17 @@ def test_shape_and_type_in_every_language(made, kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_input_and_outputs_are_the_files_own(made, kind):
-    channels, input_kind, frame = kind
+    channels, input_kind, input_size = kind
     _, _, text = made[kind]
     section = text.split("## Input and output")[1].split("## ")[0]
-    shape = ["N", *(frame or ("H", "W"))]
+    shape = ["N", *(input_size or ("H", "W"))]
     shape.insert(3 if input_kind == "uint8" else 1, channels)
     told = "uint8, 0 to 255" if input_kind == "uint8" else "float32, 0 to 1"
     assert f"| in | `image` | {told} | ({', '.join(map(str, shape))}) |" in section
     outputs = re.findall(r"^\| out \| `(\w+)` \| (\w+) \| \((\w+)\) \|$", section, re.MULTILINE)
     assert outputs == [("score", "float32", "N"), ("is_anomaly", "bool", "N")]
-    assert ("resizes to 16×16 itself" in section) == (frame is None)
-    assert ("Resize images to 24×40" in section) == (frame is not None)
+    assert ("resizes to 16×16 itself" in section) == (input_size is None)
+    assert ("Resize images to 24×40" in section) == (input_size is not None)
     assert ("Grey is L" in section) == (channels == 1)
     assert ("R, G, B" in section.splitlines()[-3] + section.splitlines()[-2]) == (channels == 3) or channels == 1
 
@@ -313,9 +318,11 @@ struct Session {
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-@pytest.mark.parametrize(("channels", "kind", "frame"), [(1, "uint8", None), (3, "float", FRAME), (3, "float", None)])
-def test_the_lines_in_cpp_compile(tmp_path, channels, kind, frame):
-    code = LANGUAGES["C++"][1](InputSpec("student.onnx", channels, kind == "uint8", frame, THRESHOLD))
+@pytest.mark.parametrize(
+    ("channels", "kind", "input_size"), [(1, "uint8", None), (3, "float", INPUT_SIZE), (3, "float", None)]
+)
+def test_the_lines_in_cpp_compile(tmp_path, channels, kind, input_size):
+    code = LANGUAGES["C++"][1](InputSpec("student.onnx", channels, kind == "uint8", input_size, THRESHOLD))
     pixel = re.search(r"std::vector<(\w+)> pixels", code)[1]
     (tmp_path / "onnxruntime_cxx_api.h").write_text(STUB.replace("PIXEL", pixel))
     includes = [line for line in code.splitlines() if line.startswith("#")]
@@ -349,15 +356,15 @@ export const InferenceSession = {
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node")
-@pytest.mark.parametrize(("channels", "kind", "frame"), [(1, "uint8", None), (3, "float", FRAME)])
-def test_the_lines_in_javascript_run(tmp_path, channels, kind, frame):
-    code = LANGUAGES["JavaScript"][1](InputSpec("student.onnx", channels, kind == "uint8", frame, THRESHOLD))
+@pytest.mark.parametrize(("channels", "kind", "input_size"), [(1, "uint8", None), (3, "float", INPUT_SIZE)])
+def test_the_lines_in_javascript_run(tmp_path, channels, kind, input_size):
+    code = LANGUAGES["JavaScript"][1](InputSpec("student.onnx", channels, kind == "uint8", input_size, THRESHOLD))
     package = tmp_path / "node_modules" / "onnxruntime-web"
     package.mkdir(parents=True)
     (package / "package.json").write_text('{"name": "onnxruntime-web", "type": "module", "exports": "./index.js"}')
     (package / "index.js").write_text(ORT_WEB)
     array = "Uint8Array" if kind == "uint8" else "Float32Array"
-    height, width = frame or (24, 40)
+    height, width = input_size or (24, 40)
     names = f"const height = 24, width = 40, pixels = new {array}({height * width * channels});\n"
     module = tmp_path / "call.mjs"
     module.write_text(code)

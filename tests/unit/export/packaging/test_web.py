@@ -61,9 +61,9 @@ def pair(tmp_path):
 
 def make_pair(folder: Path, content: bytes) -> tuple[Path, Path]:
     detector, golden = folder / "student.onnx", folder / "student.golden.json"
-    sealed = write_checksum(content + CHECKSUM_PLACEHOLDER.encode())
-    detector.write_bytes(sealed)
-    golden.write_text(json.dumps({"cases": [{}], "file_sha256": sealed[-len(CHECKSUM_PLACEHOLDER) :].decode()}))
+    complete = write_checksum(content + CHECKSUM_PLACEHOLDER.encode())
+    detector.write_bytes(complete)
+    golden.write_text(json.dumps({"cases": [{}], "file_sha256": complete[-len(CHECKSUM_PLACEHOLDER) :].decode()}))
     return detector, golden
 
 

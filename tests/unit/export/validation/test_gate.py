@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, roc_auc_score
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import Agreement, ValidationData, ThresholdRule
+from kdgan_compress.export import Agreement, ThresholdRule, ValidationData
 from kdgan_compress.export.precisions import GateLimits
 from kdgan_compress.export.validation.gate import ValidationScores, agreement
 
@@ -96,7 +96,9 @@ def test_agreement_with_labels(seed):
     theirs, labels = random_case(seed)
     ours = theirs + np.random.default_rng(9).normal(0, 0.3, 200)
     normals = np.random.default_rng(1).normal(size=(2, 5))
-    found = agreement(ValidationScores(normals[0], ours, 0.7), ValidationScores(normals[1], theirs, 0.4), validation(labels))
+    found = agreement(
+        ValidationScores(normals[0], ours, 0.7), ValidationScores(normals[1], theirs, 0.4), validation(labels)
+    )
     same = [(a > 0.7) == (b > 0.4) for a, b in zip(ours, theirs, strict=True)]
     assert found.auc == pytest.approx(roc_auc_score(labels, ours))
     assert found.auc_diff == pytest.approx(roc_auc_score(labels, ours) - roc_auc_score(labels, theirs))

@@ -70,11 +70,13 @@ def test_replay_gives_the_same_scores(written):
     assert np.ptp(read.score) > 0.01 * read.score.mean()
 
 
-def test_sizes_are_the_frames_or_odd_ones(written):
+def test_sizes_are_the_input_size_or_unusual_ones(written):
     _, detector, golden = written
     sizes = {image.shape[:2] for image in golden.images}
     assert sizes == ({(20, 31)} if detector.input_size else {(16, 16), (13, 21), (49, 32)})
-    assert sample_sizes(16, detector.input_size) == tuple(sorted(sizes, key=[(16, 16), (13, 21), (49, 32), (20, 31)].index))
+    assert sample_sizes(16, detector.input_size) == tuple(
+        sorted(sizes, key=[(16, 16), (13, 21), (49, 32), (20, 31)].index)
+    )
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-2), ("int8", 2e-2)])
