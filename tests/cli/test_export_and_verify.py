@@ -91,6 +91,18 @@ def signature(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     )  # type: ignore[return-value]
 
 
+# Help.
+
+
+@pytest.mark.parametrize("command", ["export", "profile", "verify", "score"])
+def test_help_fits_one_screen(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert len(out.splitlines()) <= 40
+    assert max(map(len, out.splitlines())) <= 80
+
+
 # Export.
 
 

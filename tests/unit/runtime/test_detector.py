@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 import pytest
 from brightness import brightness
-from onnx import helper
+from onnx import TensorProto, helper
 from PIL import Image
 
 from kdgan_compress.errors import KdganError
@@ -229,3 +229,19 @@ def test_cut_anywhere(tmp_path):
 def test_images_without_pixels(detector, shape):
     with pytest.raises(KdganError, match=r"must be uint8 \(N, H, W, 3\)"):
         detector.score(np.zeros((2, *shape), np.uint8))
+
+
+@pytest.mark.parametrize("name", ["anomaly_map", "error_map"])
+def test_the_anomaly_map_of_older_files_has_another_name(tmp_path, name):
+    model = brightness(1, 100.5)
+    model.graph.node.append(helper.make_node("Squeeze", ["levels", "last"], [name]))
+    model.graph.initializer.append(helper.make_tensor("last", TensorProto.INT64, [1], [3]))
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "H", "W"]))
+    metadata = {"schema_version": "2", "image_channels": "1", "image_size": "32", "threshold": "1"}
+    helper.set_model_props(model, metadata | {CHECKSUM_KEY: CHECKSUM_PLACEHOLDER})
+    (tmp_path / "d.onnx").write_bytes(write_checksum(model.SerializeToString()))
+    images = np.arange(12, dtype=np.uint8).reshape(1, 3, 4, 1)
+    scores = Detector(tmp_path / "d.onnx").score(images, maps=True)
+    np.testing.assert_array_equal(scores.anomaly_map, images[..., 0])
+    assert scores.reconstruction is None
+    assert Detector(tmp_path / "d.onnx").score(images).anomaly_map is None
