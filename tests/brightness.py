@@ -1,12 +1,12 @@
-"""A detector written by hand, sealed as an export is: an image's score is its mean level."""
+"""A detector written by hand, with a checksum as an export: an image's score is its mean level."""
 
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
 
+from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, write_checksum
 from kdgan_compress.runtime.detector import SCHEMA_VERSION
-from kdgan_compress.runtime.seal import OPEN_SEAL, SEAL_KEY, seal
 
 
 def brightness(channels: int, threshold: float) -> onnx.ModelProto:
@@ -45,9 +45,9 @@ def write_brightness(path: Path, channels: int = 1, threshold: float = 100.5, **
         "threshold": repr(threshold),
         "precision": "fp32",
         "weights_sha256": "none",
-        SEAL_KEY: OPEN_SEAL,
+        CHECKSUM_KEY: CHECKSUM_PLACEHOLDER,
     }
     helper.set_model_props(model, metadata | changed)
     onnx.checker.check_model(model)
-    path.write_bytes(seal(model.SerializeToString()))
+    path.write_bytes(write_checksum(model.SerializeToString()))
     return path

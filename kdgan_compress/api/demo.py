@@ -9,7 +9,7 @@ from PIL import Image
 
 from kdgan_compress.api.distill import distill
 from kdgan_compress.api.export import export_detector
-from kdgan_compress.api.profile import ModelProfile, Ratios, profile_all, ratios
+from kdgan_compress.api.profile import CompressionRatios, ModelProfile, profile_all, ratios
 from kdgan_compress.api.train import train
 from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
@@ -31,7 +31,7 @@ class DemoRow:
     name: str
     training: RunResult
     profile: ModelProfile
-    ratios: Ratios
+    ratios: CompressionRatios
 
 
 @dataclass(frozen=True)

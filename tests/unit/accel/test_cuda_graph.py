@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kdgan_compress.gans.cvgad_objective import CvgadObjective
 
 from kdgan_compress.accel import cuda_graph as capture
 from kdgan_compress.accel.cuda_graph import WARM_UP, CapturedStep
@@ -13,7 +14,6 @@ from kdgan_compress.distillation.scheduler import Schedule, run_together
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import TrainingSettings
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.gans.cvgad_objective import CvgadObjective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

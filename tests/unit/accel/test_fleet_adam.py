@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-from torch import nn
-
 from kdgan_compress.accel.fleet_adam import Adam
+from torch import nn
 
 BETAS = (0.5, 0.99)
 SHAPES = [(3,), (2, 3, 4, 4), (1, 2, 1, 1)]

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from kdgan_compress.gans.cvgad_objective import CvgadObjective
+from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
 
 from kdgan_compress.distillation import train_log as meter
 from kdgan_compress.distillation.loss import Distillation
@@ -14,8 +16,6 @@ from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import TrainingSettings
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.gans.cvgad_objective import CvgadObjective
-from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
 
 SIZES = (30, 21, 13)
 """At batch 8 epochs have 4, 3 and 2 steps, so that members' records come now together, now apart."""

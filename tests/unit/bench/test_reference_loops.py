@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from kdgan_compress.gans.objectives import OBJECTIVES
 
 from kdgan_compress.bench import reference_loops as plain_loops
 from kdgan_compress.distillation.loss import Distillation
@@ -11,7 +12,6 @@ from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import StageRun, TrainingSettings, begin_stage, run_stage
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.gans.objectives import OBJECTIVES
 
 IMAGES = torch.randint(0, 256, (24, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

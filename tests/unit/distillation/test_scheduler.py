@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from kdgan_compress.gans.cvgad_objective import CvgadObjective
 
 from kdgan_compress.distillation.loss import Distillation
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
@@ -13,7 +14,6 @@ from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import StageRun, TrainingSettings, begin_stage, run_stage
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.gans.cvgad_objective import CvgadObjective
 
 BETAS, DECAY = (0.5, 0.99), 0.9
 SETTINGS = TrainingSettings(batch_size=4, seed=3)

@@ -6,13 +6,13 @@ import io
 import numpy as np
 import pytest
 import torch
+from kdgan_compress.gans.cvgad_objective import CvgadObjective
+from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
 
 from kdgan_compress.distillation.hooks import Connectors
 from kdgan_compress.distillation.train_state import TrainState, frozen
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.gans.cvgad_objective import CvgadObjective
-from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
 
 BOTH = ("generator", "discriminator")
 

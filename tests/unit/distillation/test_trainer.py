@@ -6,6 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
 from torch.nn.functional import softplus
 
 from kdgan_compress.distillation import train_log as meter
@@ -18,7 +19,6 @@ from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import StageRun, TrainingSettings, begin_stage, run_stage
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
 from kdgan_compress.gans.objective import Update
 
 BETAS = (0.5, 0.99)

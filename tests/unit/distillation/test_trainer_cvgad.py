@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from kdgan_compress.gans.cvgad_objective import CvgadObjective
+from kdgan_compress.gans.objectives import OBJECTIVES
 
 from kdgan_compress.distillation.loss import Distillation
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
@@ -11,8 +13,6 @@ from kdgan_compress.distillation.scheduler import Schedule
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import StageRun, TrainingSettings, begin_stage, run_stage
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.gans.cvgad_objective import CvgadObjective
-from kdgan_compress.gans.objectives import OBJECTIVES
 
 BETAS = (0.5, 0.999)
 ALWAYS_NEGATIVE = CvgadObjective(latent_threshold=1e9)

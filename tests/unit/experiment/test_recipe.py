@@ -5,6 +5,9 @@ import math
 import numpy as np
 import pytest
 import yaml
+from kdgan_compress.gans.cvgad_objective import CvgadObjective
+from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
+from kdgan_compress.gans.objectives import OBJECTIVES
 
 from kdgan_compress.api.distill import distill
 from kdgan_compress.api.train import train
@@ -14,9 +17,6 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint
 from kdgan_compress.experiment.recipe import Recipe, load_recipe, parse_recipe, recipe_names
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.gans.cvgad_objective import CvgadObjective
-from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
-from kdgan_compress.gans.objectives import OBJECTIVES
 
 CVGAD = ["cvgad", "cvgad-cifar10", "cvgad-coil100", "cvgad-fashion-mnist"]
 SHIPPED = ["cifar10-8-16-64", *CVGAD, "default", "fashion-mnist-1-2-4", "from-scratch", "mnist-2-4-8", "paper"]

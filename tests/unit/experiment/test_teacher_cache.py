@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from interruption import stop_after
+from kdgan_compress.experiment.teacher_cache import CacheSource
 from safetensors.torch import load_file
 
 from kdgan_compress.api.distill import distill, distill_fleet, resume_distill, resume_distill_fleet
@@ -18,7 +19,6 @@ from kdgan_compress.distillation.policies import STRUCTURES, LossSet, Stage
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment import teacher_cache as cache_module
 from kdgan_compress.experiment.recipe import CacheSection, load_recipe, parse_recipe
-from kdgan_compress.experiment.teacher_cache import CacheSource
 from kdgan_compress.gans import Architecture, build, normalize_images
 
 NUM_IMAGES = 70  # more than the 64 that are asked of the teacher at once

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from kdgan_compress.gans.cvgad_objective import CvgadObjective, outlier_codes
 from torch import nn
 from torch.nn.functional import softplus
 
@@ -19,7 +20,6 @@ from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import TrainingSettings
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Gan, build
-from kdgan_compress.gans.cvgad_objective import CvgadObjective, outlier_codes
 from kdgan_compress.gans.objective import Batch
 
 WEIGHTS = {

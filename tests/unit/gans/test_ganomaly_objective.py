@@ -2,12 +2,12 @@ import copy
 
 import pytest
 import torch
+from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
 from torch import nn
 
 from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Gan, build
-from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
 from kdgan_compress.gans.objective import Batch
 
 TAPS = ("z1", "x_hat", "z2")

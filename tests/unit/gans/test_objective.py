@@ -1,9 +1,9 @@
 import pytest
+from kdgan_compress.gans.objectives import OBJECTIVES
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import FAMILIES
 from kdgan_compress.gans.objective import Batch, check_weights
-from kdgan_compress.gans.objectives import OBJECTIVES
 
 
 def test_every_family_has_an_objective():
