@@ -16,8 +16,9 @@ from torch.nn.functional import batch_norm
 from kdgan_compress.accel.layers import Conv2d, ConvTranspose2d, InstanceNorm2d
 from kdgan_compress.errors import KdganError
 
-STACK_RTOL = 1e-3
-"""Largest difference between a stack's outputs and its members', relative to the largest output."""
+STACK_RTOL = 0.05
+"""Largest difference between a stack's outputs and its members', relative to the largest output. A network that cannot
+be stacked differs by far more, TF32 on a GPU by less."""
 
 
 class StackedBatchNorm2d(nn.Module):

@@ -69,7 +69,7 @@ class ExportReport:
 
 
 def write_detector(
-    path: Path,
+    path: str | Path,
     generator: nn.Module,
     image_format: ImageFormat,
     threshold: float,
@@ -104,7 +104,7 @@ def write_detector(
     Example:
         >>> write_detector(Path("d.onnx"), gan.generator, architecture, 0.5, "by hand")  # doctest: +SKIP
     """
-    settings = settings or ExportSettings()
+    path, settings = Path(path), settings or ExportSettings()
     generator.eval()
     if rule is None and not settings.is_exact:
         rule = ThresholdRule()

@@ -4,10 +4,12 @@ The generator is the paper's CVAE (encoder, decoder, classifier p(y|z), means μ
 which shares the encoder's objective. The score needs encoder and decoder only.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdgan_compress.errors import KdganError
@@ -27,6 +29,10 @@ from kdgan_compress.losses import (
     ssim_loss,
     wasserstein_loss,
 )
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 MIN_SCORE_RANGE = 1e-6
 LOG_VAR_BOUND = 5.0

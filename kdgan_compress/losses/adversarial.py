@@ -1,13 +1,18 @@
 """Losses of discriminators: S_ce of P-KDGAN's Table I, and WGAN-GP's critic in CVGAD (Eq. 13 to 15)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kdgan_compress.losses.distances import check_same_shape, mean_per_sample
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def discriminator_cross_entropy(

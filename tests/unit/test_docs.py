@@ -55,9 +55,9 @@ def test_the_python_api_of_the_readme_exists() -> None:
 def test_every_command_line_of_the_documents_is_one_the_program_has() -> None:
     text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
     commands = re.findall(r"(?:^ +|`)kdgan-compress ([a-z]+)", text, re.MULTILINE)
-    assert {"train", "distill", "evaluate", "profile", "export", "score"} <= set(commands) <= set(main.cli.commands)
+    assert {"train", "distill", "evaluate", "profile", "export", "score"} <= set(commands) <= set(main.COMMANDS)
     options = re.findall(r"`(--[a-z0-9-]+)", text)
-    known = {opt for command in main.cli.commands.values() for param in command.params for opt in param.opts}
+    known = {opt for name in main.COMMANDS for param in main.cli.get_command(None, name).params for opt in param.opts}
     assert set(options) <= known
 
 

@@ -95,7 +95,7 @@ def test_a_row_that_needs_calibration_images_gets_them(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("new_row")
 def test_the_command_line_and_profile_know_a_new_row(tmp_path, monkeypatch, capsys):
-    export = cli.commands["export"]
+    export = cli.get_command(None, "export")
     assert f"[fp32|fp16|int8|{NAME}]" in export.get_help(click.Context(export))
     described = Architecture(channels=(1, 2), image_size=16, latent_size=32, norm="batch")
     monkeypatch.setattr(module, "PAPER_ARCHITECTURES", (described,))
