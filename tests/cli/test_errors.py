@@ -82,7 +82,7 @@ def test_output_that_cannot_be_written(cli: Cli, npz: Path, runs: dict[str, Path
 def test_a_run_is_never_overwritten(cli: Cli, npz: Path, runs: dict[str, Path]) -> None:
     before = (runs["teacher"] / "model.safetensors").read_bytes()
     data = ["--data", f"npz:{npz}", "--normal", "0", "--width", "1"]
-    assert_refused(cli("train", *data, "--out", runs["teacher"]), "folder of its own", "--resume")
+    assert_refused(cli("train", *data, "--out", runs["teacher"]), "needs a new folder", "--resume")
     assert (runs["teacher"] / "model.safetensors").read_bytes() == before
 
 
