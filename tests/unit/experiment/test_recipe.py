@@ -494,6 +494,11 @@ def test_replace_of_a_section_by_a_value_and_the_reverse_is_a_users_error(change
         load_recipe("default").replace(changes)
 
 
+def test_a_section_given_as_a_value_is_an_error_even_if_a_later_change_has_the_section():
+    with pytest.raises(KdganError, match="training is given as both"):
+        Recipe().replace({"training": 3}, {"training": {"epochs": 1}})
+
+
 def tiny_data(recipe, folder):
     """Random images under the recipe's protocol, of which one to two batches train; the data settings to use them."""
     rng = np.random.default_rng(0)
