@@ -1,4 +1,4 @@
-"""A detector written by hand, with a checksum as an export: an image's score is its mean level."""
+"""A handwritten detector file with the checksum of an export: the score of an image is its mean grey level."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from kdgan_compress.runtime.detector import SCHEMA_VERSION
 
 
 def brightness(channels: int, threshold: float) -> onnx.ModelProto:
-    """Its graph, without metadata."""
+    """The ONNX graph, without metadata."""
     nodes = [
         helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["levels", "axes"], ["score"], keepdims=0),
@@ -36,7 +36,7 @@ def brightness(channels: int, threshold: float) -> onnx.ModelProto:
 
 
 def write_brightness(path: Path, channels: int = 1, threshold: float = 100.5, **changed: str) -> Path:
-    """Write it; ``changed`` are further metadata."""
+    """Write the detector; ``changed`` is further metadata."""
     model = brightness(channels, threshold)
     metadata = {
         "schema_version": str(SCHEMA_VERSION),

@@ -34,8 +34,8 @@ from kdgan_compress.gans import cvgad_objective as cvgad
         (["--protocol", "gpnd-5fold", "--outliers", "1.5"], ["between 0 and 1", "1.5"]),
         (["--protocol", "gpnd-5fold", "--trial", "-1"], ["trial", "-1"]),
         (["--protocol", "miso-8020", "--normal", "1"], ["--normal", "--novel"]),
-        (["--protocol", "coil100", "--num-categories", "0"], ["at least one", "0"]),
-        (["--data", "coil100", "--normal", "3"], ["COIL-100", "--protocol coil100"]),
+        (["--protocol", "coil100", "--num-categories", "0"], ["At least one category", "got 0"]),
+        (["--data", "coil100", "--normal", "3"], ["coil100 has none", "--protocol miso-8020, gpnd-5fold, coil100"]),
         (["--data", "coil100", "--protocol", "coil100", "--data-root", "."], ["coil100.npz", "--data-root"]),
         (["--data", "folder:x", "--protocol", "ocgan-p1"], ["folder", "simo"]),
         (["--family", "cvgad", "--num-clusters", "0"], ["model.num_clusters", "greater than or equal to 1"]),
@@ -82,7 +82,7 @@ def test_output_that_cannot_be_written(cli: Cli, npz: Path, runs: dict[str, Path
 def test_a_run_is_never_overwritten(cli: Cli, npz: Path, runs: dict[str, Path]) -> None:
     before = (runs["teacher"] / "model.safetensors").read_bytes()
     data = ["--data", f"npz:{npz}", "--normal", "0", "--width", "1"]
-    assert_refused(cli("train", *data, "--out", runs["teacher"]), "folder of its own", "--resume")
+    assert_refused(cli("train", *data, "--out", runs["teacher"]), "needs a new folder", "--resume")
     assert (runs["teacher"] / "model.safetensors").read_bytes() == before
 
 
@@ -91,8 +91,8 @@ def test_teachers_that_cannot_teach(cli: Cli, runs: dict[str, Path], tmp_path: P
     assert_refused(cli("distill", "--teacher", tmp_path / "none", *out), "none")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((runs["teacher"] / "model.safetensors").read_bytes()[:1000])
-    assert_refused(cli("distill", "--teacher", cut, *out), "whole", "cut.safetensors")
-    assert_refused(cli("distill", "--teacher", runs["detector"], *out), "whole")
+    assert_refused(cli("distill", "--teacher", cut, *out), "damaged", "cut.safetensors")
+    assert_refused(cli("distill", "--teacher", runs["detector"], *out), "damaged")
     for section, words in (("family: ed", ["family", "ede"]), ("image_channels: 3", ["image channels", "3"])):
         recipe = tmp_path / "other.yaml"
         recipe.write_text(f"model: {{{section}}}\n")
@@ -234,8 +234,8 @@ def test_a_test_split_without_outliers_cannot_be_evaluated(
 def test_the_papers_mode_has_its_own_limits(
     cli: Cli, runs: dict[str, Path], families: dict[str, Path], tmp_path: Path
 ) -> None:
-    assert_refused(cli("evaluate", "--model", families["ede"], "--mode", "paper"), "cvgad", "Leave the mode out")
-    assert_refused(cli("evaluate", "--model", runs["detector"], "--mode", "paper"), "a detector has the score alone")
+    assert_refused(cli("evaluate", "--model", families["ede"], "--mode", "paper"), "cvgad", "Leave out --mode paper")
+    assert_refused(cli("evaluate", "--model", runs["detector"], "--mode", "paper"), "a detector has only the score")
 
 
 def test_a_students_other_family_must_exist(cli: Cli, families: dict[str, Path], tmp_path: Path) -> None:

@@ -150,13 +150,13 @@ def test_a_folder_of_good_parts_alone_is_enough_to_train(cli: Cli, tmp_path: Pat
     assert only_json(out)["auc"] is None
     code, _, err = cli("evaluate", "--model", tmp_path / "run")
     assert code == 1
-    assert "both normal and novel" in err
+    assert "both normal and anomalous" in err
 
 
 def test_recipes_are_listed_shown_and_checked(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("recipes", "list", "--json")
     assert code == 0
-    assert {"default", "paper", "alone"} <= only_json(out).keys()
+    assert {"default", "paper", "from-scratch"} <= only_json(out).keys()
     mine = tmp_path / "mine.yaml"
     mine.write_text(cli("recipes", "show", "paper")[1])
     assert cli("recipes", "check", mine)[0] == 0

@@ -563,7 +563,7 @@ def test_a_folder_with_one_of_the_runs_takes_none_of_them(width, recipes, tmp_pa
     out = tmp_path / "out"
     train(recipes[1], out / NAMES[1])
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*.*")}
-    with pytest.raises(KdganError, match=f"folder of its own; found a run in .*{NAMES[1]}"):
+    with pytest.raises(KdganError, match=f"needs a new folder; found a run in .*{NAMES[1]}"):
         train_fleet(recipes[:3], out, fleet=width, show_progress=lambda _: pytest.fail("trained"))
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*.*")} == before
 

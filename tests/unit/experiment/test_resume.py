@@ -230,7 +230,7 @@ def test_a_run_is_resumed_by_its_own_command(base):
 @pytest.mark.parametrize("there", ["train", "distill"])
 def test_a_folder_with_a_run_takes_no_other(kind, there, base, recipe):
     before = content_of(base / there)
-    with pytest.raises(KdganError, match="folder of its own; found a run"):
+    with pytest.raises(KdganError, match="needs a new folder; found a run"):
         start(kind, base, recipe, base / there)
     assert content_of(base / there) == before
 

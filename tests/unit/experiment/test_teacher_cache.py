@@ -430,7 +430,7 @@ def test_what_is_refused_writes_no_cache(what, base, tmp_path):
     teacher, recipe = base / "teacher-0", student_recipe("2", folder=str(tmp_path / "cache"))
     if what == "a run is there":
         distill(teacher, student_recipe("2", enabled=False), tmp_path / "run")
-        with pytest.raises(KdganError, match="folder of its own"):
+        with pytest.raises(KdganError, match="needs a new folder"):
             distill(teacher, recipe, tmp_path / "run")
     else:
         with pytest.raises(KdganError, match="at least 1 model"):
