@@ -116,7 +116,7 @@ def _check_or_write_recipe(out: Path, recipe: str) -> None:
         with atomic_path(path) as temporary:
             temporary.write_text(recipe, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != recipe:
-        raise KdganError("All trials in a folder must have one recipe", f"{path} is another", "Give another --out")
+        raise KdganError("All trials in a folder need one recipe", f"{path} is another", "Give another --out")
 
 
 def _trial_recipe(recipe: Recipe, number: int, jobs: int) -> Recipe:

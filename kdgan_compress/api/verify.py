@@ -119,7 +119,7 @@ def _check_same_images(detector: Detector, checkpoint: Checkpoint, against: str)
     model_images = (checkpoint.architecture.image_channels, checkpoint.architecture.image_size)
     if detector_images != model_images:
         raise KdganError(
-            "Detector and model must have the same image channels and size",
+            "Detector and model need the same image channels and size",
             f"the detector has {detector_images}, {against} has {model_images}",
             "Give the run that the detector was exported from",
         )

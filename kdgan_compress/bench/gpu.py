@@ -72,11 +72,9 @@ def _run_tests() -> bool | None:
 
 def _line(row: BenchRow) -> str:
     path = f"{row.path} {row.fleet}" if row.path == "fleet" else row.path
-    us = row.us_per_image
-    return (
-        f"| {row.structure} | {row.channels} | {row.batch} | {path} | {us.median:,.1f} | {us.min:,.1f} to {us.max:,.1f} "
-        f"| {row.speedup:.2f} |"
-    )
+    times = row.us_per_image
+    measured = f"{times.median:,.1f} | {times.min:,.1f} to {times.max:,.1f} | {row.speedup:.2f}"
+    return f"| {row.structure} | {row.channels} | {row.batch} | {path} | {measured} |"
 
 
 def _table(report: BenchReport) -> str:

@@ -2,7 +2,7 @@
 
 What is distilled (z1, x̂, z2 of P-KDGAN's Fig. 3a) is read from outside, so any ``nn.Module`` can be teacher or student.
 Every way a hook can go wrong silently is an error here: a path that names nothing, a tap that did not fire or fired
-twice in one forward pass, an output that is no tensor, one that is overwritten in place after it was read.
+twice in one forward pass, an output that is not a tensor, or one that is overwritten in place after it was read.
 """
 
 import difflib
@@ -59,7 +59,7 @@ class FeatureHooks:
         """Run the network once and return each tap's output.
 
         Raises:
-            KdganError: Called outside ``with``; a tap fired not exactly once; its output is no tensor or was
+            KdganError: Called outside ``with``; a tap fired not exactly once; its output is not a tensor or was
                 overwritten in place before the forward pass ended.
         """
         if not self._attached:

@@ -44,7 +44,7 @@ class DistillationLoss:
     """K_l = w1 K_1 + wx K_x + w2 K_2 (Eq. 7), and any further terms.
 
     The paper's weights are 1, 1, 1 with norms; with means, latents weighted five times the image did best
-    (docs/results.md).
+    (docs/notes/results.md).
 
     Attributes:
         w1: Weight of K_1, the distance of z1.

@@ -89,7 +89,7 @@ def _check_one_shape(jobs: Sequence[Job]) -> None:
                 fields = [] if None in (a, b) else [field.name for field in dataclasses.fields(a)]
                 differing = [field for field in fields if getattr(a, field) != getattr(b, field)]
                 raise KdganError(
-                    "Models of one command must have one shape, and their teachers too",
+                    "Models of one command, and their teachers, need one shape",
                     f"{first.folder.path} and {job.folder.path} differ in "
                     f"{', '.join(differing) or 'having a teacher'} ({name.replace('_', ' ')})",
                     "Use one command for each shape",

@@ -214,7 +214,7 @@ def _read_opset(path: Path, requested: int) -> int:
     (written,) = (opset.version for opset in onnx.load(path).opset_import if opset.domain == "")
     if written != requested:
         raise KdganError(
-            f"The file must have opset {requested}",
+            f"The file needs opset {requested}",
             f"the exporter made opset {written}",
             f"Leave --opset out for {OPSET}; no file was written",
         )

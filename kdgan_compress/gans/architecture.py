@@ -1,4 +1,4 @@
-"""What has to be known to build a network again: family, channel plan, image, latent size and norm."""
+"""The description from which a network is built: family, channels, image format, latent size and norm."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ MIN_IMAGE_SIZE = 16
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What images a network takes; all that counting and exporting a generator of any make need to know.
+    """The images that a network takes; profiling and exporting a user's generator need no more.
 
     Attributes:
         image_size: Side of the square image in pixels.
@@ -32,7 +32,7 @@ class Architecture(ImageFormat):
 
     Attributes:
         family: A name in ``FAMILIES``.
-        channels: Output channels of the encoder's strided blocks, outermost first; one block a halving of the image
+        channels: Output channels of the encoder's strided blocks, outermost first; each block halves the image,
             down to 4×4, so three numbers at 32×32 (Table II of P-KDGAN).
         image_size: Side of the square image in pixels, a power of two ≥ 16.
         latent_size: Length of z1 and z2.
@@ -51,7 +51,7 @@ class Architecture(ImageFormat):
         expected = num_blocks(self.image_size)
         if len(self.channels) != expected:
             raise KdganError(
-                f"A {self.image_size}×{self.image_size} image must have {expected} channel numbers",
+                f"A {self.image_size}×{self.image_size} image needs {expected} channel numbers",
                 f"got {len(self.channels)} ({self.channels_str})",
                 f"Name {expected} numbers, or give --width u for u, 2u, 4u, …",
             )
@@ -61,7 +61,7 @@ class Architecture(ImageFormat):
             )
         if self.image_channels not in (1, 3):
             raise KdganError(
-                "Images must have 1 (grey) or 3 (RGB) channels", f"got {self.image_channels}", "Choose 1 or 3"
+                "Images have 1 (grey) or 3 (RGB) channels", f"got {self.image_channels}", "Choose 1 or 3"
             )
         if self.latent_size < 1:
             raise KdganError("The latent size must be at least 1", f"got {self.latent_size}", "The papers use 256")
@@ -76,15 +76,15 @@ class Architecture(ImageFormat):
 
     def describe(self) -> dict[str, str]:
         """Every attribute as text, for a detector's metadata."""
-        own = {
+        values = {
             "family": self.family,
             "channels": self.channels_str,
             "latent_size": str(self.latent_size),
             "norm": self.norm,
         }
         if self.num_clusters is not None:
-            own["num_clusters"] = str(self.num_clusters)
-        return super().describe() | own
+            values["num_clusters"] = str(self.num_clusters)
+        return super().describe() | values
 
     @property
     def channels_str(self) -> str:

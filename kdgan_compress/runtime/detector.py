@@ -106,7 +106,7 @@ class Detector:
             ) from None
         if version != SCHEMA_VERSION:
             hint = "Upgrade kdgan-compress" if version > SCHEMA_VERSION else "Export the model again"
-            raise KdganError(f"The detector must have schema {SCHEMA_VERSION}", f"{path} has schema {version}", hint)
+            raise KdganError(f"The detector needs schema {SCHEMA_VERSION}", f"{path} has schema {version}", hint)
 
     def score(self, images: NDArray[np.uint8], maps: bool = False) -> Scores:
         """Score images.

@@ -51,10 +51,10 @@ def test_the_default_is_the_papers_teacher_for_grey_images():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"channels": (2, 4)}, r"32×32 image must have 3 channel numbers; got 2 \(2-4\)"),
-        ({"channels": (2, 4, 8, 16)}, r"must have 3 channel numbers; got 4 \(2-4-8-16\)"),
-        ({"channels": ()}, "must have 3 channel numbers; got 0"),
-        ({"channels": (2, 4, 8), "image_size": 64}, "64×64 image must have 4 channel numbers; got 3"),
+        ({"channels": (2, 4)}, r"32×32 image needs 3 channel numbers; got 2 \(2-4\)"),
+        ({"channels": (2, 4, 8, 16)}, r"needs 3 channel numbers; got 4 \(2-4-8-16\)"),
+        ({"channels": ()}, "needs 3 channel numbers; got 0"),
+        ({"channels": (2, 4, 8), "image_size": 64}, "64×64 image needs 4 channel numbers; got 3"),
         ({"channels": (2, 0, 8)}, "at least 1; got 2-0-8"),
         ({"image_size": 28}, "power of two of at least 16; got 28"),
         ({"image_channels": 2}, r"1 \(grey\) or 3 \(RGB\) channels; got 2"),
