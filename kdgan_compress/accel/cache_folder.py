@@ -58,9 +58,9 @@ class CacheFolder:
         """
         rows_path, header_path = self._paths(key)
         shape = (num_images, sum(map(math.prod, shapes.values())))
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        npy_header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         with atomic_path(rows_path) as temporary, temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            np.lib.format.write_array_header_1_0(file, npy_header)
             for batch in rows:
                 try:
                     file.write(batch.numpy().tobytes())
@@ -79,7 +79,7 @@ class CacheFolder:
 
 
 def _sha256(rows_path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Of the rows' file and of what their columns are."""
+    """SHA-256 of the file of rows and of the shapes of its columns."""
     with rows_path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(repr([(name, list(shape)) for name, shape in shapes.items()]).encode())

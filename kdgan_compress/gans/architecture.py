@@ -60,9 +60,7 @@ class Architecture(ImageFormat):
                 "Every channel number must be at least 1", f"got {self.channels_str}", "Choose a width of 1 or more"
             )
         if self.image_channels not in (1, 3):
-            raise KdganError(
-                "Images have 1 (grey) or 3 (RGB) channels", f"got {self.image_channels}", "Choose 1 or 3"
-            )
+            raise KdganError("Images have 1 (grey) or 3 (RGB) channels", f"got {self.image_channels}", "Choose 1 or 3")
         if self.latent_size < 1:
             raise KdganError("The latent size must be at least 1", f"got {self.latent_size}", "The papers use 256")
         if self.norm not in ("instance", "batch"):
@@ -88,7 +86,7 @@ class Architecture(ImageFormat):
 
     @property
     def channels_str(self) -> str:
-        """The channel plan as people write it: ``64-128-256``."""
+        """The channels as text, such as ``64-128-256``."""
         return "-".join(map(str, self.channels))
 
 
@@ -104,7 +102,7 @@ def num_blocks(image_size: int) -> int:
 
 
 def channels_from_width(width: int, image_size: int = 32) -> tuple[int, ...]:
-    """Channel plan (u, 2u, 4u, …) of width u, one number a block (Table II, student units)."""
+    """Channels (u, 2u, 4u, …) of width u, one number per block (Table II, student units)."""
     if width < 1:
         raise KdganError(
             "The width must be at least 1", f"got {width}", "Try --width 2 (MNIST) or --width 8 (CIFAR-10)"
