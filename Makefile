@@ -23,7 +23,7 @@ check: $(READY)
 
 # Runs on the Python's own torch, without .venv: a GPU machine often has a torch that fits its driver.
 gpu:
-	PYTHONPATH=$(CURDIR) $(PYTHON) -m kdgan_compress.bench.gpu gpu
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/gpu.py gpu
 
 wheel: $(READY)
 	$(BIN)/python -m build --outdir dist

@@ -18,7 +18,7 @@ from kdgan_compress.bench.bench import BenchReport, BenchRow, bench
 from kdgan_compress.bench.cases import CASES, Case
 from kdgan_compress.profiling.machine import machine_name
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 TEST_SECONDS = 90
 MAX_SECONDS = 330
 NUM_ROUNDS, SECONDS_PER_ROUND = 3, 1.0
