@@ -59,7 +59,7 @@ def test_the_default_is_the_papers_teacher_for_grey_images():
         ({"image_size": 28}, "power of two of at least 16; got 28"),
         ({"image_channels": 2}, r"1 \(grey\) or 3 \(RGB\) channels; got 2"),
         ({"latent_size": 0}, "latent size must be at least 1; got 0"),
-        ({"norm": "layer"}, "per_image or batch; got 'layer'"),
+        ({"norm": "layer"}, "instance or batch; got 'layer'"),
         ({"family": "cvgad", "num_clusters": 0}, "clusters K must be at least 1; got 0"),
         ({"family": "cvgad", "num_clusters": -3}, "clusters K must be at least 1; got -3"),
     ],
