@@ -4,25 +4,24 @@ It enters the training through three seams and no others: ``targets`` (a teacher
 ``state.reduce`` (one mean per member) and ``state.update`` (one fused optimiser pass for all members).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from kdgan_compress.accel.cuda_graph import CUDAGraphStep, Step
-from kdgan_compress.accel.fleet import FleetState, stack_gan, stack_settings
+from kdgan_compress.accel.fleet import FleetState, stack_settings
 from kdgan_compress.accel.layers import fast_layers
 from kdgan_compress.accel.precision import precision_context
-from kdgan_compress.accel.stacking import check_stack, to_grouped, to_samples
+from kdgan_compress.accel.stacking import check_stack, stack_networks, to_grouped, to_samples
 from kdgan_compress.accel.teacher_cache import TeacherCache, stacked_targets
 from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.distillation.scheduler import StageRun
 from kdgan_compress.distillation.step import StageModels, Targets, train_step
-from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import Engine
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import eval_mode, normalize_images
+from kdgan_compress.gans import Gan, eval_mode, normalize_images
 from kdgan_compress.gans.ede import GanomalyObjective
 from kdgan_compress.gans.objective import Outputs
 
@@ -67,8 +66,8 @@ class FleetEngine(Engine):
         if loss_set.trains_teacher:
             self._teacher = FleetState([run.teacher for run in runs if run.teacher is not None])
         states = [state for state in (self._student, self._teacher) if state is not None]
-        self._check_stacks(states)
         for state in states:
+            self._check(state.stacked, [member.gan for member in state.members])
             stack.enter_context(state.hooked(k_l.taps(state.gan)))
         self.models = StageModels(
             student=self._student,
@@ -136,7 +135,8 @@ class FleetEngine(Engine):
             forward = self._teacher.forward
         else:
             teachers = [run.teacher.gan for run in self._runs if run.teacher is not None]
-            generator = stack_gan(teachers)["generator"]
+            generator = stack_networks([teacher.generator for teacher in teachers])
+            self._check({"generator": generator}, teachers)
             generator.requires_grad_(False).eval()
             hooks = stack.enter_context(FeatureHooks(generator, k_l.taps(teachers[0])))
 
@@ -150,15 +150,15 @@ class FleetEngine(Engine):
 
         return targets
 
-    def _check_stacks(self, states: Sequence[FleetState]) -> None:
-        """Compare the stacked generators with their members' on one image of each."""
-        images = self._load_images(torch.zeros(1, len(self._runs), dtype=torch.int64, device=self._device))
-        for state, name in zip(states, ("student", "teacher"), strict=False):
-            members: list[TrainState] = [getattr(run, name) for run in self._runs]
+    def _check(self, stacked: Mapping[str, nn.Module], gans: Sequence[Gan]) -> None:
+        """Compare stacked networks with their members' on one image of each."""
+        images = self._load_images(torch.zeros(1, len(gans), dtype=torch.int64, device=self._device))
+        for name, network in stacked.items():
+            members = [gan.networks()[name] for gan in gans]
             with ExitStack() as stack:
-                for network in (state.gan.generator, *(member.gan.generator for member in members)):
-                    stack.enter_context(eval_mode(network))
-                check_stack(state.gan.generator, [member.gan.generator for member in members], images)
+                for module in (network, *members):
+                    stack.enter_context(eval_mode(module))
+                check_stack(network, members, images)
 
 
 def supports_cuda_graph(run: StageRun) -> bool:
