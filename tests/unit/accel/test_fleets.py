@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -175,7 +176,9 @@ def test_batch_norm_students_in_a_fleet_end_as_if_alone(chain, teacher_norm, bat
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("make_optimizer", [FusedAdam, torch.optim.Adam])
+@pytest.mark.parametrize(
+    "make_optimizer", [FusedAdam, torch.optim.Adam, functools.partial(torch.optim.Adam, fused=True)]
+)
 def test_members_may_have_any_adam_before_and_after(make_optimizer):
     def made():
         for member in range(2):

@@ -270,3 +270,10 @@ def test_zero_grad_removes_all_gradients():
         adam.zero_grad()
         assert all(parameter.grad is None for parameter in parameters_of(adam))
         assert isinstance(adam, torch.optim.Optimizer)
+
+
+@pytest.mark.usefixtures("double")
+def test_steps_are_counted_as_the_fused_kernel_takes_them_whatever_the_default_dtype():
+    fleet = fleet_of(range(2), [torch.optim.Adam(start(), betas=BETAS, fused=True) for _ in range(2)])
+    for adam in (fused(), fleet):
+        assert {state["step"].dtype for state in adam.state.values()} == {torch.float32}
