@@ -14,7 +14,7 @@ from kdgan_compress.accel.cuda_graph import CUDAGraphStep, Step
 from kdgan_compress.accel.fleet import FleetState, stack_settings
 from kdgan_compress.accel.layers import fast_layers
 from kdgan_compress.accel.precision import precision_context
-from kdgan_compress.accel.stacking import check_stack, stack_networks, to_grouped, to_samples
+from kdgan_compress.accel.stacking import can_be_stacked, check_stack, stack_networks, to_grouped, to_samples
 from kdgan_compress.accel.teacher_cache import TeacherCache, stacked_targets
 from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.distillation.scheduler import StageRun
@@ -156,15 +156,20 @@ class FleetEngine(Engine):
         for name, network in stacked.items():
             members = [gan.networks()[name] for gan in gans]
             with ExitStack() as stack:
+                stack.enter_context(precision_context("float32", self._device.type))
                 for module in (network, *members):
                     stack.enter_context(eval_mode(module))
                 check_stack(network, members, images)
 
 
 def supports_cuda_graph(run: StageRun) -> bool:
-    """Whether a step of this stage can be captured: it reads nothing on the host, and padding affects no image."""
-    states = [run.student, run.teacher] if run.stage.loss_set.trains_teacher else [run.student]
-    return all(
+    """Whether a step can be captured: networks can be stacked, nothing is read on the host, padding affects no image."""
+    trains_teacher = run.stage.loss_set.trains_teacher
+    states = [run.student, run.teacher] if trains_teacher else [run.student]
+    networks = [network for state in states if state is not None for network in state.gan.networks().values()]
+    if run.teacher is not None and run.targets is None and not trains_teacher:
+        networks.append(run.teacher.gan.generator)
+    return all(map(can_be_stacked, networks)) and all(
         state is not None
         and isinstance(state.objective, GRAPHABLE_OBJECTIVES)
         and state.gan.is_batch_independent

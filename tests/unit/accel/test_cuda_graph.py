@@ -1,5 +1,6 @@
 """A captured step on a CPU, where a capture is a function that calls: its inputs and outputs, and trainings by it."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -172,6 +173,16 @@ def test_a_trained_teacher_counts_and_a_frozen_one_does_not():
         run = begun(structure)
         run.teacher.objective = CvgadObjective()
         assert supports_cuda_graph(run) is expected
+
+
+def test_networks_that_cannot_be_stacked_are_not_captured():
+    cvgad = build(Architecture(family="cvgad", channels=(2, 4), image_size=16, latent_size=8, num_clusters=2))
+    users = make_state((1, 2), 0)
+    users.gan.discriminator.encoder.features[2] = torch.nn.PReLU()
+    assert not supports_cuda_graph(begun(student=users))
+    run = begun()
+    assert not supports_cuda_graph(dataclasses.replace(run, teacher=TrainState(cvgad)))
+    assert supports_cuda_graph(dataclasses.replace(run, teacher=TrainState(cvgad), targets=lambda images, indices: {}))
 
 
 def test_members_with_different_step_counts_are_not_captured():

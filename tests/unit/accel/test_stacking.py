@@ -10,6 +10,7 @@ from kdgan_compress.accel.fleet import stack_gan
 from kdgan_compress.accel.stacking import (
     PerSample,
     StackedBatchNorm2d,
+    can_be_stacked,
     check_stack,
     stack_networks,
     to_grouped,
@@ -280,6 +281,7 @@ def test_a_users_network_of_known_layers_can_be_stacked(training, norm):
     networks = spread_weights([UsersGenerator(norm) for _ in range(3)])
     stacked = stack_networks(networks)
     assert type(stacked) is UsersGenerator
+    assert can_be_stacked(networks[0])
     for network in (stacked, *networks):
         network.train(training)
     assert_near(*per_member(stacked, networks))
@@ -320,6 +322,7 @@ UNKNOWN = {
 @pytest.mark.parametrize(("name", "make"), UNKNOWN.items(), ids=UNKNOWN)
 def test_a_layer_without_a_stacked_form_is_refused(name, make):
     networks = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(make())) for _ in range(2)]
+    assert not can_be_stacked(networks[0])
     with pytest.raises(KdganError, match=rf"every layer has a stacked form; found {name}\. .*--fleet 1"):
         stack_networks(networks)
 
