@@ -163,7 +163,7 @@ class FleetEngine(Engine):
 
 
 def supports_cuda_graph(run: StageRun) -> bool:
-    """Whether a step can be captured: networks can be stacked, nothing is read on the host, padding affects no image."""
+    """Whether a step can be captured: its networks can be stacked, it reads nothing on the host, padding has no effect."""
     trains_teacher = run.stage.loss_set.trains_teacher
     states = [run.student, run.teacher] if trains_teacher else [run.student]
     networks = [network for state in states if state is not None for network in state.gan.networks().values()]

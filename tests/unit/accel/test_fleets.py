@@ -413,7 +413,7 @@ def of_student(**state):
             r"differ in shape; encoder\.features\.3\.weight is \(4, 2, 4, 4\)",
         ),
         (lambda: {"teacher": make_state((2, 4), 5, 9)}, "teacher's shapes; found connectors"),
-        (lambda: {"images": make_images(5).repeat(1, 3, 1, 1)}, "Images must be"),
+        (lambda: {"images": make_images(5).repeat(1, 3, 1, 1)}, "The network takes images of"),
     ],
     ids=[
         "betas",

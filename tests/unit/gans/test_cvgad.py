@@ -262,7 +262,7 @@ def test_a_feature_discriminator_learns_which_code_belongs_to_which_features():
 def test_images_of_another_kind_are_refused(shape):
     gan = build(small())
     for network in (gan.generator, gan.discriminator, gan.generator.anomaly_score):
-        with pytest.raises(KdganError, match=rf"must be \(1, 16, 16\) for .* got {re.escape(str(shape[1:]))}"):
+        with pytest.raises(KdganError, match=rf"takes images of \(1, 16, 16\) .* got {re.escape(str(shape[1:]))}"):
             network(torch.zeros(shape))
 
 
