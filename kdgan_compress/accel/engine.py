@@ -163,7 +163,10 @@ class FleetEngine(Engine):
 
 
 def supports_cuda_graph(run: StageRun) -> bool:
-    """Whether a step can be captured: its networks can be stacked, it reads nothing on the host, padding has no effect."""
+    """Whether a step can be captured as a CUDA graph.
+
+    Its networks can be stacked, it reads nothing on the host, and padding affects no image.
+    """
     trains_teacher = run.stage.loss_set.trains_teacher
     states = [run.student, run.teacher] if trains_teacher else [run.student]
     networks = [network for state in states if state is not None for network in state.gan.networks().values()]

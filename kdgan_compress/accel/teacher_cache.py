@@ -24,7 +24,7 @@ from kdgan_compress.gans.objective import Outputs
 CacheDtype = Literal["float32", "float16"]
 DTYPES: dict[CacheDtype, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 CACHE_BATCH_SIZE = 64
-CACHE_FORMAT_VERSION = 2
+CACHE_FORMAT_VERSION = 1
 """Version of the rows; raised where the same teacher and images would give other ones."""
 
 CACHE_RTOL = 1e-4

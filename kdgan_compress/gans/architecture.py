@@ -36,8 +36,8 @@ class Architecture(ImageFormat):
             down to 4×4, so three at 32×32 (Table II of P-KDGAN).
         image_size: Side of the square image in pixels, a power of two ≥ 16.
         latent_size: Length of z1 and z2.
-        norm: ``"instance"``: instance norm, which equals batch norm in training at batch size 1. ``"batch"``: batch norm,
-            with running statistics in evaluation.
+        norm: ``"instance"``: instance norm, which equals batch norm in training at batch size 1. ``"batch"``: batch
+            norm, with running statistics in evaluation.
         num_clusters: K, the Gaussians of ``cvgad``'s latent space; None in families that have none.
     """
 

@@ -160,7 +160,7 @@ def test_normals_that_are_all_alike_leave_the_score_finite():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_per_image_scores_do_not_depend_on_the_batch(training):
+def test_instance_norm_scores_do_not_depend_on_the_batch(training):
     generator = build(small()).generator.train(training).double()  # −log SSIM blows up float32's roundings
     images = noise(5, 1, 16, 16).double() * torch.tensor([1, 0.5, 0.1, 1, 1]).view(-1, 1, 1, 1)
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_initial_weights_have_their_distributions():
     assert kstest(gan.generator.means.detach().flatten().numpy(), "norm").pvalue > 0.01
 
 
-def test_build_is_seeded_and_leaves_the_random_state_alone():
+def test_build_is_seeded_and_leaves_the_random_state_unchanged():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first = build(small(), seed=3)

@@ -49,8 +49,8 @@ def test_the_latent_loss_is_the_integral_by_sampling():
 def test_with_one_mean_at_0_it_is_the_plain_vaes():
     mu, log_var, _, _ = example()
     expected = -0.5 * (1 + log_var - mu**2 - log_var.exp()).sum(1)
-    ours = latent_loss(mu, log_var, torch.zeros(1, 5).double(), torch.ones(4, 1).double(), "norm")
-    torch.testing.assert_close(ours, expected)
+    losses = latent_loss(mu, log_var, torch.zeros(1, 5).double(), torch.ones(4, 1).double(), "norm")
+    torch.testing.assert_close(losses, expected)
 
 
 def test_codes_that_are_their_own_gaussian_have_no_latent_loss():
