@@ -128,7 +128,7 @@ class FleetEngine(Engine):
     def _targets(self, stack: ExitStack) -> Targets:
         caches = [run.targets for run in self._runs if run.targets is not None]
         if len(caches) == len(self._runs):
-            return stacked_targets([cache for cache in caches if isinstance(cache, TeacherCache)])
+            return stacked_targets(caches)
         num_members, k_l = len(self._runs), self._runs[0].k_l
         if self._teacher is not None:
             generator: nn.Module = self._teacher.gan.generator
@@ -165,8 +165,10 @@ class FleetEngine(Engine):
 def supports_cuda_graph(run: StageRun) -> bool:
     """Whether a step can be captured as a CUDA graph.
 
-    Its networks can be stacked, it reads nothing on the host, and padding affects no image.
+    Its networks can be stacked, stored targets are a cache, it reads nothing on the host, and padding affects no image.
     """
+    if not isinstance(run.targets, TeacherCache | None):
+        return False
     trains_teacher = run.stage.loss_set.trains_teacher
     states = [run.student, run.teacher] if trains_teacher else [run.student]
     networks = [network for state in states if state is not None for network in state.gan.networks().values()]

@@ -182,7 +182,9 @@ def test_networks_that_cannot_be_stacked_are_not_captured():
     assert not supports_cuda_graph(begun(student=users))
     run = begun()
     assert not supports_cuda_graph(dataclasses.replace(run, teacher=TrainState(cvgad)))
-    assert supports_cuda_graph(dataclasses.replace(run, teacher=TrainState(cvgad), targets=lambda images, indices: {}))
+    cache = TeacherCache(torch.zeros(11, 272), {"z1": (8,), "x_hat": (1, 16, 16), "z2": (8,)})
+    assert supports_cuda_graph(dataclasses.replace(run, teacher=TrainState(cvgad), targets=cache))
+    assert not supports_cuda_graph(dataclasses.replace(run, targets=lambda images, indices: cache(images, indices)))
 
 
 def test_members_with_different_step_counts_are_not_captured():

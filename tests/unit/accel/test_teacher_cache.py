@@ -476,3 +476,14 @@ def test_cached_teachers_with_different_taps_are_refused():
     ]
     with pytest.raises(KdganError, match="Teachers of a fleet differ in their taps"):
         losses(schedulers)
+
+
+@pytest.mark.usefixtures("double")
+def test_stored_targets_may_be_any_callable_for_one_model_but_not_in_a_fleet():
+    schedulers = [make_scheduler((1,), member, "each its own") for member in range(2)]
+    for scheduler in schedulers:
+        cache = scheduler.stage_run(0).targets
+        scheduler.use_targets(lambda images, indices, cache=cache: cache(images, indices))
+    with pytest.raises(KdganError, match="stored targets are teacher caches; got function"):
+        losses(schedulers)
+    assert losses([schedulers[0]]) == losses([make_scheduler((1,), 0, "each its own")])
