@@ -1,6 +1,6 @@
-"""A folder of teacher caches: per key one ``.npy`` file of rows, and a ``.json`` header with their shapes and hash.
+"""A folder of teacher caches: for each key one ``.npy`` of rows and a ``.json`` with their description and hash.
 
-Rows that do not match their hash, or that have no header, are computed again.
+Files are written atomically. Rows that do not match their hash, or have no description, are computed again.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from kdgan_compress.files import atomic_path, unwritable
 
 
 class CacheFolder:
-    """Reads and writes caches.
+    """Loads and saves caches.
 
     Args:
-        path: The folder; created when the first cache is written.
+        path: The folder; created with its first cache.
         memory_mb: Larger caches are memory-mapped; smaller ones are read into memory.
     """
 
@@ -31,15 +31,15 @@ class CacheFolder:
         self.path, self._memory_mb = path, memory_mb
 
     def load(self, key: str) -> tuple[TeacherCache | None, str]:
-        """The cache of this key, or None, and what was found, as text."""
-        rows_path, header_path = self._paths(key)
-        if not rows_path.exists() and not header_path.exists():
+        """The cache of this key or None, and a text that says where it is from or why there is none."""
+        rows_path, metadata_path = self._paths(key)
+        if not rows_path.exists() and not metadata_path.exists():
             return None, "none yet"
         damaged = None, f"{rows_path} was damaged"
         try:
-            header = json.loads(header_path.read_text(encoding="utf-8"))
-            shapes = {name: tuple(shape) for name, shape in header["shapes"].items()}
-            if header["sha256"] != _sha256(rows_path, shapes):
+            metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
+            shapes = {name: tuple(shape) for name, shape in metadata["shapes"].items()}
+            if metadata["sha256"] != _sha256(rows_path, shapes):
                 return damaged
             rows = np.load(rows_path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -51,25 +51,25 @@ class CacheFolder:
     def save(
         self, key: str, shapes: Mapping[str, tuple[int, ...]], num_images: int, dtype: str, rows: Iterable[Tensor]
     ) -> None:
-        """Write rows batch by batch; only one batch of them is in memory.
+        """Write rows batch by batch; only one batch is in memory.
 
         Raises:
-            KdganError: The folder can't be written, or is full; nothing is left there.
+            KdganError: The folder cannot be written, or is full; no file of this key remains.
         """
-        rows_path, header_path = self._paths(key)
+        rows_path, metadata_path = self._paths(key)
         shape = (num_images, sum(map(math.prod, shapes.values())))
-        npy_header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         with atomic_path(rows_path) as temporary, temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, npy_header)
+            np.lib.format.write_array_header_1_0(file, header)
             for batch in rows:
                 try:
                     file.write(batch.numpy().tobytes())
                 except OSError as error:
                     raise unwritable(rows_path, error) from None
-        header: dict[str, Any] = {"key": key, "shapes": shapes, "sha256": _sha256(rows_path, shapes)}
+        metadata: dict[str, Any] = {"key": key, "shapes": shapes, "sha256": _sha256(rows_path, shapes)}
         try:
-            with atomic_path(header_path) as temporary:
-                temporary.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+            with atomic_path(metadata_path) as temporary:
+                temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         except KdganError:
             rows_path.unlink(missing_ok=True)
             raise
@@ -79,7 +79,7 @@ class CacheFolder:
 
 
 def _sha256(rows_path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """SHA-256 of the file of rows and of the shapes of its columns."""
+    """The hash of the rows' file and of their columns' names and shapes."""
     with rows_path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(repr([(name, list(shape)) for name, shape in shapes.items()]).encode())
@@ -90,5 +90,5 @@ def _as_tensor(rows: Any) -> Tensor:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is not written to
         return torch.from_numpy(rows)

@@ -29,7 +29,11 @@ def discriminator_cross_entropy(
 
     Returns:
         (B,), ≥ 0, in nats; log 2 for a discriminator at chance level.
+
+    Raises:
+        KdganError: The shapes differ.
     """
+    check_same_shape(logit_real, logit_fake)
     cross_entropy = -logsigmoid(logit_real) - logsigmoid(-logit_fake)
     return mean_per_sample(cross_entropy) / 2
 
@@ -43,7 +47,11 @@ def wasserstein_loss(critic_real: Float[Tensor, " B"], critic_fake: Float[Tensor
 
     Returns:
         (B,), unbounded.
+
+    Raises:
+        KdganError: The shapes differ.
     """
+    check_same_shape(critic_real, critic_fake)
     return critic_fake - critic_real
 
 

@@ -4,18 +4,13 @@ The paper writes norms. GANomaly's public code, on which it builds, takes means.
 (an L2 norm has a gradient of length 1 however small the distance is), so every recipe states which one it uses.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
 
 Distance = Literal["mean", "norm"]
 """How a distance is taken over a sample's elements: the mean over elements, or the norm as the paper writes it."""
@@ -85,6 +80,6 @@ def sample_dims(values: Tensor) -> tuple[int, ...]:
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
-    """A − b, (B, n, ...) with at least one element dimension."""
+    """The difference a − b as (B, n, ...), with at least one element dimension."""
     check_same_shape(a, b)
     return a - b if a.dim() > 1 else (a - b)[:, None]

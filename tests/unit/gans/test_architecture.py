@@ -37,7 +37,7 @@ def test_a_width_doubles_from_block_to_block(width, image_size):
 
 @pytest.mark.parametrize("width", [0, -2])
 def test_a_width_is_at_least_1(width):
-    with pytest.raises(KdganError, match=f"width must be at least 1; got {width}"):
+    with pytest.raises(KdganError, match=f"width is below 1; got {width}"):
         channels_from_width(width)
 
 
@@ -55,13 +55,13 @@ def test_the_default_is_the_papers_teacher_for_grey_images():
         ({"channels": (2, 4, 8, 16)}, r"needs 3 channel numbers; got 4 \(2-4-8-16\)"),
         ({"channels": ()}, "needs 3 channel numbers; got 0"),
         ({"channels": (2, 4, 8), "image_size": 64}, "64×64 image needs 4 channel numbers; got 3"),
-        ({"channels": (2, 0, 8)}, "at least 1; got 2-0-8"),
+        ({"channels": (2, 0, 8)}, "below 1; got 2-0-8"),
         ({"image_size": 28}, "power of two of at least 16; got 28"),
         ({"image_channels": 2}, r"1 \(grey\) or 3 \(RGB\) channels; got 2"),
-        ({"latent_size": 0}, "latent size must be at least 1; got 0"),
-        ({"norm": "layer"}, "per_image or batch; got 'layer'"),
-        ({"family": "cvgad", "num_clusters": 0}, "clusters K must be at least 1; got 0"),
-        ({"family": "cvgad", "num_clusters": -3}, "clusters K must be at least 1; got -3"),
+        ({"latent_size": 0}, "latent size is below 1; got 0"),
+        ({"norm": "layer"}, "neither instance nor batch; got 'layer'"),
+        ({"family": "cvgad", "num_clusters": 0}, "clusters K is below 1; got 0"),
+        ({"family": "cvgad", "num_clusters": -3}, "clusters K is below 1; got -3"),
     ],
 )
 def test_what_can_not_be_built_is_refused(wrong, message):
