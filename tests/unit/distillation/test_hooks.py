@@ -93,7 +93,7 @@ def test_nothing_is_tracked_under_no_grad():
     torch.testing.assert_close(output, by_hand(network.first, x))
 
 
-def test_hooks_are_there_inside_with_only():
+def test_hooks_exist_inside_with_only():
     network = net()
     taps = FeatureHooks(network, {"a": "first", "b": "second"})
     assert num_hooks(network) == 0
@@ -118,7 +118,7 @@ def test_hooks_are_removed_after_an_exception_in_the_network():
     assert num_hooks(network) == 0
 
 
-def test_a_pass_that_broke_off_leaves_nothing_in_the_next():
+def test_an_interrupted_pass_leaves_nothing_in_the_next():
     network, x = net(fails_on_a_negative_sum), torch.ones(1, 3)
     with FeatureHooks(network, {"a": "first"}) as taps:
         with pytest.raises(RuntimeError, match="the network broke"):
@@ -247,7 +247,7 @@ def test_a_network_first_called_inside_with_may_be_compiled(fresh_compiler, comp
                 torch.testing.assert_close(taps(x)["a"], by_hand(network.first, x))
 
 
-def test_an_output_that_is_no_tensor_is_an_error():
+def test_an_output_that_is_not_a_tensor_is_an_error():
     generator = build(Architecture(channels=(2, 4, 8), latent_size=16)).generator
     with (
         FeatureHooks(generator, {"all": ""}) as taps,
@@ -373,7 +373,7 @@ def test_the_gradient_reaches_student_and_connectors_and_the_teacher_stays_as_it
     assert num_hooks(teacher.generator) == num_hooks(student.generator) == 0
 
 
-def test_inference_mode_is_no_obstacle() -> None:
+def test_inference_mode_works() -> None:
     network = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     with FeatureHooks(network, {"first": "0"}) as taps, torch.inference_mode():
         images = torch.ones(2, 4)

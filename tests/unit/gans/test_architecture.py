@@ -64,7 +64,7 @@ def test_the_default_is_the_papers_teacher_for_grey_images():
         ({"family": "cvgad", "num_clusters": -3}, "clusters K is below 1; got -3"),
     ],
 )
-def test_what_can_not_be_built_is_refused(wrong, message):
+def test_what_cannot_be_built_is_refused(wrong, message):
     with pytest.raises(KdganError, match=message):
         Architecture(**wrong)
 
@@ -74,7 +74,7 @@ def test_replacing_a_field_checks_again():
         dataclasses.replace(Architecture(), image_size=64)
 
 
-def test_only_a_family_with_clusters_tells_how_many():
+def test_only_a_family_with_clusters_describes_their_number():
     described = Architecture(family="cvgad", num_clusters=7).describe()
     assert described.pop("num_clusters") == "7"
     assert described == Architecture(family="cvgad").describe()
