@@ -33,7 +33,6 @@ from kdgan_compress.losses import (
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-
 MIN_SCORE_RANGE = 1e-6
 LOG_VAR_BOUND = 5.0  # of |log σ²|, whose exponential could overflow after a single bad step
 NUM_PHASES, CRITIC_PHASE, ADVERSARIAL_PHASE = 6, 4, 5

@@ -15,7 +15,7 @@ from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
 from kdgan_compress.distillation.step import train_step
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import Engine, train
+from kdgan_compress.distillation.trainer import Engine, train_schedulers
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.gans.cvgad import CvgadObjective
 
@@ -103,7 +103,7 @@ def trained(schedulers, *engine):
     groups = [schedulers] if engine else [[scheduler] for scheduler in schedulers]
     records = [[] for _ in schedulers]
     for offset, group in enumerate(groups):
-        for member, record in train(group, *(engine or (Engine,))):
+        for member, record in train_schedulers(group, *(engine or (Engine,))):
             records[offset + member].append((record.num_images, record.losses))
     states = [s.state_dict() for each in schedulers for s in (each.student, each.teacher) if s is not None]
     tensors = [(s["networks"], [optimizer["state"] for optimizer in s["optimizers"].values()]) for s in states]

@@ -14,7 +14,7 @@ from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import Engine, train
+from kdgan_compress.distillation.trainer import Engine, train_schedulers
 from kdgan_compress.gans import FAMILIES, Architecture, build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ def make_scheduler(chain, make_optimizer=TORCH_ADAM, **student):
 def trained(scheduler, engine):
     """Losses, networks and moments; random numbers start from one seed."""
     torch.manual_seed(0)
-    losses = [record.losses for _, record in train([scheduler], engine)]
+    losses = [record.losses for _, record in train_schedulers([scheduler], engine)]
     states = [state.state_dict() for state in (scheduler.student, scheduler.teacher)]
     moments = [[optimizer["state"] for optimizer in state["optimizers"].values()] for state in states]
     return losses, [state["networks"] for state in states], moments
@@ -78,7 +78,7 @@ def test_fast_layers_are_used_in_a_stage_and_swapped_back_after_it(how):
     scheduler = make_scheduler((2, 3))
     states = scheduler.student, scheduler.teacher
     before = [layer_types(state) for state in states]
-    running = train([scheduler], fast_engine)
+    running = train_schedulers([scheduler], fast_engine)
     next(running)
     for state, types in zip(states, before, strict=True):
         assert {layers.Conv2d, layers.ConvTranspose2d, layers.InstanceNorm2d} <= set(layer_types(state))
@@ -105,7 +105,7 @@ def test_one_model_on_a_cpu_has_the_plain_engine_and_several_have_a_fleet():
 @pytest.mark.parametrize("make_optimizer", [TORCH_ADAM, FusedAdam])
 def test_the_optimiser_of_one_model_is_torchs(make_optimizer):
     scheduler = make_scheduler((4,), make_optimizer)
-    list(train([scheduler], fast_engine))
+    list(train_schedulers([scheduler], fast_engine))
     for state in (scheduler.student, scheduler.teacher):
         assert set(state.optimizers) == {"generator", "discriminator"}
         for name, optimizer in state.optimizers.items():

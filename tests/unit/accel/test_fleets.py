@@ -17,7 +17,7 @@ from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossS
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
 from kdgan_compress.distillation.train_log import DivergedError
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import train
+from kdgan_compress.distillation.trainer import train_schedulers
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Gan, build
 from kdgan_compress.gans.cvgad import CvgadObjective
@@ -96,7 +96,7 @@ class History:
 
 def run_as_fleet(schedulers, *engine):
     histories = [History() for _ in schedulers]
-    for member, record in train(schedulers, *(engine or (fast_engine,))):
+    for member, record in train_schedulers(schedulers, *(engine or (fast_engine,))):
         histories[member].add(schedulers[member], record)
     return histories
 
@@ -106,7 +106,7 @@ def run_alone(schedulers):
     histories = []
     for scheduler in schedulers:
         history = History()
-        for _, record in train([scheduler]):
+        for _, record in train_schedulers([scheduler]):
             history.add(scheduler, record)
         histories.append(history)
     return histories
@@ -431,13 +431,13 @@ def of_student(**state):
 def test_members_that_differ_are_told_in_what(change, message):
     schedulers = [make_scheduler(0, (2,)), make_scheduler(1, (2,)), make_scheduler(2, (2,), **change())]
     with pytest.raises(KdganError, match=message):
-        list(train(schedulers, fast_engine))
+        list(train_schedulers(schedulers, fast_engine))
 
 
 def test_trained_teachers_must_agree_too():
     schedulers = [make_scheduler(0, (3,)), make_scheduler(1, (3,), teacher=make_state((2, 4), 5, ema_decay=0.5))]
     with pytest.raises(KdganError, match=r"differ in ema_decay; got 0\.5, 0\.99"):
-        list(train(schedulers, fast_engine))
+        list(train_schedulers(schedulers, fast_engine))
 
 
 class MixesChannels(nn.Module):
@@ -472,9 +472,9 @@ def test_networks_that_mix_channels_are_refused_in_every_role(role, chain, netwo
         taps = {name: f"network.{path}" for name, path in state.gan.taps.items()} if network == "generator" else {}
         mixing = {network: MixesChannels(state.gan.networks()[network])}
         state.gan = dataclasses.replace(state.gan, **mixing, taps=taps or state.gan.taps)
-    list(train([copy.deepcopy(schedulers[0])], fast_engine))  # alone it is trained
+    list(train_schedulers([copy.deepcopy(schedulers[0])], fast_engine))  # alone it is trained
     with pytest.raises(KdganError, match="stacked network computes something else"):
-        list(train(schedulers, fast_engine))
+        list(train_schedulers(schedulers, fast_engine))
 
 
 # One mean per member
@@ -523,7 +523,7 @@ def test_an_objective_that_takes_its_own_mean_is_refused():
         for member in range(2)
     ]
     with pytest.raises(KdganError, match=r"one loss per member; got shape \(\) for 2 members"):
-        list(train(schedulers, fast_engine))
+        list(train_schedulers(schedulers, fast_engine))
 
 
 def test_members_of_different_precision_are_refused():
@@ -532,9 +532,9 @@ def test_members_of_different_precision_are_refused():
         for member, precision in enumerate(("float32", "tf32"))
     ]
     with pytest.raises(KdganError, match="differ in precision; got float32, tf32"):
-        list(train(schedulers, fast_engine))
+        list(train_schedulers(schedulers, fast_engine))
 
 
 def test_the_plain_engine_refuses_a_fleet():
     with pytest.raises(KdganError, match="This engine trains one model; got 3"):
-        list(train(make_schedulers((1,))))
+        list(train_schedulers(make_schedulers((1,))))

@@ -12,7 +12,7 @@ from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import Engine, train
+from kdgan_compress.distillation.trainer import Engine, train_schedulers
 from kdgan_compress.gans import Architecture, build, to_device
 
 pytestmark = [
@@ -45,7 +45,7 @@ def make_scheduler(chain, member, device, precision="float32", norm="instance", 
 
 def run(chain, members, device, make_engine=fast_engine, **settings):
     schedulers = [make_scheduler(chain, member, device, **settings) for member in range(members)]
-    records = [record for _, record in train(schedulers, make_engine)]
+    records = [record for _, record in train_schedulers(schedulers, make_engine)]
     weights = [
         parameter.detach().cpu()
         for scheduler in schedulers

@@ -20,7 +20,7 @@ from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings, num_frozen_stages
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import train
+from kdgan_compress.distillation.trainer import train_schedulers
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Gan, build
 
@@ -103,7 +103,7 @@ def test_without_re_encoding_a_teacher_without_z2_has_none():
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_a_teacher_is_unchanged_even_where_the_rows_are_interrupted(norm):
     teacher, images = make_gan(norm=norm), make_images(70)
-    teacher.generator.train()
+    teacher.generator.train_schedulers()
     teacher.generator.decoder.eval()
     before = copy.deepcopy(teacher.generator.state_dict())
     modes = [module.training for module in teacher.generator.modules()]
@@ -351,7 +351,7 @@ def states(schedulers):
 
 def losses(schedulers):
     records = [[] for _ in schedulers]
-    for member, record in train(schedulers, fast_engine):
+    for member, record in train_schedulers(schedulers, fast_engine):
         records[member].append(record.losses)
     return records
 
@@ -409,7 +409,7 @@ def test_a_cache_is_enough_without_the_teacher(latent_size):
 def test_a_stage_that_trains_the_teacher_needs_it_whatever_is_cached():
     scheduler = make_scheduler((2, 3), cached="each its own", without_teacher=True)
     with pytest.raises(KdganError, match="Stage s1 needs a teacher; found none"):
-        list(train([scheduler]))
+        list(train_schedulers([scheduler]))
 
 
 @pytest.mark.usefixtures("double")

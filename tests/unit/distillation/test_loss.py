@@ -12,7 +12,7 @@ from kdgan_compress.distillation.loss import DistillationLoss, Term
 from kdgan_compress.distillation.policies import STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import train
+from kdgan_compress.distillation.trainer import train_schedulers
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
 
@@ -171,7 +171,7 @@ def test_a_fourth_tap_is_a_term_like_the_others(channels, loss):
     assert list(connectors.maps) == ([] if channels == (2, 4) else ["encoder/features"])
     torch.manual_seed(3)
     scheduler.student.connectors = None
-    ((_, record),) = train([scheduler])
+    ((_, record),) = train_schedulers([scheduler])
 
     x = IMAGES / 127.5 - 1
     features, targets = student.encoder.features(x), teacher.encoder.features(x).detach()
@@ -201,7 +201,7 @@ def test_a_terms_name_can_be_chosen_and_its_weight_is_checked():
 def test_a_tap_that_a_network_does_not_have_is_refused():
     scheduler = make_scheduler((2, 4), DistillationLoss(terms=(Term("encoder.feature"),)))
     with pytest.raises(KdganError, match=r"encoder\.feature.*perhaps 'encoder\.features'"):
-        list(train([scheduler]))
+        list(train_schedulers([scheduler]))
 
 
 @pytest.mark.usefixtures("double", "one_thread")
@@ -221,7 +221,7 @@ def test_the_cache_holds_a_fourth_tap_too(channels):
         scheduler = make_scheduler(channels, k_l, epochs=2, batch_size=4)
         if is_cached:
             scheduler.use_targets(cache)
-        losses.append([record.losses for _, record in train([scheduler])])
+        losses.append([record.losses for _, record in train_schedulers([scheduler])])
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
 
 
@@ -230,7 +230,7 @@ def test_the_connector_of_a_fourth_tap_is_saved_and_resumed():
     k_l = DistillationLoss(terms=(FOURTH,))
     torch.manual_seed(3)
     whole = make_scheduler((1, 2), k_l, epochs=2, batch_size=4)
-    running = train([whole])
+    running = train_schedulers([whole])
     next(running)
     file = io.BytesIO()
     torch.save(whole.state_dict(), file)
@@ -241,5 +241,5 @@ def test_the_connector_of_a_fourth_tap_is_saved_and_resumed():
     state = torch.load(file, weights_only=True)
     assert list(state["student"]["networks"]["connectors"]) == ["maps.encoder/features.weight"]
     resumed.load_state_dict(state)
-    assert [record.losses for _, record in train([resumed])] == expected
+    assert [record.losses for _, record in train_schedulers([resumed])] == expected
     torch.testing.assert_close(resumed.student.state_dict(), whole.student.state_dict(), rtol=0, atol=0)

@@ -10,7 +10,7 @@ from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, StageRun, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import StageProgress, train, train_stage
+from kdgan_compress.distillation.trainer import StageProgress, train_schedulers, train_stage
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.gans.cvgad import CvgadObjective
@@ -52,7 +52,7 @@ def through_a_file(state):
 
 
 def records_of(scheduler):
-    return (record for _, record in train([scheduler]))
+    return (record for _, record in train_schedulers([scheduler]))
 
 
 def run_epochs(scheduler, number=None):

@@ -16,7 +16,7 @@ from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import Engine, epoch_order, train
+from kdgan_compress.distillation.trainer import Engine, epoch_order, train_schedulers
 from kdgan_compress.gans import Architecture, build
 
 BETAS, DECAY, RATE, TEACHER_RATE, SEED = (0.5, 0.99), 0.9, 2e-3, 5e-4, 4
@@ -112,7 +112,7 @@ def test_100_steps_are_ganomalys(structure, batch_size, norm):
     start = copy.deepcopy(gans)
     images = make_images(num_images)
     scheduler = make_scheduler(gans, loss_set, images, batch_size, epochs)
-    records = list(train([scheduler]))
+    records = list(train_schedulers([scheduler]))
 
     student, teacher = (gan and Ganomaly(gan) for gan in copy.deepcopy(start))
     batches = [
@@ -150,8 +150,8 @@ def test_a_step_runs_each_network_no_more_often_than_it_needs(structure, of_stud
 
             network.register_forward_hook(count)
     scheduler = make_scheduler(gans, STRUCTURES.get(structure, FROM_SCRATCH), make_images(10), 3, 2)
-    next(train([scheduler]))  # what the beginning of a stage needs is not counted
-    before, running = dict(calls), train([scheduler])
+    next(train_schedulers([scheduler]))  # what the beginning of a stage needs is not counted
+    before, running = dict(calls), train_schedulers([scheduler])
     next(running)
     steps = {key: (number - before[key]) / 4 for key, number in calls.items()}
     assert steps["student", "generator"] == 1
@@ -256,7 +256,7 @@ def test_between_records_no_step_waits_for_the_device(watch, monkeypatch, struct
     monkeypatch.setattr(TrainState, "update", marked)
     between = []
     with watch:
-        running = train(schedulers, engine)
+        running = train_schedulers(schedulers, engine)
         while next(running, None) is not None:
             between.append(tuple(watch.seen))
             watch.seen.clear()

@@ -41,7 +41,7 @@ def train(loss_sets, student, teacher, objectives, epochs=3, batch_size=4, k_l=N
     stages = [Stage("x", STRUCTURES.get(loss_set, loss_set), epochs, rate, 1e-3) for loss_set in loss_sets]
     settings = TrainingSettings(batch_size, "constant")
     scheduler = ProgressiveScheduler(stages, states[0], IMAGES, states[1], k_l, settings)
-    return [record.losses for _, record in trainer.train([scheduler]) if record.epoch_done]
+    return [record.losses for _, record in trainer.train_schedulers([scheduler]) if record.epoch_done]
 
 
 def snapshot(gan):
@@ -98,7 +98,7 @@ def test_a_teacher_trained_by_one_loss(loss_set):
     student, teacher = make_gan("cvgad", (1, 2), 1), make_gan("cvgad", (2, 4), 2)
     before = snapshot(teacher)
     states = TrainState(student, objective=ALWAYS_NEGATIVE), TrainState(teacher, objective=ALWAYS_NEGATIVE)
-    list(trainer.train([ProgressiveScheduler([Stage("x", loss_set, 3, 1e-3)], states[0], IMAGES, states[1])]))
+    list(trainer.train_schedulers([ProgressiveScheduler([Stage("x", loss_set, 3, 1e-3)], states[0], IMAGES, states[1])]))
     assert changed_parts(teacher, before) == (WHOLE - {"critic"} if loss_set.alpha > 0 else {"critic"})
 
 
@@ -108,7 +108,7 @@ def test_a_trained_teacher_is_trained_as_if_alone():
     train([3], make_gan("cvgad", (1, 2), 1), teacher, [ALWAYS_NEGATIVE] * 2)
     torch.manual_seed(3)
     state, settings = TrainState(alone, BETAS, 0.9, ALWAYS_NEGATIVE), TrainingSettings(4, "constant")
-    list(trainer.train([ProgressiveScheduler([Stage("x", FROM_SCRATCH, 3, 1e-3)], state, IMAGES, settings=settings)]))
+    list(trainer.train_schedulers([ProgressiveScheduler([Stage("x", FROM_SCRATCH, 3, 1e-3)], state, IMAGES, settings=settings)]))
     torch.testing.assert_close(snapshot(teacher), snapshot(alone), rtol=0, atol=0)
 
 

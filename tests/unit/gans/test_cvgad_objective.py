@@ -16,7 +16,7 @@ from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import epoch_order, train
+from kdgan_compress.distillation.trainer import epoch_order, train_schedulers
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Gan, build, cvgad
 from kdgan_compress.gans.cvgad import CvgadObjective, outlier_codes
@@ -196,7 +196,7 @@ def test_a_stage_is_algorithm_1_written_by_hand(loss_set, threshold):
     stage = Stage("x", loss_set, epochs, rate)
     torch.manual_seed(7)
     scheduler = ProgressiveScheduler([stage], state, images, *distilled, settings=TrainingSettings(4, seed=3))
-    records = list(train([scheduler]))
+    records = list(train_schedulers([scheduler]))
 
     torch.manual_seed(7)
     batches = [
@@ -357,7 +357,7 @@ def test_outliers_do_not_change_the_running_statistics_of_batch_norm():
     changed, same = tiny(norm="batch"), tiny(norm="batch")
     for gan, objective in ((changed, ALWAYS), (same, dataclasses.replace(ALWAYS, w_negative=0.0))):
         torch.manual_seed(0)
-        train_step(gan.__class__(gan.generator.train(), gan.taps, gan.discriminator), objective)
+        train_step(gan.__class__(gan.generator.train_schedulers(), gan.taps, gan.discriminator), objective)
         assert all(module.training for module in gan.generator.modules())
     counts = [gan.generator.encoder.features[1].num_batches_tracked.item() for gan in (changed, same)]
     assert counts[0] == counts[1] > 0

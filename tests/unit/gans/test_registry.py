@@ -12,7 +12,7 @@ from kdgan_compress.accel.engine import fast_engine
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import train
+from kdgan_compress.distillation.trainer import train_schedulers
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import FAMILIES, Architecture, Family, Gan, Scorer, anomaly_score, build
 from kdgan_compress.gans.objective import check_weights, is_nonzero
@@ -99,7 +99,7 @@ def make_scheduler(structure, teacher="toy", epochs=6, seed=0):
 
 def losses_per_epoch(scheduler, *engine):
     torch.manual_seed(0)  # connectors are drawn
-    return [record.losses for _, record in train([scheduler], *engine)]
+    return [record.losses for _, record in train_schedulers([scheduler], *engine)]
 
 
 def test_a_new_family_trains_by_its_own_losses():
@@ -133,7 +133,7 @@ def test_the_fast_engine_trains_a_new_family_too():
 def test_a_new_family_that_cannot_be_stacked_is_refused_as_a_fleet():
     schedulers = [make_scheduler(None, seed=seed) for seed in range(2)]
     with pytest.raises(KdganError, match=r"every layer has a stacked form; found Linear.*--fleet 1"):
-        list(train(schedulers, fast_engine))
+        list(train_schedulers(schedulers, fast_engine))
 
 
 def test_a_new_family_is_scored():
