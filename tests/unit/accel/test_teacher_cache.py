@@ -103,7 +103,7 @@ def test_without_re_encoding_a_teacher_without_z2_has_none():
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_a_teacher_is_unchanged_even_where_the_rows_are_interrupted(norm):
     teacher, images = make_gan(norm=norm), make_images(70)
-    teacher.generator.train_schedulers()
+    teacher.generator.train()
     teacher.generator.decoder.eval()
     before = copy.deepcopy(teacher.generator.state_dict())
     modes = [module.training for module in teacher.generator.modules()]
