@@ -1,1 +1,1 @@
-"""One function a command: the Python API, re-exported lazily by the package."""
+"""One function per command: the Python API, re-exported lazily by the package."""

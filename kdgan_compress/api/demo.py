@@ -1,4 +1,4 @@
-"""The whole pipeline on the packaged sample: teacher, student alone, student distilled, profile, export, score."""
+"""The pipeline on the packaged sample: teacher, student from scratch and distilled, profile, export, score."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,26 +7,36 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from kdgan_compress.api.demo_folder import mark_demo_folder
 from kdgan_compress.api.distill import distill
 from kdgan_compress.api.export import export_detector
 from kdgan_compress.api.profile import CompressionRatios, ModelProfile, profile_all, ratios
+from kdgan_compress.api.resume import resume
 from kdgan_compress.api.train import train
 from kdgan_compress.data import load_split
-from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import reconstruct, score_images
 from kdgan_compress.experiment.models import load_model
 from kdgan_compress.experiment.recipe import load_recipe
 from kdgan_compress.experiment.results import RunResult, ShowProgress
+from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.reports import Reconstruction, plot_reconstructions
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.images import find_images
 
 QUICK = {"training": {"epochs": 1}, "distillation": {"schedule": "2->3", "training": {"epochs": 1}}}
+STEPS = (
+    ("training the teacher", 1.0),
+    ("training the student from scratch, on as many images as it sees when it is distilled", 0.1),
+    ("distilling the student", 0.6),
+    ("exporting and profiling", 0.2),
+    ("scoring one image of each class with the exported file", 0.02),
+)
+"""The steps, and roughly how long each takes as a multiple of the teacher's training."""
 
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One model of the closing table: its training, its costs, and how many times less it costs than the teacher."""
+    """One model of the closing table: its training, its costs, and the teacher's costs divided by them."""
 
     name: str
     training: RunResult
@@ -36,15 +46,15 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made.
+    """The demo's results.
 
     Attributes:
-        rows: Teacher, student alone, student distilled; costs measured in one run.
+        rows: Teacher, student from scratch, distilled student; costs are measured in one run.
         picture: Inputs, both reconstructions and scores.
         detector: The exported student.
         images: A folder with one test image of each class, for ``kdgan-compress score``.
-        scored: What the detector says of them: path, score, whether it is an anomaly.
-        quick: Whether trainings were cut short, so that no figure means anything.
+        scored: The detector's path, score and verdict for each of them.
+        quick: Whether the trainings were cut short, so that the metrics are meaningless.
     """
 
     rows: list[DemoRow]
@@ -62,49 +72,76 @@ def demo(
     announce: Callable[[str], None] | None = None,
     show_progress: ShowProgress | None = None,
 ) -> Demo:
-    """Run the pipeline into a folder.
+    """Run the pipeline into a folder, or continue there what an interrupted demo began.
 
     Args:
-        out: A folder without a demo in it.
-        quick: One epoch a stage, to see that everything works; its figures mean nothing.
-        announce: Told what comes next, one line.
+        out: A new folder, or that of an earlier demo, whose finished trainings are kept.
+        quick: One epoch per stage: a smoke test with meaningless metrics.
+        announce: Called with one line before each of the five steps.
         show_progress: Called about every 512 images of a training.
+
+    Raises:
+        KdganError: The folder has other files, or can't be written.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise KdganError("The demo must have a new folder", f"found files in {out}", "Remove it, or give another --out")
+    mark_demo_folder(out, quick)
     announce = announce or (lambda _: None)
-    recipe, yardstick = load_recipe(), load_recipe("alone")
+    recipe, baseline_recipe = load_recipe(), load_recipe("from-scratch")
     if quick:
         recipe = recipe.replace(QUICK)
     num_train = len(load_split(recipe.data, recipe.model.image_size, 1).train)
     epochs = sum(stage.epochs for stage in recipe.distillation.stages(num_train))
-    announce("1/5  training the teacher")
-    teacher = train(recipe, out / "teacher", show_progress=show_progress)
-    announce("2/5  training the student alone, on as many images as it will see when distilled")
-    alone = train(
-        yardstick.replace({"training": {"epochs": epochs}}), out / "student-alone", show_progress=show_progress
+    baseline_recipe = baseline_recipe.replace({"training": {"epochs": epochs}})
+
+    announce(_step_line(0))
+    teacher = _finish(out / "teacher", lambda folder: train(recipe, folder, show_progress=show_progress), show_progress)
+    announce(_step_line(1, teacher))
+    baseline = _finish(
+        out / "student-from-scratch",
+        lambda folder: train(baseline_recipe, folder, show_progress=show_progress),
+        show_progress,
     )
-    announce(f"3/5  distilling the student by {recipe.distillation.schedule}")
-    student = distill(teacher.run, recipe, out / "student", show_progress=show_progress)
-    announce("4/5  exporting and profiling")
+    announce(_step_line(2, teacher))
+    student = _finish(
+        out / "student",
+        lambda folder: distill(teacher.run, recipe, folder, show_progress=show_progress),
+        show_progress,
+    )
+    announce(_step_line(3, teacher))
     detector = export_detector(student.run, out / "student.onnx")
-    profiles = profile_all([teacher.run, alone.run, student.run])
+    profiles = profile_all([teacher.run, baseline.run, student.run])
     rows = [
         DemoRow(name, training, costs, ratios(costs, profiles[0]))
         for name, training, costs in zip(
-            ("teacher", "alone", "distilled"), (teacher, alone, student), profiles, strict=True
+            ("teacher", "from scratch", "distilled"), (teacher, baseline, student), profiles, strict=True
         )
     ]
-    announce("5/5  scoring one image of each class with the exported file")
+    announce(_step_line(4, teacher))
     picture = out / "reconstructions.png"
     images = _picture(teacher, student, picture, out / "images")
     scored = [(str(path), *Detector(detector.path).score_file(path)) for path in find_images(images)]
     return Demo(rows, str(picture), detector.path, str(images), scored, quick)
 
 
+def _finish(folder: Path, start: Callable[[Path], RunResult], show_progress: ShowProgress | None) -> RunResult:
+    """The result of a run: started, resumed if it was interrupted, or read if it is finished."""
+    if not RunFolder(folder).recipe.exists():
+        return start(folder)
+    result = resume(folder, show_progress=show_progress)
+    assert isinstance(result, RunResult), "one run folder has one result"
+    return result
+
+
+def _step_line(step: int, teacher: RunResult | None = None) -> str:
+    """One line about a step, with the estimated time of it and the following steps once the teacher is trained."""
+    line = f"{step + 1}/{len(STEPS)}  {STEPS[step][0]}"
+    if teacher is None:
+        return line
+    return f"{line}; about {teacher.seconds * sum(duration for _, duration in STEPS[step:]):.0f} s left"
+
+
 def _picture(teacher: RunResult, student: RunResult, picture: Path, folder: Path) -> Path:
-    """Draw one test image of each class with what both networks make of it; the images go to ``folder`` as PNG."""
+    """Plot one test image of each class with both reconstructions, and save the images in ``folder`` as PNG."""
     checkpoint = load_model(student.run)
     split = load_split(checkpoint.data, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
     classes, first = np.unique(split.test_classes, return_index=True)
@@ -116,7 +153,7 @@ def _picture(teacher: RunResult, student: RunResult, picture: Path, folder: Path
         scores = score_images(gan.generator, images)
         rows.append(Reconstruction(name, reconstruct(gan, images), scores, model.threshold))
     normal = split.test_classes[~split.test_is_anomalous][0]
-    title = f"normal class: {normal}; scores stand below, red is an anomaly"
+    title = f"normal class: {normal}; scores are below the images, red is an anomaly"
     plot_reconstructions(images, list(classes), rows, title, picture)
     folder.mkdir(exist_ok=True)
     for name, image in zip(classes, images, strict=True):

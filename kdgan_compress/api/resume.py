@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal, Unpack
 
 from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment.fleet_size import check_requested
 from kdgan_compress.experiment.job import resumed_job
 from kdgan_compress.experiment.recipe import load_recipe
 from kdgan_compress.experiment.results import FleetResult, RunResult, RunResults, read_result
@@ -35,6 +36,7 @@ def resume(
         raise KdganError(
             "--resume needs a run folder, or a folder of runs", f"found no run in {path}", "Check the path"
         )
+    check_requested(options.get("fleet_size"))
     for folder in folders:
         _check_command(folder, command)
     finished = {folder: result for folder in folders if (result := read_result(folder)) is not None}

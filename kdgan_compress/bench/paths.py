@@ -37,12 +37,17 @@ LEARNING_RATE, TEACHER_LEARNING_RATE = 4e-3, 1e-4
 def macs_per_image(case: Case, path: str, device: str) -> float:
     """Multiply-accumulates of all convolutions and matrix products for one image and model.
 
-    They are counted on one model, since torch's formulas count the gradient of a grouped convolution as ungrouped.
+    They are counted on one model, since torch's formulas count the gradient of a grouped convolution as ungrouped, and
+    as a difference, which does not include what is done once per stage or per call.
     """
-    single = "cache" if case.fleet(path) > 1 else path
-    with _FlopCounter() as counter:
-        prepare_path(case, single, device)(NUM_PHASES)()
-    return float(counter.flops) / 2 / (NUM_PHASES * case.batch)
+    prepare = prepare_path(case, "cache" if case.fleet(path) > 1 else path, device)
+    flops: list[float] = []
+    for steps in (NUM_PHASES, 2 * NUM_PHASES):
+        run = prepare(steps)
+        with _FlopCounter() as counter:
+            run()
+        flops.append(counter.flops)
+    return (flops[1] - flops[0]) / 2 / (NUM_PHASES * case.batch)
 
 
 class _FlopCounter(TorchDispatchMode):

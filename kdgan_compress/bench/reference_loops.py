@@ -1,4 +1,4 @@
-"""The training steps of the families as bare loops on torch's layers, to compare the engine with."""
+"""The training steps of the families as plain loops on torch's layers, to compare the engine with."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +19,10 @@ GENERATOR, DISCRIMINATOR = 0, 1
 class ReferenceTrainer:
     """Two networks with their optimisers and the generator's EMA."""
 
-    def __init__(self, gan: Gan, has_own_losses: bool) -> None:
+    def __init__(self, gan: Gan, has_gan_losses: bool) -> None:
         assert gan.discriminator is not None
         self.generator: Any = gan.generator
-        self.discriminator, self.has_own_losses = gan.discriminator, has_own_losses
+        self.discriminator, self.has_gan_losses = gan.discriminator, has_gan_losses
         self.optimizers: list[Any] = [
             torch.optim.Adam(network.parameters(), betas=(0.5, 0.99))
             for network in (self.generator, self.discriminator)
@@ -47,7 +47,7 @@ class ReferenceGanomaly(ReferenceTrainer):
         """Train on one batch."""
         z1, x_hat, z2 = self.generator(images)
         loss = torch.zeros(())
-        if self.has_own_losses:
+        if self.has_gan_losses:
             (_, logit), (_, logit_hat) = self.discriminator(images), self.discriminator(x_hat.detach())
             (features, _), (features_hat, _) = self.discriminator(images), self.discriminator(x_hat)
             loss = 10 * (images - x_hat).abs().mean() + (features - features_hat).square().mean()
@@ -56,7 +56,7 @@ class ReferenceGanomaly(ReferenceTrainer):
             distance = 50 * (z1 - targets[0]).square().mean() + 10 * (x_hat - targets[1]).abs().mean()
             loss = loss + distance + 50 * (z2 - targets[2]).square().mean()
         self.update(GENERATOR, loss, lr)
-        if self.has_own_losses:
+        if self.has_gan_losses:
             real, fake = torch.ones_like(logit), torch.zeros_like(logit_hat)
             self.update(DISCRIMINATOR, (cross_entropy(logit, real) + cross_entropy(logit_hat, fake)) / 2, lr)
 
@@ -139,7 +139,7 @@ def reference_loop(family: str, stage: Stage, student: Gan, teacher: Gan, batch_
         batch_size: Images per step.
     """
     loss_set, make = stage.loss_set, REFERENCE_TRAINERS[family]
-    student_trainer, teacher_trainer = make(student, loss_set.mu > 0), make(teacher, has_own_losses=True)
+    student_trainer, teacher_trainer = make(student, loss_set.mu > 0), make(teacher, has_gan_losses=True)
     if not loss_set.trains_teacher:
         teacher.generator.requires_grad_(False)
 

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 @click.argument("more_teachers", nargs=-1, metavar="")
 @click.option("--schedule", help='Chain of structures.  [default: the recipe\'s, "2->3"]')
 @click.option("--norm", type=click.Choice(["instance", "batch"]), help="Student normalisation; batch folds at export.")
-@click.option("--teacher-learning-rate", type=float, help="Learning rate of a teacher trained further (③, ④).")
+@click.option("--teacher-learning-rate", type=float, hidden=True, help="Learning rate of a trained teacher (③, ④).")
 @click.option("--cache", metavar="DIR|off", help="Keep the teacher's outputs in a folder.  [default: in memory]")
-@click.option("--cache-dtype", type=click.Choice(["float32", "float16"]), help="dtype of the cached teacher outputs.")
-@click.option("--cache-memory-mb", type=int, help="Caches above this size are memory-mapped.")
+@click.option(
+    "--cache-dtype", type=click.Choice(["float32", "float16"]), hidden=True, help="dtype of the cached outputs."
+)
+@click.option("--cache-memory-mb", type=int, hidden=True, help="Caches above this size are memory-mapped.")
 @data_option
 @training_options
 @click.pass_context

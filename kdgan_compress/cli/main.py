@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted; what was done is kept (continue a training with --resume).", err=True)
+        click.echo("Interrupted; finished work is kept (continue a training with --resume).", err=True)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -116,7 +116,7 @@ def train_schedulers(
         for member in sorted(active):
             scheduler = schedulers[member]
             if scheduler.position[0] == stage_index and stage_index < len(scheduler.stages):
-                groups[_trained_by(scheduler.stage_run(stage_index))].append(member)
+                groups[losses_used(scheduler.stage_run(stage_index))].append(member)
         for members in groups.values():
             progress = {member: StageProgress(schedulers[member].begin_stage()) for member in members}
             while running := [member for member in members if not progress[member].is_done]:
@@ -217,7 +217,7 @@ def epoch_order(num_images: int, seed: int, stage_index: int, epoch: int) -> Ten
     return torch.randperm(num_images, generator=generator)
 
 
-def _trained_by(run: StageRun) -> tuple[bool, ...]:
+def losses_used(run: StageRun) -> tuple[bool, ...]:
     """Which losses a stage uses and whether its targets are stored: stages that agree can be trained together."""
     losses = run.stage.loss_set
     used = (losses.alpha, losses.beta, losses.mu, losses.nu, losses.lam)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,9 +14,9 @@ import torch
 from kdgan_compress.accel.cuda_graph import NUM_WARMUP_CALLS
 from kdgan_compress.accel.engine import FleetEngine, fast_engine
 from kdgan_compress.accel.optimizers import FusedAdam
-from kdgan_compress.distillation.scheduler import StageRun, TrainingSettings
+from kdgan_compress.distillation.scheduler import StageRun
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import StageProgress
+from kdgan_compress.distillation.trainer import StageProgress, losses_used
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.job import Job
 from kdgan_compress.profiling.machine import num_threads
@@ -35,36 +36,57 @@ FLOATS_PER_PIXEL = 60
 """Kept per pixel and outermost channel of a batch: activations, patches and their gradients."""
 
 
+def check_fleet_size(jobs: Sequence[Job], requested: int | None) -> None:
+    """Check the shape of the jobs and a requested fleet size, before anything is computed or written.
+
+    Args:
+        jobs: One or more.
+        requested: None if the size is to be measured.
+
+    Raises:
+        KdganError: The jobs differ in shape, ``requested`` is below 1, or so many models do not fit into memory.
+    """
+    check_requested(requested)
+    _check_one_shape(jobs)
+    max_size = max_fleet_size(jobs[0])
+    if requested is not None and min(requested, len(jobs)) > max_size:
+        hint = f"Give --fleet {max_size} or less"
+        raise KdganError("A fleet must fit into half of the free memory", f"got {requested}, {max_size} fit", hint)
+
+
+def check_requested(requested: int | None) -> None:
+    """Check that a requested fleet size is positive.
+
+    Raises:
+        KdganError: It is not.
+    """
+    if requested is not None and requested < 1:
+        raise KdganError("A fleet needs at least 1 model", f"got {requested}", "Give --fleet 1 or more")
+
+
 def choose_fleet_size(jobs: Sequence[Job], requested: int | None) -> tuple[int, str | None]:
     """The number of models to train together, and why it is 1 if they cannot be.
 
     Args:
-        jobs: One, or several of one shape.
+        jobs: One or more that passed ``check_fleet_size``.
         requested: None to measure which is fastest.
 
     Raises:
-        KdganError: The jobs differ in shape, or ``requested`` is not possible.
+        KdganError: The jobs cannot be trained in fleets of the requested size.
     """
-    _check_one_shape(jobs)
-    if requested is not None and requested < 1:
-        raise KdganError("A fleet needs at least 1 model", f"got {requested}", "Give --fleet 1 or more")
     if len(jobs) == 1 or requested == 1:
         return 1, None
-    largest = min(requested or len(jobs), len(jobs))
-    max_size = max_fleet_size(jobs[0])
-    if requested is not None and largest > max_size:
-        hint = f"Give --fleet {max_size} or less"
-        raise KdganError("A fleet must fit into half of the free memory", f"got {requested}, {max_size} fit", hint)
+    if requested is not None:
+        size = min(requested, len(jobs))
+        _check_fleets(jobs, size)
+        return size, None
     try:
-        for start in range(0, len(jobs), largest):
-            fleet = jobs[start : start + largest]
-            if len(fleet) > 1:
-                _check_fleet(fleet if requested is not None else fleet[:2])
+        _check_fleets(jobs[:2], 2)
+        size = _fastest_size(jobs, max_fleet_size(jobs[0]))
+        _check_fleets(jobs, size)
     except KdganError as error:
-        if requested is not None:
-            raise
         return 1, f"{error.problem}; {error.found}"
-    return requested or _fastest_size(jobs, max_size), None
+    return size, None
 
 
 def max_fleet_size(job: Job) -> int:
@@ -89,26 +111,40 @@ def _check_one_shape(jobs: Sequence[Job]) -> None:
                 fields = [] if None in (a, b) else [field.name for field in dataclasses.fields(a)]
                 differing = [field for field in fields if getattr(a, field) != getattr(b, field)]
                 raise KdganError(
-                    "Models of one command, and their teachers, need one shape",
+                    "Models of one command need one shape, and their teachers too",
                     f"{first.folder.path} and {job.folder.path} differ in "
                     f"{', '.join(differing) or 'having a teacher'} ({name.replace('_', ' ')})",
                     "Use one command for each shape",
                 )
 
 
-def _check_fleet(jobs: Sequence[Job]) -> None:
-    """Check that these can be trained together, on copies."""
-    with ExitStack() as stack, torch.random.fork_rng(devices=[]):
-        FleetEngine(_begun_samples(jobs), stack)
+def _check_fleets(jobs: Sequence[Job], size: int) -> None:
+    """Check, on copies, that each ``size`` jobs can be trained together in all stages."""
+    for start in range(0, len(jobs), size):
+        fleet = jobs[start : start + size]
+        for stage_index in range(max(len(job.scheduler.stages) for job in fleet)):
+            groups: dict[tuple[bool, ...], list[StageRun]] = defaultdict(list)
+            for job in fleet:
+                if stage_index < len(job.scheduler.stages):
+                    run = _sample(job, stage_index)
+                    groups[losses_used(run)].append(run)
+            for group in groups.values():
+                with ExitStack() as stack, torch.random.fork_rng(devices=[]):
+                    if len(group) > 1:
+                        FleetEngine(_begin(group), stack)
 
 
 def _fastest_size(jobs: Sequence[Job], max_size: int) -> int:
     """The size with the least time per model over some steps of the first stage."""
+    used = losses_used(jobs[0].scheduler.stage_run(0))
+    jobs = [job for job in jobs if losses_used(job.scheduler.stage_run(0)) == used]
+    if len(jobs) == 1:
+        return 1
     largest = min(max_size, len(jobs))
     fastest, least = 1, float("inf")
     with num_threads(jobs[0].num_threads), torch.random.fork_rng(devices=[]):
         for size in (*(size for size in FLEET_SIZES if size < largest), largest):
-            seconds = min(_seconds_per_model(jobs[:size]) for _ in range(2))
+            seconds = _seconds_per_model(jobs[:size])
             if seconds > MIN_RELATIVE_TIME * least:
                 break
             fastest, least = size, seconds
@@ -116,8 +152,12 @@ def _fastest_size(jobs: Sequence[Job], max_size: int) -> int:
 
 
 def _seconds_per_model(jobs: Sequence[Job]) -> float:
-    """Time of one step per model, without the time to set up the fleet."""
-    runs = _begun_samples(jobs)
+    """Time of one step per model, without the time to set up the fleet: the better of two attempts."""
+    return min(_time_step(jobs) for _ in range(2)) / len(jobs)
+
+
+def _time_step(jobs: Sequence[Job]) -> float:
+    runs = _begin([_sample(job, 0) for job in jobs])
     models, is_cuda = [StageProgress(run) for run in runs], runs[0].images.is_cuda
     with ExitStack() as stack:
         engine = fast_engine(runs, stack)
@@ -129,27 +169,25 @@ def _seconds_per_model(jobs: Sequence[Job]) -> float:
             engine.train_step(engine.models, indices, step)
         if is_cuda:
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / NUM_MEASURED_STEPS / len(models)
+        return (time.perf_counter() - start) / NUM_MEASURED_STEPS
 
 
-def _begun_samples(jobs: Sequence[Job]) -> list[StageRun]:
-    """A few steps of each job's first stage, on copies of its GANs."""
-    runs = [_sample(job) for job in jobs]
-    for run in runs:
-        run.begin()
-    return runs
-
-
-def _sample(job: Job) -> StageRun:
-    run = job.scheduler.stage_run(0)
+def _sample(job: Job, stage_index: int) -> StageRun:
+    """One epoch of a stage of a job, on copies of its GANs."""
+    run = job.scheduler.stage_run(stage_index)
     return dataclasses.replace(
         run,
         stage=dataclasses.replace(run.stage, epochs=1),
         student=_copy(run.student),
         teacher=None if run.teacher is None else _copy(run.teacher),
-        settings=TrainingSettings(job.batch_size),
         epochs_done=0,
     )
+
+
+def _begin(runs: Sequence[StageRun]) -> Sequence[StageRun]:
+    for run in runs:
+        run.begin()
+    return runs
 
 
 def _copy(state: TrainState) -> TrainState:

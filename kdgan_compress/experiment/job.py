@@ -53,11 +53,11 @@ class Job:
         teacher = self.scheduler.teacher
         return [self.scheduler.student, *([teacher] if teacher and self.scheduler.trains_teacher else [])]
 
-    def with_cache(self) -> "Job":
-        """The job with a teacher cache where there can be one.
+    def attach_teacher_cache(self) -> "Job":
+        """The job with a teacher cache, if there can be one.
 
         Raises:
-            KdganError: The recipe asks for a cache that cannot be, or its folder can't be written.
+            KdganError: The recipe needs a cache that is impossible, or its folder can't be written.
         """
         if self.attach_cache is None:
             return self
@@ -74,7 +74,7 @@ def training_job(recipe: Recipe, out: Path | None = None, parent: Path = RUNS, r
         resume: Whether ``out`` holds the run already.
 
     Raises:
-        KdganError: Whatever is wrong with the recipe or its data.
+        KdganError: The recipe, its device or its data are invalid.
     """
     recipe = recipe.model_copy(update={"data": recipe.data.absolute()})
     training = recipe.training
@@ -129,7 +129,7 @@ def distillation_job(
         caches: Teacher caches shared with other jobs.
 
     Raises:
-        KdganError: Whatever is wrong with the teacher, the recipe or the data.
+        KdganError: The teacher, the recipe, its device or the data are invalid.
     """
     checkpoint = load_model(teacher)
     if not resume:

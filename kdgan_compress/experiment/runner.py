@@ -9,7 +9,7 @@ from kdgan_compress.accel.engine import fast_engine
 from kdgan_compress.distillation.train_log import DivergedError
 from kdgan_compress.distillation.trainer import train_schedulers
 from kdgan_compress.errors import KdganError
-from kdgan_compress.experiment.fleet_size import choose_fleet_size
+from kdgan_compress.experiment.fleet_size import check_fleet_size, choose_fleet_size
 from kdgan_compress.experiment.job import Job
 from kdgan_compress.experiment.results import Progress, RunResult, RunResults, ShowProgress
 from kdgan_compress.experiment.training_run import TrainingRun
@@ -47,7 +47,8 @@ def run_jobs(
             written then.
     """
     _check_jobs(jobs)
-    jobs = [job.with_cache() for job in jobs]
+    check_fleet_size(jobs, fleet_size)
+    jobs = [job.attach_teacher_cache() for job in jobs]
     fleet_size, note = choose_fleet_size(jobs, fleet_size)
     for job in jobs:  # all folders now, so that --resume finds those too that have not started
         if not job.resume:

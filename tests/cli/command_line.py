@@ -1,4 +1,4 @@
-"""What the tests of the command line share: how a command is called, and what is asked of its output."""
+"""Calls of the command line in tests, and checks of their output."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 def assert_refused(result: tuple[int, str, str], *words: str) -> None:
-    """Exit code 1, and nothing but one line on stderr, which has these words."""
+    """Check for exit code 1 and a single line on stderr that contains these words."""
     code, out, err = result
     assert code == 1
     assert out == ""
@@ -19,6 +19,6 @@ def assert_refused(result: tuple[int, str, str], *words: str) -> None:
 
 
 def only_json(text: str) -> Any:
-    """What a command printed, which must be one JSON object on one line."""
+    """Parse a command's output, one JSON object on one line."""
     (line,) = text.splitlines()
     return json.loads(line)

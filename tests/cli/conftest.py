@@ -1,4 +1,4 @@
-"""A tiny labelled set and a trained teacher and student, made once by the commands themselves."""
+"""A tiny labelled data set, and a teacher and a student that the commands train once."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def families(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder in MVTec's layout with grey and colour photos of several sizes."""
+    """A folder in MVTec's layout with grey and colour photos of different sizes."""
     rng = np.random.default_rng(1)
     for part, count in (("train/good", 6), ("test/good", 3), ("test/scratch", 3)):
         (tmp_path / part).mkdir(parents=True)

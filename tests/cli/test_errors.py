@@ -1,4 +1,4 @@
-"""What bad input gets: one line, the right exit code, nothing half-written."""
+"""Bad input: one line, the right exit code, no partial files."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from command_line import Cli, assert_refused
 
 from kdgan_compress.cli import main
-from kdgan_compress.gans import cvgad_objective as cvgad
+from kdgan_compress.gans import cvgad
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_train_refuses(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_problems_of_a_recipe_are_told_at_once(cli: Cli, tmp_path: Path) -> None:
+def test_all_problems_of_a_recipe_are_reported_at_once(cli: Cli, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("trainin: {}\nmodel: {widht: 3}\ntraining: {epochs: 0}\n")
     words = ("3 problems", "trainin", "training", "widht", "width", "epochs")
@@ -64,7 +64,7 @@ def test_all_problems_of_a_recipe_are_told_at_once(cli: Cli, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_is_no_image_is_named(cli: Cli, photos: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(cli: Cli, photos: Path, tmp_path: Path) -> None:
     (photos / "train/good/9.jpg").write_text("no image")
     assert_refused(cli("train", "--data", f"folder:{photos}", "--out", tmp_path / "run"), "9.jpg")
     assert not (tmp_path / "run").exists()
@@ -86,7 +86,7 @@ def test_a_run_is_never_overwritten(cli: Cli, npz: Path, runs: dict[str, Path]) 
     assert (runs["teacher"] / "model.safetensors").read_bytes() == before
 
 
-def test_teachers_that_cannot_teach(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_invalid_teachers(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
     out = ["--out", tmp_path / "run"]
     assert_refused(cli("distill", "--teacher", tmp_path / "none", *out), "none")
     cut = tmp_path / "cut.safetensors"
@@ -102,7 +102,7 @@ def test_teachers_that_cannot_teach(cli: Cli, runs: dict[str, Path], tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_unfinished_runs_are_named_so(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_unfinished_runs_are_refused(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     shutil.copy(runs["teacher"] / "recipe.yaml", unfinished)
@@ -111,7 +111,7 @@ def test_unfinished_runs_are_named_so(cli: Cli, runs: dict[str, Path], tmp_path:
     assert_refused(cli("train", "--resume", tmp_path / "nothing"), "no run")
 
 
-def test_a_finished_run_is_resumed_by_its_own_command(cli: Cli, runs: dict[str, Path]) -> None:
+def test_a_run_is_resumed_by_the_command_that_began_it(cli: Cli, runs: dict[str, Path]) -> None:
     assert_refused(cli("train", "--resume", runs["student"]), "distill --resume")
     assert_refused(cli("distill", "--resume", runs["teacher"]), "train --resume")
 
@@ -155,7 +155,7 @@ def test_an_interrupt_is_exit_code_130(cli: Cli, monkeypatch: pytest.MonkeyPatch
     assert "--resume" in err
 
 
-def test_a_missing_extra_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_torch(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
@@ -171,12 +171,26 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
     assert "\\b" not in out
 
 
+@pytest.mark.parametrize("command", ["", *main.cli.commands, "recipes list", "recipes show", "recipes check"])
+def test_every_help_screen_fits_40_lines_of_80_columns(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = cli(*command.split(), "--help")
+    assert code == 0
+    lines = out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("family", ["ede", "cvgad"])
-def test_training_that_diverges_says_where(cli: Cli, npz: Path, tmp_path: Path, family: str) -> None:
+def test_training_that_diverges_reports_the_step(cli: Cli, npz: Path, tmp_path: Path, family: str) -> None:
     small = ["--family", family, "--width", 1, "--image-size", 16, "--latent", 8, "--batch-size", 4]
     data = ["--data", f"npz:{npz}", "--normal", 0, *small, "--out", tmp_path / "run"]
     term, step = ("latent", 1) if family == "cvgad" else ("s_con", 2)
-    words = [f"{term} is nan at step {step} of stage alone (epoch 1)", "learning rate", "before anything was saved"]
+    words = [
+        f"{term} is nan at step {step} of stage from-scratch (epoch 1)",
+        "learning rate",
+        "nothing had been saved yet",
+    ]
     assert_refused(cli("train", *data, "--epochs", 1, "--learning-rate", "1e30"), *words)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
 
@@ -188,7 +202,7 @@ def test_training_that_diverges_later_keeps_a_model(
 
     def latent_loss(*arguments: Any) -> Any:
         calls.append(1)
-        return original(*arguments) * (float("nan") if len(calls) == 8 else 1)  # 4 a cycle of 6 steps, an epoch
+        return original(*arguments) * (float("nan") if len(calls) == 8 else 1)  # 4 per epoch, a cycle of 6 steps
 
     original = cvgad.latent_loss
     small = ["--family", "cvgad", "--width", 1, "--image-size", 16, "--latent", 8, "--batch-size", 4]
@@ -200,8 +214,8 @@ def test_training_that_diverges_later_keeps_a_model(
     assert (code, out) == (1, "")
     progress, error = err.strip().splitlines()
     assert "epoch 1" in progress
-    assert "latent is nan at step 10 of stage alone (epoch 2)" in error  # the first of the step's terms that is
-    assert f"{tmp_path / 'run' / 'model.safetensors'} holds the last good model, that of epoch 1 of stage 1." in error
+    assert "latent is nan at step 10 of stage from-scratch (epoch 2)" in error  # the step's first nonfinite loss
+    assert f"{tmp_path / 'run' / 'model.safetensors'} holds the last good model, of epoch 1 of stage 1." in error
     assert cli("evaluate", "--model", tmp_path / "run")[0] == 0
     assert cli("train", "--resume", tmp_path / "run")[0] == 0
 
@@ -209,7 +223,7 @@ def test_training_that_diverges_later_keeps_a_model(
 def test_more_clusters_than_images(cli: Cli, npz: Path, tmp_path: Path) -> None:
     small = ["--width", 1, "--latent", 8, "--epochs", 1, "--family", "cvgad", "--num-clusters", 25]
     data = ["--data", f"npz:{npz}", "--normal", 0, "--out", tmp_path / "run"]
-    assert_refused(cli("train", *data, *small), "got 25 for 24 images", "num_clusters")
+    assert_refused(cli("train", *data, *small), "got 25 clusters for 24 images", "num_clusters")
     assert not (tmp_path / "run").exists()
 
 
@@ -231,14 +245,14 @@ def test_a_test_split_without_outliers_cannot_be_evaluated(
     )
 
 
-def test_the_papers_mode_has_its_own_limits(
+def test_the_limits_of_the_papers_mode(
     cli: Cli, runs: dict[str, Path], families: dict[str, Path], tmp_path: Path
 ) -> None:
     assert_refused(cli("evaluate", "--model", families["ede"], "--mode", "paper"), "cvgad", "Leave out --mode paper")
     assert_refused(cli("evaluate", "--model", runs["detector"], "--mode", "paper"), "a detector has only the score")
 
 
-def test_a_students_other_family_must_exist(cli: Cli, families: dict[str, Path], tmp_path: Path) -> None:
+def test_a_students_family_has_to_exist(cli: Cli, families: dict[str, Path], tmp_path: Path) -> None:
     out = ["--out", tmp_path / "run"]
     other = ["distill", "--teacher", families["cvgad"], "--set"]
     assert_refused(cli(*other, "distillation.student.family=vae", *out), "'vae'", "cvgad, ed, ed_ehat, ede")

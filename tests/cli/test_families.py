@@ -17,7 +17,7 @@ from kdgan_compress.experiment.recipe import load_recipe
 from kdgan_compress.runtime import Detector
 
 TINY = ("--batch-size", 4, "--epochs", 1, "--json")
-OWN = {
+LOSSES = {
     "cvgad": {"wasserstein", "penalty", "ssim", "l1", "latent", "categorical", "negative", "mutual", "adversarial"},
     "ede": {"s_con", "s_adv", "s_enc", "s_ce"},
 }
@@ -34,12 +34,12 @@ def losses_of(run: Path) -> list[set[str]]:
     return [line.keys() - others for line in lines]
 
 
-def test_train_writes_a_model_that_knows_its_clusters(families: dict[str, Path]) -> None:
+def test_train_writes_a_model_with_its_clusters(families: dict[str, Path]) -> None:
     checkpoint = load_checkpoint(families["cvgad"] / "model.safetensors")
     assert (checkpoint.architecture.family, checkpoint.architecture.num_clusters) == ("cvgad", 3)
     assert checkpoint.weights["generator"]["means"].shape == (3, 8)
     assert load_recipe(str(families["cvgad"] / "recipe.yaml")).objective == load_recipe("cvgad").objective
-    assert losses_of(families["cvgad"]) == [OWN["cvgad"]]
+    assert losses_of(families["cvgad"]) == [LOSSES["cvgad"]]
     split = load_split(checkpoint.data, 16, 1)
     for network, gan in (("generator", checkpoint.build()), ("raw", checkpoint.build_without_ema())):
         with torch.no_grad():
@@ -88,20 +88,20 @@ def test_distil_within_the_family(cli: Cli, families: dict[str, Path], tmp_path:
     result = only_json(out)
     assert code == 0
     assert result["epochs"] == len(schedule.split("->"))
-    student, own = load_checkpoint(run / "model.safetensors"), load_checkpoint(teacher / "model.safetensors")
-    described = vars(own.architecture) | {"channels": (1, 2), "norm": "instance"}
+    student, expected = load_checkpoint(run / "model.safetensors"), load_checkpoint(teacher / "model.safetensors")
+    described = vars(expected.architecture) | {"channels": (1, 2), "norm": "instance"}
     assert vars(student.architecture) == described
-    assert student.data == own.data
-    expected = {
+    assert student.data == expected.data
+    losses = {
         "1": [{"k1", "kx"}],
-        "2->3": [OWN["cvgad"] | {"k1", "kx"}, {f"teacher_{x}" for x in OWN["cvgad"]} | {"k1", "kx"}],
+        "2->3": [LOSSES["cvgad"] | {"k1", "kx"}, {f"teacher_{x}" for x in LOSSES["cvgad"]} | {"k1", "kx"}],
     }
-    assert losses_of(run) == expected[schedule]
+    assert losses_of(run) == losses[schedule]
     assert (run / "teacher.safetensors").exists() == (schedule == "2->3")
     evaluation = only_json(cli("evaluate", "--model", run, "--json")[1])
     assert evaluation["auc"] == result["auc"]
-    theirs = only_json(cli("evaluate", "--model", teacher, "--json")[1])
-    assert evaluation["auc_gap"] == pytest.approx(theirs["auc"] - evaluation["auc"])
+    of_teacher = only_json(cli("evaluate", "--model", teacher, "--json")[1])
+    assert evaluation["auc_gap"] == pytest.approx(of_teacher["auc"] - evaluation["auc"])
 
 
 @pytest.mark.parametrize("re_encode", [False, True])
@@ -121,10 +121,10 @@ def test_distil_across_families(
     assert (architecture.family, architecture.channels, architecture.latent_size) == (student, (1, 2), 8)
     assert (architecture.norm, architecture.num_clusters) == ("batch", None)
     kinds = {"k1", "kx", "k2"} if re_encode else {"k1", "kx"}
-    own = OWN["cvgad"] if student == "cvgad" else OWN["ede"] - ({"s_enc"} if student == "ed" else set())
-    assert losses_of(run) == [own | kinds, {f"teacher_{loss}" for loss in OWN[teacher]} | kinds]
-    moved = load_checkpoint(run / "teacher.safetensors").architecture
-    assert vars(moved) == vars(load_checkpoint(families[teacher] / "model.safetensors").architecture)
+    losses = LOSSES["cvgad"] if student == "cvgad" else LOSSES["ede"] - ({"s_enc"} if student == "ed" else set())
+    assert losses_of(run) == [losses | kinds, {f"teacher_{loss}" for loss in LOSSES[teacher]} | kinds]
+    trained = load_checkpoint(run / "teacher.safetensors").architecture
+    assert vars(trained) == vars(load_checkpoint(families[teacher] / "model.safetensors").architecture)
     evaluation = only_json(cli("evaluate", "--model", run, "--json")[1])
     assert evaluation["auc"] == result["auc"]
     assert -1 <= evaluation["score_spearman"] <= 1
@@ -132,7 +132,7 @@ def test_distil_across_families(
     assert again == result
 
 
-def test_a_student_of_another_family_may_have_an_objective_of_its_own(
+def test_a_student_of_another_family_can_have_another_objective(
     cli: Cli, families: dict[str, Path], tmp_path: Path
 ) -> None:
     settings = ["--set", "distillation.student.family=ede", "--set", "distillation.student.objective.w_con=3"]
@@ -150,12 +150,12 @@ def test_profile_export_and_score(cli: Cli, families: dict[str, Path], photos: P
     assert Detector(file).metadata["num_clusters"] == "3"
 
     profiled = only_json(cli("profile", "--model", file, "--against", families["ede"], "--json")[1])
-    ours, theirs = profiled["models"]
-    assert (ours["family"], theirs["family"]) == ("cvgad", "ede")
-    assert ours["size_bytes"] == file.stat().st_size
+    detector, teacher = profiled["models"]
+    assert (detector["family"], teacher["family"]) == ("cvgad", "ede")
+    assert detector["size_bytes"] == file.stat().st_size
     encoder = 16 * 2 + 4 + 16 * 8 + 8 + 16 * 4 * 8  # two blocks of 2 and 4 channels, and μ of 8
-    assert (ours["num_params"], theirs["num_params"]) == (2 * encoder - 4 - 8 + 12, 3 * encoder)
-    assert profiled["ratios"]["params"] == theirs["num_params"] / ours["num_params"]
+    assert (detector["num_params"], teacher["num_params"]) == (2 * encoder - 4 - 8 + 12, 3 * encoder)
+    assert profiled["ratios"]["params"] == teacher["num_params"] / detector["num_params"]
 
     code, out, _ = cli("score", file, photos / "test", "--json")
     lines = [json.loads(line) for line in out.splitlines()]

@@ -1,4 +1,4 @@
-"""Every command end to end on a tiny set, with the JSON keys that programs rely on."""
+"""Every command end to end on a tiny data set, with the JSON keys that programs rely on."""
 
 import json
 from pathlib import Path
@@ -26,22 +26,29 @@ def test_train_reports_its_run_as_json(cli: Cli, npz: Path, tmp_path: Path) -> N
     assert (result["epochs"], result["num_images"]) == (2, 48)
     assert "epoch 2" in err
     assert result["best_epoch_auc_oracle"] >= result["auc"]
+    assert result["auc_raw"] is None
     written = {path.name for path in (tmp_path / "run").iterdir()}
-    names = {"recipe.yaml", "model.safetensors", "state.pt", "metrics.jsonl", "result.json", "curves.png", "scores.png"}
+    names = {"recipe.yaml", "model.safetensors", "state.pt", "metrics.jsonl", "result.json"}
+    names |= {"curves.png", "scores.png", "scores.npz"}
     assert written == names
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
 
 
-def test_train_without_json_tells_people(cli: Cli, npz: Path, tmp_path: Path) -> None:
-    code, out, _ = cli(
-        "train", "--data", f"npz:{npz}", "--normal", 0, "--width", 1, "--epochs", 1, "--out", tmp_path / "run"
-    )
+def test_train_without_json_prints_text(cli: Cli, npz: Path, tmp_path: Path) -> None:
+    options = ("--data", f"npz:{npz}", "--normal", 0, "--width", 1, "--epochs", 1, "--out")
+    code, out, _ = cli("train", *options, tmp_path / "run")
     assert code == 0
-    assert "averaged weights" in out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    auc = f"AUC          {100 * result['auc']:.2f} %"
+    assert auc in out.splitlines()
     assert "seed 0" in out
+    _, out, _ = cli("train", *options, tmp_path / "raw", "--raw")
+    raw = json.loads((tmp_path / "raw" / "result.json").read_text())
+    assert raw["auc"] == result["auc"]
+    assert f"{auc}, {100 * raw['auc_raw']:.2f} % without EMA" in out.splitlines()
 
 
-def test_the_student_remembers_family_data_and_teacher(runs: dict[str, Path], npz: Path) -> None:
+def test_the_students_checkpoint_has_family_data_and_teacher(runs: dict[str, Path], npz: Path) -> None:
     student = load_checkpoint(runs["student"] / "model.safetensors")
     assert student.architecture.channels == (1, 2, 4)
     assert student.architecture.latent_size == 16
@@ -71,7 +78,7 @@ def test_evaluate_agrees_with_the_exported_file_scored_by_onnxruntime(
     assert result["auc_gap"] == pytest.approx(teacher["auc"] - result["auc"])
 
 
-def test_evaluate_takes_a_detector_file(cli: Cli, runs: dict[str, Path], npz: Path) -> None:
+def test_evaluate_accepts_a_detector_file(cli: Cli, runs: dict[str, Path], npz: Path) -> None:
     arguments = ("evaluate", "--model", runs["detector"], "--data", f"npz:{npz}", "--normal", 0, "--json")
     of_file = only_json(cli(*arguments)[1])
     of_run = only_json(cli("evaluate", "--model", runs["student"], "--json")[1])
@@ -80,7 +87,7 @@ def test_evaluate_takes_a_detector_file(cli: Cli, runs: dict[str, Path], npz: Pa
     assert of_file["auc_raw"] is None
 
 
-def test_profile_of_a_plan_is_exact(cli: Cli) -> None:
+def test_profile_of_an_architecture_is_exact(cli: Cli) -> None:
     code, out, _ = cli("profile", "--family", "ede", "--channels", "1,2,4", "--json")
     (model,) = only_json(out)["models"]
     assert code == 0
@@ -100,7 +107,7 @@ def test_profile_against_the_teacher_gives_ratios(cli: Cli, runs: dict[str, Path
     assert report["ratios"].keys() == {"params", "macs", "bytes", "latency"}
 
 
-def test_export_reports_and_score_prints_a_line_an_image(
+def test_export_reports_and_score_prints_one_line_per_image(
     cli: Cli, runs: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
     out_file = tmp_path / "sub" / "d.onnx"
@@ -115,7 +122,7 @@ def test_export_reports_and_score_prints_a_line_an_image(
     assert all(line["is_anomaly"] == (line["score"] > report["threshold"]) for line in lines)
 
 
-def test_score_goes_on_after_a_bad_file_and_ends_with_1(cli: Cli, runs: dict[str, Path], photos: Path) -> None:
+def test_score_continues_after_a_bad_file_and_exits_with_1(cli: Cli, runs: dict[str, Path], photos: Path) -> None:
     bad = photos / "test" / "good" / "0.png"
     bad.write_text("no image")
     code, out, _ = cli("score", runs["detector"], photos / "test" / "good", "--json")
@@ -129,7 +136,7 @@ def test_score_goes_on_after_a_bad_file_and_ends_with_1(cli: Cli, runs: dict[str
     assert "not an image" in err
 
 
-def test_photos_of_ones_own_from_training_to_score(cli: Cli, photos: Path, tmp_path: Path) -> None:
+def test_a_folder_of_photos_from_training_to_score(cli: Cli, photos: Path, tmp_path: Path) -> None:
     run, student, file = tmp_path / "t", tmp_path / "s", tmp_path / "s.onnx"
     assert cli("train", "--data", f"folder:{photos}", "--width", 2, "--epochs", 1, "--out", run)[0] == 0
     assert cli("distill", "--teacher", run, "--width", 1, "--schedule", "1", "--epochs", 1, "--out", student)[0] == 0
@@ -138,7 +145,7 @@ def test_photos_of_ones_own_from_training_to_score(cli: Cli, photos: Path, tmp_p
     assert load_checkpoint(student / "model.safetensors").architecture.image_channels == 3
 
 
-def test_a_folder_of_good_parts_alone_is_enough_to_train(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_of_good_parts_is_enough_to_train(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "photos/train/good").mkdir(parents=True)
     for number in range(3):
         Image.new("L", (64, 48), 60 * number).save(tmp_path / f"photos/train/good/{number}.png")

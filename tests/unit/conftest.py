@@ -1,4 +1,4 @@
-"""What tests of whole runs share."""
+"""Fixtures for tests of whole runs."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from traces import trace_once
 
 from kdgan_compress.api.distill import distill
 from kdgan_compress.api.train import train
-from kdgan_compress.experiment import runner as run
+from kdgan_compress.experiment import training_run
 from kdgan_compress.experiment.recipe import parse_recipe
 from kdgan_compress.export import detector_file
 
@@ -17,17 +17,17 @@ def quick_plot(*arguments):
 
 @pytest.fixture(scope="module")
 def quick_runs():
-    """No plots, which take most of a tiny run's time, and a state saved after every epoch, whatever that takes here."""
+    """Runs without plots, which take most of a tiny run's time, that save their state after every epoch."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run, "plot_curves", quick_plot)
-        patched.setattr(run, "plot_scores", quick_plot)
-        patched.setattr(run._Saver, "if_due", run._Saver.now)
+        patched.setattr(training_run, "plot_curves", quick_plot)
+        patched.setattr(training_run, "plot_scores", quick_plot)
+        patched.setattr(training_run, "MAX_SAVE_FRACTION", 1)
         yield
 
 
 @pytest.fixture(scope="module")
 def traced_once():
-    """Each model goes through torch's exporter once."""
+    """Trace each model once."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(detector_file, "trace", trace_once)
         yield

@@ -38,14 +38,14 @@ def imported(importtime: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """``d.onnx``, whose score is an image's mean level, and a grey ``photo.png`` of level 90."""
+    """``d.onnx``, whose score is an image's mean grey level, and a grey ``photo.png`` of level 90."""
     folder = tmp_path_factory.mktemp("device")
     write_brightness(folder / "d.onnx", threshold=50.0)
     Image.new("L", (8, 6), 90).save(folder / "photo.png")
     return folder
 
 
-def test_importtime_would_show_a_heavy_module():
+def test_importtime_shows_a_heavy_module():
     assert "yaml" in imported(python("-X", "importtime", "-c", "import yaml").stderr)
 
 
@@ -57,7 +57,7 @@ def test_help_imports_nothing_heavy():
     assert imported(result.stderr) & set(HEAVY) == set()
 
 
-def test_every_commands_help_does_without_torch():
+def test_the_help_of_every_command_needs_no_torch():
     code = f"""
 import sys
 from kdgan_compress.cli.main import run
@@ -77,7 +77,7 @@ def test_score_imports_nothing_heavy(folder):
     assert imported(result.stderr) & set(HEAVY) == set()
 
 
-def test_runtime_does_without_the_training_extra(folder):
+def test_the_runtime_needs_no_training_extra(folder):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({HEAVY}))
@@ -89,7 +89,7 @@ print(Detector({str(folder / "d.onnx")!r}).score_file({str(folder / "photo.png")
     assert result.stdout.strip() == "(90.0, True)"
 
 
-def test_score_command_does_without_the_training_extra(folder):
+def test_the_score_command_needs_no_training_extra(folder):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({HEAVY}))
@@ -101,26 +101,42 @@ sys.exit(run(["score", {str(folder / "d.onnx")!r}, {str(folder)!r}, "--json"]))
     assert result.stdout.strip() == f'{{"path": "{folder / "photo.png"}", "score": 90.0, "is_anomaly": true}}'
 
 
-def test_training_without_its_extra_says_what_to_install():
+def test_training_without_its_extra_names_the_package_to_install(tmp_path):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({HEAVY}))
 from kdgan_compress.cli.main import run
-sys.exit(run(["demo"]))
+sys.exit(run(["demo", "--out", {str(tmp_path / "demo")!r}]))
 """
     result = python("-c", code)
     assert result.returncode == 1
+    assert list(tmp_path.iterdir()) == []
     assert result.stderr.count("\n") == 1
     assert "pip install 'kdgan-compress[train]'" in result.stderr
 
 
-def test_a_fleet_is_made_without_torchs_compiler():
+def test_demo_checks_its_folder_before_torch_is_imported(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a demo's")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({HEAVY}))
+from kdgan_compress.cli.main import run
+sys.exit(run(["demo", "--out", {str(tmp_path)!r}]))
+"""
+    result = python("-c", code)
+    assert result.returncode == 1
+    assert f"found files in {tmp_path}" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_fleet_is_built_without_torchs_compiler():
     code = """
 import sys
-from kdgan_compress.gans import Architecture, build, stack_gans
+from kdgan_compress.accel.fleet import stack_gan
+from kdgan_compress.gans import Architecture, build
 gans = [build(Architecture(channels=(1, 2), image_size=16, latent_size=4), seed) for seed in (0, 1)]
 before = {"torch._dynamo", "sympy"} & set(sys.modules)
-assert stack_gans(gans).num_members == 2
+assert stack_gan(gans).keys() == {"generator", "discriminator"}
 print(sorted({"torch._dynamo", "sympy"} & set(sys.modules) - before))
 """
     result = python("-c", code)

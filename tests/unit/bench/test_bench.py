@@ -1,4 +1,4 @@
-"""What bench reports of small cases; speed itself is no test's business."""
+"""The benchmark's report for small cases; speed itself is not tested."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from kdgan_compress.bench import bench
-from kdgan_compress.bench.bench import Case
+from kdgan_compress.bench.cases import CASES, Case
 from kdgan_compress.cli.main import cli
 from kdgan_compress.errors import KdganError
 
@@ -19,7 +19,7 @@ SCORED = Case("infer", "ede", "score", (1, 2, 4), 2, ("plain", "engine"))
 def report(tmp_path_factory):
     announced = []
     plot = tmp_path_factory.mktemp("bench") / "speed.png"
-    result = bench.bench((STUDENT, SCORED), rounds=2, seconds_a_round=0.01, plot=plot, announce=announced.append)
+    result = bench.bench((STUDENT, SCORED), rounds=2, seconds_per_round=0.01, plot=plot, announce=announced.append)
     assert announced == result.rows
     assert plot.read_bytes().startswith(b"\x89PNG")
     return result
@@ -41,44 +41,44 @@ def test_every_path_of_every_case_has_a_row(report):
         assert (row.speedup == 1) == (row.path == "plain")
 
 
-def test_arithmetic_is_counted_an_image_and_model(report):
-    """By hand: a cached step is the same for one and for each of three; a teacher's forward pass comes on top."""
+def test_arithmetic_is_counted_per_image_and_model(report):
+    """By hand: a cached step costs the same for one model and for each of three; a teacher adds its forward pass."""
     macs = {row.path: row.macs_per_image for row in report.rows if row.work == "train"}
     assert macs["plain"] is None
     assert macs["fleet"] == pytest.approx(macs["cache"])
-    assert macs["engine"] - macs["cache"] == pytest.approx(54_263_808)  # facts: conv MACs of 64-128-256, grey
+    assert macs["engine"] - macs["cache"] == pytest.approx(54_263_808)  # conv MACs of 64-128-256, grey
     scoring = [row.macs_per_image for row in report.rows if row.work == "infer"]
     assert scoring == [None, pytest.approx(73_728)]  # the same of 1-2-4
     for row in report.rows:
         if row.macs_per_image is not None:
             seconds = row.us_per_image.median / 1e6
-            assert row.limit_share == pytest.approx(row.macs_per_image / (report.matrix_gmacs * 1e9) / seconds)
+            assert row.fraction_of_peak == pytest.approx(row.macs_per_image / (report.matrix_gmacs * 1e9) / seconds)
 
 
 def test_cvgads_rows_are_measured_too():
-    case = Case("train", "cvgad", "alone", (1, 2, 4), 2, ("plain", "engine"))
-    report = bench.bench((case,), rounds=1, seconds_a_round=0.01)
+    case = Case("train", "cvgad", "scratch", (1, 2, 4), 2, ("plain", "engine"))
+    report = bench.bench((case,), rounds=1, seconds_per_round=0.01)
     assert [row.path for row in report.rows] == ["plain", "engine"]
     assert report.rows[1].macs_per_image > 3 * 73_728  # a forward and a backward pass at least
 
 
-def test_a_path_that_dies_is_told():
-    dying = dataclasses.replace(SCORED, paths=("plain",), channels=(1, 2))  # no network of 32 × 32
-    with pytest.raises(KdganError, match="Every path of a case must end; one of score 1-2, batch 2, did not"):
-        bench.bench((dying,), rounds=1, seconds_a_round=0.01)
+def test_a_path_that_dies_is_an_error():
+    dying = dataclasses.replace(SCORED, paths=("plain",), channels=(1, 2))  # too few blocks for 32 × 32
+    with pytest.raises(KdganError, match="A path of the benchmark ended early; one of score 1-2, batch 2, did not"):
+        bench.bench((dying,), rounds=1, seconds_per_round=0.01)
 
 
-def test_cases_hold_what_is_asked_for():
-    trained = {(case.structure, case.channels_str, case.batch) for case in bench.CASES if case.work == "train"}
-    assert {("alone", "64-128-256", batch) for batch in (1, 8)} <= trained
-    assert {("2", plan, batch) for plan in ("8-16-64", "2-4-8", "1-2-4") for batch in (1, 8)} <= trained
-    for case in bench.CASES:
+def test_the_cases_cover_the_documented_models():
+    trained = {(case.structure, case.channels_str, case.batch) for case in CASES if case.work == "train"}
+    assert {("scratch", "64-128-256", batch) for batch in (1, 8)} <= trained
+    assert {("2", channels, batch) for channels in ("8-16-64", "2-4-8", "1-2-4") for batch in (1, 8)} <= trained
+    for case in CASES:
         if case.work == "train" and case.structure == "2":
             assert case.paths == ("plain", "engine", "cache", "fleet 10", "fleet 30")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_told():
+def test_a_missing_gpu_is_an_error():
     with pytest.raises(KdganError, match="torch finds no CUDA GPU"):
         bench.bench((SCORED,), device="cuda")
 

@@ -98,7 +98,9 @@ def test_a_teacher_trained_by_one_loss(loss_set):
     student, teacher = make_gan("cvgad", (1, 2), 1), make_gan("cvgad", (2, 4), 2)
     before = snapshot(teacher)
     states = TrainState(student, objective=ALWAYS_NEGATIVE), TrainState(teacher, objective=ALWAYS_NEGATIVE)
-    list(trainer.train_schedulers([ProgressiveScheduler([Stage("x", loss_set, 3, 1e-3)], states[0], IMAGES, states[1])]))
+    list(
+        trainer.train_schedulers([ProgressiveScheduler([Stage("x", loss_set, 3, 1e-3)], states[0], IMAGES, states[1])])
+    )
     assert changed_parts(teacher, before) == (WHOLE - {"critic"} if loss_set.alpha > 0 else {"critic"})
 
 
@@ -108,7 +110,11 @@ def test_a_trained_teacher_is_trained_as_if_alone():
     train([3], make_gan("cvgad", (1, 2), 1), teacher, [ALWAYS_NEGATIVE] * 2)
     torch.manual_seed(3)
     state, settings = TrainState(alone, BETAS, 0.9, ALWAYS_NEGATIVE), TrainingSettings(4, "constant")
-    list(trainer.train_schedulers([ProgressiveScheduler([Stage("x", FROM_SCRATCH, 3, 1e-3)], state, IMAGES, settings=settings)]))
+    list(
+        trainer.train_schedulers(
+            [ProgressiveScheduler([Stage("x", FROM_SCRATCH, 3, 1e-3)], state, IMAGES, settings=settings)]
+        )
+    )
     torch.testing.assert_close(snapshot(teacher), snapshot(alone), rtol=0, atol=0)
 
 

@@ -1,8 +1,8 @@
-"""Ctrl-C at a place that a test chooses."""
+"""Ctrl-C after a given number of records."""
 
 
 def stop_after(number, of_run=None):
-    """Ctrl-C when this many records (of one run) have been shown."""
+    """A ``show_progress`` that raises KeyboardInterrupt at this many records (of one run)."""
     seen = []
 
     def show_progress(progress):

@@ -1,4 +1,4 @@
-"""Runs that are broken off and resumed end as if they never were; nothing else disturbs a run's folder."""
+"""Interrupted and resumed runs end as uninterrupted ones, bit for bit; run folders stay consistent."""
 
 import json
 import shutil
@@ -9,21 +9,24 @@ import torch
 from interruption import stop_after
 from safetensors.torch import load_file
 
-from kdgan_compress.api.distill import distill, resume_distill
-from kdgan_compress.api.train import resume_train, train
+from kdgan_compress.api import resume as resume_module
+from kdgan_compress.api.distill import distill
+from kdgan_compress.api.train import train
 from kdgan_compress.data import load_split
-from kdgan_compress.distillation import train_log as meter
+from kdgan_compress.distillation import train_log
+from kdgan_compress.distillation.train_log import TrainRecord
 from kdgan_compress.errors import KdganError
-from kdgan_compress.experiment import runner as run_module
+from kdgan_compress.experiment import training_run
 from kdgan_compress.experiment.checkpoint import load_checkpoint
+from kdgan_compress.experiment.job import training_job
 from kdgan_compress.experiment.recipe import load_recipe, parse_recipe
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.gans import ganomaly_objective as ganomaly
+from kdgan_compress.gans import ede
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
 TRAINING = {"batch_size": 4, "epochs": 3, "threads": 1}
-SAVE_IF_DUE = run_module._Saver.if_due
+MAX_SAVE_FRACTION = training_run.MAX_SAVE_FRACTION
 MODEL_FILES = ("model.safetensors", "teacher.safetensors")
 
 
@@ -41,15 +44,15 @@ def make_recipe(source, **model):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A data set, and one run of each kind that nothing disturbed."""
+    """A data set, and one uninterrupted run of each kind."""
     path = tmp_path_factory.mktemp("base")
     rng = np.random.default_rng(0)
     labels = np.arange(24) % 2
     images = rng.integers(0, 156, (24, 28, 28)).astype(np.uint8) + (labels * 100).astype(np.uint8)[:, None, None]
     np.savez(path / "set.npz", x_train=images, y_train=labels, x_test=images[::-1], y_test=labels[::-1])
     recipe = make_recipe(f"npz:{path / 'set.npz'}")
-    train(recipe, path / "train", track_auc=True)
-    distill(path / "train", recipe, path / "distill", track_auc=True)
+    train(recipe, path / "train", track_auc=True, raw=True)
+    distill(path / "train", recipe, path / "distill", track_auc=True, raw=True)
     return path
 
 
@@ -60,12 +63,12 @@ def recipe(base):
 
 def start(kind, base, recipe, out, **options):
     if kind == "train":
-        return train(recipe, out, track_auc=True, **options)
-    return distill(base / "train", recipe, out, track_auc=True, **options)
+        return train(recipe, out, track_auc=True, raw=True, **options)
+    return distill(base / "train", recipe, out, track_auc=True, raw=True, **options)
 
 
-def resume(kind, out):
-    return (resume_train if kind == "train" else resume_distill)(out, track_auc=True)
+def resume(kind, out, **options):
+    return resume_module.resume(out, command=kind, track_auc=True, raw=True, **options)
 
 
 def metrics_of(out):
@@ -77,25 +80,29 @@ def content_of(out):
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
 
 
-def assert_as_undisturbed(out, base, kind):
+def assert_as_uninterrupted(out, base, kind):
     assert metrics_of(out) == metrics_of(base / kind)
-    assert_models_as_undisturbed(out, base, kind)
+    assert_models_as_uninterrupted(out, base, kind)
 
 
-def assert_models_as_undisturbed(out, base, kind):
+def assert_models_as_uninterrupted(out, base, kind):
     assert {path.name for path in out.iterdir()} == {path.name for path in (base / kind).iterdir()}
     for name in MODEL_FILES[: 1 if kind == "train" else 2]:
         torch.testing.assert_close(load_file(out / name), load_file(base / kind / name), rtol=0, atol=0)
-        ours, theirs = load_checkpoint(out / name), load_checkpoint(base / kind / name)
-        assert (ours.threshold, ours.provenance) == (theirs.threshold, theirs.provenance)
-    ours, theirs = (json.loads((path / "result.json").read_text()) for path in (out, base / kind))
+        actual, expected = load_checkpoint(out / name), load_checkpoint(base / kind / name)
+        assert (actual.threshold, actual.provenance) == (expected.threshold, expected.provenance)
+    actual, expected = (json.loads((path / "result.json").read_text()) for path in (out, base / kind))
     for key in ("auc", "auc_raw", "epochs", "num_images", "best_epoch_auc_oracle", "seed", "threads"):
-        assert ours[key] == theirs[key]
+        assert actual[key] == expected[key]
+    with np.load(out / "scores.npz") as actual, np.load(base / kind / "scores.npz") as expected:
+        assert {name: array.tolist() for name, array in actual.items()} == {
+            name: array.tolist() for name, array in expected.items()
+        }
 
 
-def test_the_undisturbed_runs_are_whole(base):
-    places = [(line["stage_index"], line["stage"], line["epoch"]) for line in metrics_of(base / "distill")]
-    assert places == [(0, "2", 1), (0, "2", 2), (0, "2", 3), (1, "3", 1), (1, "3", 2), (1, "3", 3)]
+def test_uninterrupted_runs_are_complete(base):
+    positions = [(line["stage_index"], line["stage"], line["epoch"]) for line in metrics_of(base / "distill")]
+    assert positions == [(0, "2", 1), (0, "2", 2), (0, "2", 3), (1, "3", 1), (1, "3", 2), (1, "3", 3)]
     assert [line["epoch"] for line in metrics_of(base / "train")] == [1, 2, 3]
     result = json.loads((base / "train" / "result.json").read_text())
     assert (result["epochs"], result["num_images"]) == (3, 36)
@@ -103,62 +110,61 @@ def test_the_undisturbed_runs_are_whole(base):
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
-def test_a_model_file_holds_average_last_weights_and_discriminator(kind, base):
+def test_a_model_file_has_ema_weights_last_weights_and_discriminator(kind, base):
     folder = RunFolder(base / kind)
     state = folder.load_state()
-    learners = {folder.model: state["student"]} | ({folder.teacher: state["teacher"]} if kind == "distill" else {})
-    for path, learner in learners.items():
-        weights, networks = load_checkpoint(path).weights, learner["networks"]
-        averaged = {n.removeprefix("module."): w for n, w in networks["average"].items() if n != "n_averaged"}
-        torch.testing.assert_close(weights["generator"], averaged, rtol=0, atol=0)
+    states = {folder.model: state["student"]} | ({folder.teacher: state["teacher"]} if kind == "distill" else {})
+    for path, train_state in states.items():
+        weights, networks = load_checkpoint(path).weights, train_state["networks"]
+        ema = dict(networks["ema"])
+        torch.testing.assert_close(weights["generator"], ema, rtol=0, atol=0)
         torch.testing.assert_close(weights["raw"], dict(networks["generator"]), rtol=0, atol=0)
         torch.testing.assert_close(weights["discriminator"], dict(networks["discriminator"]), rtol=0, atol=0)
-        assert not torch.equal(weights["raw"]["encoder.head.weight"], averaged["encoder.head.weight"])
+        assert not torch.equal(weights["raw"]["encoder.head.weight"], ema["encoder.head.weight"])
 
 
 @pytest.mark.parametrize(
     ("kind", "epochs"), [("train", 1), ("train", 2), ("train", 3), ("distill", 1), ("distill", 3), ("distill", 5)]
 )
-def test_a_run_stopped_after_an_epoch_ends_as_if_it_was_not(kind, epochs, base, recipe, tmp_path):
+def test_a_run_stopped_after_an_epoch_ends_as_an_uninterrupted_one(kind, epochs, base, recipe, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         start(kind, base, recipe, out, show_progress=stop_after(epochs))
     assert len(metrics_of(out)) == epochs
-    is_whole = epochs == len(metrics_of(base / kind))  # the last record is shown when the model is there
-    assert (out / "model.safetensors").exists() == (out / "result.json").exists() == is_whole
+    is_complete = epochs == len(metrics_of(base / kind))  # the last record is shown after the model is written
+    assert (out / "model.safetensors").exists() == (out / "result.json").exists() == is_complete
     result = resume(kind, out)
     assert result.run == str(out)
-    assert_as_undisturbed(out, base, kind)
+    assert_as_uninterrupted(out, base, kind)
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
-def test_a_run_stopped_within_an_epoch_does_that_epoch_again(kind, base, recipe, tmp_path, monkeypatch):
+def test_a_run_stopped_within_an_epoch_repeats_that_epoch(kind, base, recipe, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(meter, "RECORD_EVERY_IMAGES", 4)
+    monkeypatch.setattr(train_log, "RECORD_EVERY_IMAGES", 4)
     with pytest.raises(KeyboardInterrupt):
-        start(kind, base, recipe, out, show_progress=stop_after(5))  # 3 records an epoch of 12 images
+        start(kind, base, recipe, out, show_progress=stop_after(5))  # 3 records per epoch of 12 images
     assert len(metrics_of(out)) == 1
     resume(kind, out)
-    assert_models_as_undisturbed(out, base, kind)
-    for ours, theirs in zip(metrics_of(out), metrics_of(base / kind), strict=True):
-        # sums over other records round otherwise
-        assert ours == {k: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for k, v in theirs.items()}
+    assert_models_as_uninterrupted(out, base, kind)
+    for actual, expected in zip(metrics_of(out), metrics_of(base / kind), strict=True):
+        # sums over other records are rounded differently
+        assert actual == {k: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for k, v in expected.items()}
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
-def test_a_run_may_be_stopped_again_and_again(kind, base, recipe, tmp_path):
+def test_a_run_can_be_stopped_several_times(kind, base, recipe, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         start(kind, base, recipe, out, show_progress=stop_after(1))
-    again = resume_train if kind == "train" else resume_distill
     with pytest.raises(KeyboardInterrupt):
-        again(out, track_auc=True, show_progress=stop_after(1))
+        resume(kind, out, show_progress=stop_after(1))
     resume(kind, out)
-    assert_as_undisturbed(out, base, kind)
+    assert_as_uninterrupted(out, base, kind)
 
 
 def stop_at(monkeypatch, method, epoch):
-    """Die when a run folder is asked for this the given time."""
+    """Raise KeyboardInterrupt in the given call of a method of RunFolder."""
     original, calls = getattr(RunFolder, method), []
 
     def write(folder, content):
@@ -172,24 +178,24 @@ def stop_at(monkeypatch, method, epoch):
 
 @pytest.mark.parametrize(("kind", "epoch"), [("train", 2), ("distill", 4)])
 @pytest.mark.parametrize("method", ["append_metrics", "save_state"])
-def test_no_line_is_doubled_or_missing(method, kind, epoch, base, recipe, tmp_path, monkeypatch):
+def test_no_metrics_line_is_duplicated_or_missing(method, kind, epoch, base, recipe, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
         stop_at(patched, method, epoch)
         with pytest.raises(KeyboardInterrupt):
             start(kind, base, recipe, out)
     resume(kind, out)
-    assert_as_undisturbed(out, base, kind)
+    assert_as_uninterrupted(out, base, kind)
 
 
-def test_a_line_that_was_cut_short_is_written_anew(base, recipe, tmp_path):
+def test_an_incomplete_metrics_line_is_rewritten(base, recipe, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         start("train", base, recipe, out, show_progress=stop_after(2))
     with (out / "metrics.jsonl").open("a") as file:
-        file.write('{"stage_index": 0, "stage": "alo')
+        file.write('{"stage_index": 0, "stage": "from')
     resume("train", out)
-    assert_as_undisturbed(out, base, "train")
+    assert_as_uninterrupted(out, base, "train")
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
@@ -200,12 +206,12 @@ def test_a_run_stopped_after_training_needs_only_its_models(kind, base, recipe, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "plot_curves", stop)
+        patched.setattr(training_run, "plot_curves", stop)
         with pytest.raises(KeyboardInterrupt):
             start(kind, base, recipe, out)
     assert not (out / "result.json").exists()
     resume(kind, out)
-    assert_as_undisturbed(out, base, kind)
+    assert_as_uninterrupted(out, base, kind)
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
@@ -219,26 +225,27 @@ def test_resuming_a_finished_run_changes_nothing(kind, base):
 
 def test_a_run_is_resumed_by_its_own_command(base):
     before = content_of(base / "train"), content_of(base / "distill")
-    with pytest.raises(KdganError, match=r"must be given a training; .* is a distillation\. Use distill --resume"):
-        resume_train(base / "distill")
-    with pytest.raises(KdganError, match=r"must be given a distillation; .* is a training\. Use train --resume"):
-        resume_distill(base / "train")
+    for kind, other in (("train", "distill"), ("distill", "train")):
+        with pytest.raises(
+            KdganError, match=rf"{kind} --resume cannot finish a run of {other}; got .*{other}\. Use {other} --resume"
+        ):
+            resume(kind, base / other)
     assert (content_of(base / "train"), content_of(base / "distill")) == before
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
-@pytest.mark.parametrize("there", ["train", "distill"])
-def test_a_folder_with_a_run_takes_no_other(kind, there, base, recipe):
-    before = content_of(base / there)
-    with pytest.raises(KdganError, match="needs a new folder; found a run"):
-        start(kind, base, recipe, base / there)
-    assert content_of(base / there) == before
+@pytest.mark.parametrize("existing", ["train", "distill"])
+def test_a_folder_with_a_run_is_refused_for_a_new_one(kind, existing, base, recipe):
+    before = content_of(base / existing)
+    with pytest.raises(KdganError, match="needs a new folder; found a run in"):
+        start(kind, base, recipe, base / existing)
+    assert content_of(base / existing) == before
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
 def test_a_run_stopped_in_its_first_epoch_starts_again(kind, base, recipe, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(meter, "RECORD_EVERY_IMAGES", 4)
+    monkeypatch.setattr(train_log, "RECORD_EVERY_IMAGES", 4)
     with pytest.raises(KeyboardInterrupt):
         start(kind, base, recipe, out, show_progress=stop_after(1))
     resume(kind, out)
@@ -248,23 +255,21 @@ def test_a_run_stopped_in_its_first_epoch_starts_again(kind, base, recipe, tmp_p
 
 def test_a_run_that_diverges_at_once_leaves_no_model(base, recipe, tmp_path):
     out = tmp_path / "run"
-    match = (
-        r"stay finite; s_con is nan at step 2 of stage alone \(epoch 1\)\. .*; it happened before anything was saved"
-    )
+    match = r"stay finite; s_con is nan at step 2 of stage from-scratch \(epoch 1\)\. .*; nothing had been saved yet"
     with pytest.raises(KdganError, match=match):
         train(recipe.replace({"training": {"learning_rate": 1e30}}), out)
     assert [path.name for path in out.iterdir()] == ["recipe.yaml"]
 
 
 def spoil(monkeypatch, call, how):
-    """Do something to L_d the given time, 3 of which are an epoch."""
-    original, calls = ganomaly.discriminator_cross_entropy, []
+    """Change L_d in the given call; an epoch has 3."""
+    original, calls = ede.discriminator_cross_entropy, []
 
     def loss(*arguments):
         calls.append(1)
         return how(original(*arguments)) if len(calls) == call else original(*arguments)
 
-    monkeypatch.setattr(ganomaly, "discriminator_cross_entropy", loss)
+    monkeypatch.setattr(ede, "discriminator_cross_entropy", loss)
 
 
 def to_nan(loss):
@@ -278,8 +283,8 @@ def to_nan_gradient(loss):
 @pytest.mark.parametrize(
     ("kind", "call", "how", "step", "good"),
     [
-        ("train", 5, to_nan, r"s_ce is nan at step 5 of stage alone \(epoch 2\)", 1),
-        ("train", 6, to_nan_gradient, r"s_adv is nan at step 7 of stage alone \(epoch 3\)", 1),
+        ("train", 5, to_nan, r"s_ce is nan at step 5 of stage from-scratch \(epoch 2\)", 1),
+        ("train", 6, to_nan_gradient, r"s_adv is nan at step 7 of stage from-scratch \(epoch 3\)", 1),
         ("distill", 8, to_nan, r"s_ce is nan at step 8 of stage 2 \(epoch 3\)", 2),
         ("distill", 10, to_nan, r"teacher_s_ce is nan at step 1 of stage 3 \(epoch 1\)", 3),
         ("distill", 12, to_nan_gradient, r"teacher_s_adv is nan at step 4 of stage 3 \(epoch 2\)", 3),
@@ -290,28 +295,27 @@ def test_a_diverging_run_keeps_its_last_good_model(kind, call, how, step, good, 
     out, good_run = tmp_path / "run", tmp_path / "good"
     with pytest.raises(KeyboardInterrupt):
         start(kind, base, recipe, good_run, show_progress=stop_after(good))
-    place = f"epoch {good} of stage 1" if good <= 3 else f"epoch {good - 3} of stage 2"
+    position = f"epoch {good} of stage 1" if good <= 3 else f"epoch {good - 3} of stage 2"
     with monkeypatch.context() as patched:
         spoil(patched, call, how)
         with pytest.raises(KdganError, match=step) as info:
             start(kind, base, recipe, out)
     message = str(info.value)
     assert "\n" not in message
-    assert message.endswith(f"; {out / 'model.safetensors'} holds the last good model, that of {place}.")
+    assert message.endswith(f"; {out / 'model.safetensors'} holds the last good model, of {position}.")
     assert not (out / "result.json").exists()
 
     states = RunFolder(good_run).load_state()
     files = {"student": "model.safetensors"} | ({"teacher": "teacher.safetensors"} if kind == "distill" else {})
-    for learner, file in files.items():
-        networks, weights = states[learner]["networks"], load_checkpoint(out / file).weights
-        averaged = networks.get("average", {f"module.{name}": value for name, value in networks["generator"].items()})
-        expected = {name.removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
+    for role, file in files.items():
+        networks, weights = states[role]["networks"], load_checkpoint(out / file).weights
+        expected = dict(networks.get("ema", networks["generator"]))
         torch.testing.assert_close(weights["generator"], expected, rtol=0, atol=0)
         torch.testing.assert_close(weights["discriminator"], dict(networks["discriminator"]), rtol=0, atol=0)
         assert np.isfinite(load_checkpoint(out / file).threshold)
 
-    resume(kind, out)  # what spoiled it is gone
-    assert_as_undisturbed(out, base, kind)
+    resume(kind, out)  # without the spoiled loss
+    assert_as_uninterrupted(out, base, kind)
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
@@ -331,15 +335,15 @@ def test_more_clusters_than_images_are_refused(base, tmp_path):
     recipe = make_recipe(f"npz:{base / 'set.npz'}", family="cvgad", num_clusters=12)
     train(recipe.replace({"training": {"epochs": 1}}), tmp_path / "teacher")
     with pytest.raises(
-        KdganError, match=r"at most that of the training images; got 12 for 11 images\. Choose a smaller"
+        KdganError, match=r"fewer training images than clusters; got 12 clusters for 11 images\. Choose a smaller"
     ):
         distill(tmp_path / "teacher", recipe, tmp_path / "run", data=fewer)
-    with pytest.raises(KdganError, match=r"got 12 for 11 images"):
+    with pytest.raises(KdganError, match=r"got 12 clusters for 11 images"):
         train(recipe.replace({"data": {"source": fewer}}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_other_images_than_it_began_with_are_refused(base, recipe, tmp_path):
+def test_resuming_with_other_images_is_refused(base, recipe, tmp_path):
     out, moved = tmp_path / "run", tmp_path / "set.npz"
     shutil.copy(base / "set.npz", moved)
     with pytest.raises(KeyboardInterrupt):
@@ -349,49 +353,46 @@ def test_other_images_than_it_began_with_are_refused(base, recipe, tmp_path):
     arrays["x_train"][0, 0, 0] ^= 1
     np.savez(moved, **arrays)
     with pytest.raises(KdganError, match="training images it began with"):
-        resume_train(out)
+        resume_module.resume(out)
 
 
-def test_saving_takes_at_most_a_tenth_of_the_time(monkeypatch, tmp_path):
-    now = [0.0]
-    saved = []
+def test_saving_takes_at_most_a_tenth_of_the_time(base, recipe, tmp_path, monkeypatch):
+    now, saved = [0.0], []
 
-    class Slow:
-        schedule = folder = property(lambda self: self)
+    def slow_save(folder, state):
+        saved.append(now[0])
+        now[0] += 2.0
 
-        def save_state(self, state):
-            saved.append(now[0])
-            now[0] += 2.0
-
-        def state_dict(self):
-            return {}
-
-    monkeypatch.setattr(run_module._Saver, "if_due", SAVE_IF_DUE)
-    monkeypatch.setattr(run_module.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(run_module, "_is_good", lambda job: True)
-    saver = run_module._Saver(Slow())
-    for _ in range(100):
+    def epoch():
         now[0] += 1.0
-        saver.if_due()
+        return TrainRecord("from-scratch", 1, True, 12, {}, 1.0)
+
+    monkeypatch.setattr(training_run, "MAX_SAVE_FRACTION", MAX_SAVE_FRACTION)
+    monkeypatch.setattr(training_run.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(RunFolder, "save_state", slow_save)
+    (tmp_path / "run").mkdir()
+    run = training_run.TrainingRun(training_job(recipe, tmp_path / "run"), track_auc=False, raw=False)
+    for _ in range(100):
+        run.on_record(epoch())
     assert saved[0] == 1.0
     assert len(saved) * 2.0 <= now[0] / 9
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
-def test_there_must_be_a_run_to_resume(kind, tmp_path):
+def test_resuming_needs_a_run(kind, tmp_path):
     with pytest.raises(KdganError, match="nothing"):
         resume(kind, tmp_path / "nothing")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_distillations_teacher_must_still_be_there(base, recipe, tmp_path):
+def test_resuming_a_distillation_needs_its_teacher(base, recipe, tmp_path):
     shutil.copytree(base / "train", tmp_path / "teacher")
     with pytest.raises(KeyboardInterrupt):
         distill(tmp_path / "teacher", recipe, tmp_path / "run", show_progress=stop_after(1))
     shutil.rmtree(tmp_path / "teacher")
     before = content_of(tmp_path / "run")
     with pytest.raises(KdganError, match=r"must be a file; found none at .*teacher"):
-        resume_distill(tmp_path / "run")
+        resume_module.resume(tmp_path / "run")
     assert content_of(tmp_path / "run") == before
 
 
@@ -408,12 +409,12 @@ def test_a_damaged_state_is_an_error(kind, base, recipe, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
-@pytest.mark.parametrize("place", ["file", "file/run"])
-def test_an_unwritable_place_is_told_before_training(kind, place, base, recipe, tmp_path):
+@pytest.mark.parametrize("path", ["file", "file/run"])
+def test_an_unwritable_path_is_reported_before_training(kind, path, base, recipe, tmp_path):
     (tmp_path / "file").write_text("content")
     shown = []
     with pytest.raises(KdganError, match="must be writable") as info:
-        start(kind, base, recipe, tmp_path / place, show_progress=shown.append)
+        start(kind, base, recipe, tmp_path / path, show_progress=shown.append)
     assert "\n" not in str(info.value)
     assert shown == []
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -429,22 +430,22 @@ def test_bad_data_leave_no_folder(base, recipe, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_counts_on_after_a_resumption(base, recipe, tmp_path):
+def test_progress_of_a_resumed_run_includes_finished_epochs(base, recipe, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         start("distill", base, recipe, out, show_progress=stop_after(4))
     shown = []
-    resume_distill(out, show_progress=shown.append)
+    resume_module.resume(out, show_progress=shown.append)
     assert [(progress.images_done, progress.images_total) for progress in shown] == [(60, 72), (72, 72)]
 
 
-def test_the_resolved_recipe_alone_makes_the_same_run(base, tmp_path):
-    train(load_recipe(str(base / "train" / "recipe.yaml")), tmp_path / "again", track_auc=True)
-    assert_as_undisturbed(tmp_path / "again", base, "train")
+def test_the_resolved_recipe_gives_the_same_run(base, tmp_path):
+    train(load_recipe(str(base / "train" / "recipe.yaml")), tmp_path / "again", track_auc=True, raw=True)
+    assert_as_uninterrupted(tmp_path / "again", base, "train")
 
 
-def test_a_students_data_are_its_teachers(tmp_path):
-    # A folder has no class to name, so the teacher's settings hold none; the recipe of another set does.
+def test_a_student_has_its_teachers_data(tmp_path):
+    # A folder has no class, so the teacher's settings name none; the recipe of another data set does.
     good = tmp_path / "photos" / "train" / "good"
     good.mkdir(parents=True)
     for i in range(4):
@@ -459,7 +460,7 @@ def test_a_students_data_are_its_teachers(tmp_path):
     assert student.data == teacher.data
 
 
-def test_a_teacher_with_batch_norm_goes_on_training_its_statistics(base, tmp_path):
+def test_a_teacher_with_batch_norm_that_is_trained_updates_its_statistics(base, tmp_path):
     recipe = make_recipe(f"npz:{base / 'set.npz'}", norm="batch").replace({"distillation": {"schedule": "3"}})
     train(recipe, tmp_path / "teacher")
     distill(tmp_path / "teacher", recipe, tmp_path / "student")

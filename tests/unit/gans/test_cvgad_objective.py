@@ -357,7 +357,7 @@ def test_outliers_do_not_change_the_running_statistics_of_batch_norm():
     changed, same = tiny(norm="batch"), tiny(norm="batch")
     for gan, objective in ((changed, ALWAYS), (same, dataclasses.replace(ALWAYS, w_negative=0.0))):
         torch.manual_seed(0)
-        train_step(gan.__class__(gan.generator.train_schedulers(), gan.taps, gan.discriminator), objective)
+        train_step(gan.__class__(gan.generator.train(), gan.taps, gan.discriminator), objective)
         assert all(module.training for module in gan.generator.modules())
     counts = [gan.generator.encoder.features[1].num_batches_tracked.item() for gan in (changed, same)]
     assert counts[0] == counts[1] > 0

@@ -1,4 +1,4 @@
-"""Where a distillation's teacher cache comes from, that it is said, and that it changes nothing but the time."""
+"""Where a distillation's teacher cache comes from, how that is reported, and that it changes no result."""
 
 import errno
 import json
@@ -9,19 +9,22 @@ import numpy as np
 import pytest
 import torch
 from interruption import stop_after
-from kdgan_compress.experiment.teacher_cache import CacheSource
 from safetensors.torch import load_file
 
-from kdgan_compress.api.distill import distill, distill_fleet, resume_distill, resume_distill_fleet
+from kdgan_compress.api.distill import distill
+from kdgan_compress.api.resume import resume
 from kdgan_compress.api.train import train
-from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import STRUCTURES, LossSet, Stage
+from kdgan_compress.distillation.scheduler import ProgressiveScheduler
+from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError
-from kdgan_compress.experiment import teacher_cache as cache_module
+from kdgan_compress.experiment import teacher_caches as cache_module
 from kdgan_compress.experiment.recipe import CacheSection, load_recipe, parse_recipe
+from kdgan_compress.experiment.teacher_caches import TeacherCaches
 from kdgan_compress.gans import Architecture, build, normalize_images
 
-NUM_IMAGES = 70  # more than the 64 that are asked of the teacher at once
+NUM_IMAGES = 70  # more than the teacher's batch of 64
 SIZE_BYTES = 4 * NUM_IMAGES * (8 + 16 * 16 + 8)
 STAGES = tuple(Stage(str(k), STRUCTURES[k], 1, 1e-3) for k in (2,))
 MODEL = {"width": 2, "image_size": 16, "latent_size": 8}
@@ -49,12 +52,18 @@ def images():
     return make_images()
 
 
-def get(section, teacher, images, source=None, stages=STAGES, distillation=None):
-    return (source or CacheSource()).get(section, stages, teacher, images, distillation or Distillation())
+def get(section, teacher, images, caches=None, stages=STAGES, k_l=None):
+    """The cache that a scheduler gets, or None, and the note."""
+    student = TrainState(make_teacher(9))
+    scheduler = ProgressiveScheduler(stages, student, images, TrainState(teacher), k_l or DistillationLoss())
+    note = (caches or TeacherCaches()).attach(section, scheduler)
+    cache = scheduler.stage_run(0).targets
+    assert (scheduler.teacher is None) == (cache is not None and not scheduler.trains_teacher)
+    return cache, note
 
 
-def said_by(teacher, images):
-    """What the teacher says of all images, a row each."""
+def features_of(teacher, images):
+    """The teacher's features of all images, one row per image."""
     with torch.no_grad():
         z1 = teacher.generator.encoder(normalize_images(images))
         x_hat = teacher.generator.decoder(z1)
@@ -71,61 +80,61 @@ def test_without_a_folder_it_is_in_memory(teacher, images, tmp_path, monkeypatch
     cache, note = get(CacheSection(), teacher, images)
     assert note == "computed, 0.1 MB in memory"
     assert cache.rows.dtype == torch.float32
-    torch.testing.assert_close(cache.rows, said_by(teacher, images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(cache.rows, features_of(teacher, images), rtol=0, atol=1e-5)
     assert list(cache.shapes) == ["z1", "x_hat", "z2"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_of_a_command_share_it_only_where_they_would_compute_the_same(teacher, images):
-    source = CacheSource()
-    first, _ = get(CacheSection(), teacher, images, source)
-    again, note = get(CacheSection(), make_teacher(), make_images(), source)
+def test_runs_of_a_command_share_a_cache_only_if_they_would_compute_the_same(teacher, images):
+    caches = TeacherCaches()
+    first, _ = get(CacheSection(), teacher, images, caches)
+    again, note = get(CacheSection(), make_teacher(), make_images(), caches)
     assert again is first
     assert note == "shared with another run"
     for other in (
         {"teacher": make_teacher(1)},
         {"images": make_images(1)},
         {"section": CacheSection(dtype="float16")},
-        {"distillation": Distillation(re_encode=True)},
+        {"k_l": DistillationLoss(re_encode=True)},
     ):
-        cache, note = get(**{"section": CacheSection(), "teacher": teacher, "images": images, "source": source} | other)
+        cache, note = get(**{"section": CacheSection(), "teacher": teacher, "images": images, "caches": caches} | other)
         assert cache is not first
         assert note.startswith("computed")
-    unlike, _ = get(CacheSection(), teacher, images)  # another command
-    assert unlike is not first
+    other, _ = get(CacheSection(), teacher, images)  # another command
+    assert other is not first
 
 
 @pytest.mark.parametrize("folder", [None, "cache"])
-def test_it_can_be_switched_off(folder, teacher, images, tmp_path):
+def test_it_can_be_disabled(folder, teacher, images, tmp_path):
     section = CacheSection(enabled=False, folder=folder and str(tmp_path / folder))
-    assert get(section, teacher, images) == (None, "none: switched off")
+    assert get(section, teacher, images) == (None, "none: disabled")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_too_large_for_memory_goes_into_a_folder_or_nowhere(images, tmp_path):
+def test_a_cache_that_is_too_large_for_memory_needs_a_folder(images, tmp_path):
     wide = build(Architecture(channels=(2, 4), image_size=16, latent_size=8000))
     cache, note = get(CacheSection(memory_mb=4), wide, images)
     assert cache is None
-    assert note == "none: 4.55 MB are more than the 4 MB allowed in memory, and no folder is given"
+    assert note == "none: 4.55 MB exceed the 4 MB allowed in memory, and no folder is given"
     for allowed, is_mapped in ((4, True), (5, False)):
         cache, note = get(CacheSection(memory_mb=allowed, folder=str(tmp_path)), wide, images)
         assert cache.rows.shape == (NUM_IMAGES, 16256)
         assert is_mapped_from(cache, tmp_path) == is_mapped
-        torch.testing.assert_close(cache.rows, said_by(wide, images), rtol=0, atol=1e-5)
+        torch.testing.assert_close(cache.rows, features_of(wide, images), rtol=0, atol=1e-5)
         del cache
     cache, _ = get(CacheSection(memory_mb=5), wide, images)
     assert cache.rows.nbytes == 4 * NUM_IMAGES * 16256 <= 5_000_000
 
 
 def is_mapped_from(cache, folder):
-    """Whether the rows lie in a mapped file of the folder."""
+    """Whether the rows are mapped from a file of the folder."""
     (path,) = folder.glob("*.npy")
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, *rest = line.split()
         low, high = (int(address, 16) for address in span.split("-"))
         if low <= cache.rows.data_ptr() < high:
             return rest[-1] == str(path)
-    raise AssertionError("rows are nowhere")
+    raise AssertionError("rows are not mapped at all")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -141,7 +150,7 @@ def test_a_folder_has_two_files_and_the_next_command_reads_them(dtype, teacher, 
     rows = np.load(rows_path)
     assert (rows.dtype, rows.shape) == (np.dtype(dtype), (NUM_IMAGES, 272))
     np.testing.assert_array_equal(rows, computed.rows)
-    expected = said_by(teacher, images).numpy()
+    expected = features_of(teacher, images).numpy()
     np.testing.assert_allclose(rows, expected, rtol=1e-3 if dtype == "float16" else 0, atol=1e-5)
     assert json.loads(about_path.read_text())["key"] == rows_path.stem
     before = rows_path.stat().st_mtime_ns
@@ -189,21 +198,21 @@ def another_shape(path):
         ("json", another_shape),
     ],
 )
-def test_a_damaged_cache_is_said_and_made_anew(kind, damage, teacher, images, tmp_path):
+def test_a_damaged_cache_is_reported_and_computed_again(kind, damage, teacher, images, tmp_path):
     section = CacheSection(folder=str(tmp_path))
     first, _ = get(section, teacher, images)
-    whole = files_in(tmp_path)
+    complete = files_in(tmp_path)
     (path,), (rows_path,) = tmp_path.glob(f"*.{kind}"), tmp_path.glob("*.npy")
     damage(path)
-    assert files_in(tmp_path) != whole
+    assert files_in(tmp_path) != complete
     cache, note = get(section, teacher, images)
     assert note == f"computed, 0.1 MB in {tmp_path} ({rows_path} was damaged)"
     assert torch.equal(cache.rows, first.rows)
-    assert files_in(tmp_path) == whole
+    assert files_in(tmp_path) == complete
     assert get(section, teacher, images)[1] == f"read from {rows_path}"
 
 
-def test_a_cache_that_was_broken_off_leaves_nothing(teacher, images, tmp_path, monkeypatch):
+def test_an_interrupted_cache_leaves_no_file(teacher, images, tmp_path, monkeypatch):
     original = cache_module.teacher_rows
 
     def interrupted(*arguments):
@@ -222,41 +231,41 @@ def test_a_cache_that_was_broken_off_leaves_nothing(teacher, images, tmp_path, m
     [
         ([STRUCTURES[3]], "stage s0 trains the teacher"),
         ([STRUCTURES[4], STRUCTURES[2]], "stage s0 trains the teacher"),
-        ([LossSet(mu=1, nu=1)], "no teacher is asked before it trains"),
-        ([LossSet(mu=1), STRUCTURES[3]], "no teacher is asked before it trains"),
+        ([LossSet(mu=1, nu=1)], "no stage before that uses the teacher"),
+        ([LossSet(mu=1), STRUCTURES[3]], "no stage before that uses the teacher"),
         ([STRUCTURES[2], STRUCTURES[3]], None),
         ([STRUCTURES[1]], None),
     ],
 )
-def test_a_teacher_that_moves_is_not_cached(sets, reason, teacher, images, tmp_path):
-    stages = [Stage(f"s{place}", losses, 1, 1e-3) for place, losses in enumerate(sets)]
+def test_a_teacher_that_is_trained_is_not_cached(sets, reason, teacher, images, tmp_path):
+    stages = [Stage(f"s{index}", losses, 1, 1e-3) for index, losses in enumerate(sets)]
     in_folder = CacheSection(folder=str(tmp_path / "cache"))
     if reason is None:
         assert get(CacheSection(), teacher, images, stages=stages)[1].startswith("computed")
         assert get(in_folder, teacher, images, stages=stages)[1].startswith("computed")
         return
     assert get(CacheSection(), teacher, images, stages=stages) == (None, f"none: {reason}")
-    with pytest.raises(KdganError, match=rf"must stay the same to be cached; {reason}\. Leave the cache out \(--cache"):
+    with pytest.raises(KdganError, match=rf"Only a frozen teacher.*; {reason}\. Disable the cache \(--cache"):
         get(in_folder, teacher, images, stages=stages)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_may_make_the_same_cache(teacher, images, tmp_path, monkeypatch):
+def test_two_processes_can_write_the_same_cache(teacher, images, tmp_path, monkeypatch):
     section, original, others = CacheSection(folder=str(tmp_path)), cache_module.teacher_rows, []
 
     def meanwhile(*arguments):
-        for portion in original(*arguments):
+        for rows in original(*arguments):
             if not others:
                 others.append(None)
                 others[0] = get(section, make_teacher(), make_images())[0]
-            yield portion
+            yield rows
 
     monkeypatch.setattr(cache_module, "teacher_rows", meanwhile)
     cache, _ = get(section, teacher, images)
     assert torch.equal(cache.rows, others[0].rows)
 
 
-# From here on by the distillations themselves.
+# Whole distillations
 
 
 @pytest.fixture(scope="module")
@@ -287,8 +296,8 @@ def weights_of(run):
     return load_file(Path(run) / "model.safetensors")
 
 
-def assert_close(ours, theirs, atol):
-    torch.testing.assert_close(weights_of(ours), weights_of(theirs), rtol=0, atol=atol)
+def assert_close(actual, expected, atol):
+    torch.testing.assert_close(weights_of(actual), weights_of(expected), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("schedule", ["1", "2", "2->3"])
@@ -301,7 +310,7 @@ def test_a_cache_changes_no_result(schedule, base, tmp_path):
     halved = distill(teacher, student_recipe(schedule, dtype="float16"), tmp_path / "halved")
     (rows_path,) = (tmp_path / "cache").glob("*.npy")
     assert [result.teacher_cache for result in (plain, memory, mapped, read, halved)] == [
-        "none: switched off",
+        "none: disabled",
         "computed, 0.0 MB in memory",
         f"computed, 0.0 MB in {folder} (none yet)",
         f"read from {rows_path}",
@@ -315,11 +324,11 @@ def test_a_cache_changes_no_result(schedule, base, tmp_path):
     with pytest.raises(AssertionError):
         assert_close(halved.run, memory.run, 0)
     if schedule == "2->3":
-        ours, theirs = (load_file(Path(result.run) / "teacher.safetensors") for result in (read, plain))
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        weights = [load_file(Path(result.run) / "teacher.safetensors") for result in (read, plain)]
+        torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
 
 
-def test_the_cached_numbers_are_the_ones_that_teach(base, tmp_path, monkeypatch):
+def test_the_student_learns_from_the_cached_values(base, tmp_path, monkeypatch):
     original = cache_module.teacher_rows
     monkeypatch.setattr(cache_module, "teacher_rows", lambda *given: (rows + 1 for rows in original(*given)))
     other = distill(base / "teacher-0", student_recipe("1"), tmp_path / "other")
@@ -329,7 +338,7 @@ def test_the_cached_numbers_are_the_ones_that_teach(base, tmp_path, monkeypatch)
         assert_close(other.run, usual.run, 1e-3)
 
 
-def test_result_and_metrics_say_where_it_came_from(base, tmp_path):
+def test_the_result_reports_the_cache(base, tmp_path):
     result = distill(base / "teacher-0", student_recipe("3"), tmp_path / "run")
     assert result.teacher_cache == "none: stage 3 trains the teacher"
     assert json.loads((tmp_path / "run" / "result.json").read_text())["teacher_cache"] == result.teacher_cache
@@ -337,10 +346,10 @@ def test_result_and_metrics_say_where_it_came_from(base, tmp_path):
     assert trained["teacher_cache"] is None
 
 
-def test_students_of_one_teacher_share_it_and_other_teachers_have_their_own(base, tmp_path):
+def test_students_of_one_teacher_share_a_cache(base, tmp_path):
     teachers, cache = [base / "teacher-0", base / "teacher-1"], tmp_path / "cache"
     recipes = [student_recipe("2", seed, folder=str(cache)) for seed in (0, 1)]
-    result = distill_fleet(teachers, recipes, tmp_path / "out", fleet=4)
+    result = distill(teachers, recipes, tmp_path / "out", fleet_size=4)
     assert [member.teacher_cache.partition(",")[0] for member in result.members] == [
         "computed",
         "shared with another run",
@@ -361,31 +370,31 @@ def test_the_resolved_recipe_names_an_absolute_folder_and_off_stays_off(base, tm
 
 
 @pytest.mark.parametrize("number", [1, 3])
-@pytest.mark.parametrize("later", ["there", "gone", "damaged"])
-def test_an_interrupted_distillation_goes_on_with_its_cache(later, number, base, tmp_path):
+@pytest.mark.parametrize("later", ["present", "missing", "damaged"])
+def test_an_interrupted_distillation_is_resumed_with_its_cache(later, number, base, tmp_path):
     recipe, cache = student_recipe("2->3", folder=str(tmp_path / "cache")), tmp_path / "cache"
-    whole = distill(base / "teacher-0", student_recipe("2->3"), tmp_path / "whole")
+    expected = distill(base / "teacher-0", student_recipe("2->3"), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         distill(base / "teacher-0", recipe, tmp_path / "run", show_progress=stop_after(number))
     (rows_path,) = cache.glob("*.npy")
-    if later == "gone":
+    if later == "missing":
         for path in cache.iterdir():
             path.unlink()
     elif later == "damaged":
         flip(rows_path)
-    result = resume_distill(tmp_path / "run")
+    result = resume(tmp_path / "run")
     assert result.teacher_cache.endswith(
-        {"there": f"read from {rows_path}", "gone": "(none yet)", "damaged": "was damaged)"}[later]
+        {"present": f"read from {rows_path}", "missing": "(none yet)", "damaged": "was damaged)"}[later]
     )
-    assert_close(tmp_path / "run", whole.run, 0)
+    assert_close(tmp_path / "run", expected.run, 0)
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_cache_folder_that_cannot_be_written(place, base, tmp_path):
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_cache_folder_that_cannot_be_written(path, base, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(KdganError, match="The output path must be writable") as info:
-        distill_fleet([base / "teacher-0"], [student_recipe("2", folder=str(tmp_path / place))], tmp_path / "out")
-    assert str(tmp_path / place) in str(info.value)
+    with pytest.raises(KdganError, match=f"writable; {tmp_path / path}") as info:
+        distill([base / "teacher-0"], [student_recipe("2", folder=str(tmp_path / path))], tmp_path / "out")
+    assert str(tmp_path / path) in str(info.value)
     assert "\n" not in str(info.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -415,36 +424,36 @@ def test_a_full_disk(when, base, tmp_path, monkeypatch):
     assert again.teacher_cache.endswith("(none yet)")
 
 
-def test_a_schedule_that_moves_the_teacher_from_the_first_takes_no_folder(base, tmp_path):
+def test_a_schedule_that_first_trains_the_teacher_allows_no_cache_folder(base, tmp_path):
     for schedule in ("3", "4->2"):
         recipe = student_recipe(schedule, folder=str(tmp_path / "cache"))
-        with pytest.raises(KdganError, match=rf"to be cached; stage {schedule[0]} trains the teacher\. Leave"):
+        with pytest.raises(KdganError, match=rf"can be cached; stage {schedule[0]} trains the teacher\. Disable"):
             distill(base / "teacher-0", recipe, tmp_path / "run")
-        with pytest.raises(KdganError, match=rf"to be cached; stage {schedule[0]} trains the teacher\. Leave"):
-            distill_fleet([base / "teacher-1", base / "teacher-0"], [recipe], tmp_path / "out")
+        with pytest.raises(KdganError, match=rf"can be cached; stage {schedule[0]} trains the teacher\. Disable"):
+            distill([base / "teacher-1", base / "teacher-0"], [recipe], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["a run is there", "no fleet"])
-def test_what_is_refused_writes_no_cache(what, base, tmp_path):
+@pytest.mark.parametrize("problem", ["existing run", "fleet size"])
+def test_a_refused_distillation_writes_no_cache(problem, base, tmp_path):
     teacher, recipe = base / "teacher-0", student_recipe("2", folder=str(tmp_path / "cache"))
-    if what == "a run is there":
+    if problem == "existing run":
         distill(teacher, student_recipe("2", enabled=False), tmp_path / "run")
-        with pytest.raises(KdganError, match="needs a new folder"):
+        with pytest.raises(KdganError, match="needs a new folder; found a run in"):
             distill(teacher, recipe, tmp_path / "run")
     else:
         with pytest.raises(KdganError, match="at least 1 model"):
-            distill_fleet([teacher], [recipe], tmp_path / "out", fleet=0)
+            distill([teacher], [recipe], tmp_path / "out", fleet_size=0)
     assert not (tmp_path / "cache").exists()
 
 
 def test_finished_runs_need_no_cache(base, tmp_path, monkeypatch):
-    distill_fleet([base / "teacher-0"], [student_recipe("2")], tmp_path / "out")
-    monkeypatch.setattr(cache_module, "teacher_rows", lambda *_: pytest.fail("asked the teacher"))
-    assert len(resume_distill_fleet(tmp_path / "out").members) == 1
+    distill([base / "teacher-0"], [student_recipe("2")], tmp_path / "out")
+    monkeypatch.setattr(cache_module, "teacher_rows", lambda *_: pytest.fail("ran the teacher"))
+    assert len(resume(tmp_path / "out").members) == 1
 
 
-def test_an_empty_name_is_no_folder(base, tmp_path, monkeypatch):
+def test_an_empty_folder_name_is_refused(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KdganError):
         distill(base / "teacher-0", student_recipe("2", folder=""), tmp_path / "run")
