@@ -1,10 +1,10 @@
-# make demo | make test | make check | make test-slow; needs python3 >= 3.11 and a package index, nothing else
+# make demo | make test | make check | make test-slow | make gpu; needs python3 >= 3.11 and a package index, nothing else
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow check wheel clean
+.PHONY: demo test test-slow check gpu wheel clean
 
 demo: $(READY)
 	$(BIN)/kdgan-compress demo
@@ -21,16 +21,22 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Runs on the Python's own torch, without .venv: a GPU machine often has a torch that fits its driver.
+gpu:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/gpu.py gpu
+
 wheel: $(READY)
 	$(BIN)/python -m build --outdir dist
 
+# An environment without the file "ready" was interrupted and is built again from the start.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "kdgan-compress must have Python 3.11 or newer; $(PYTHON) is older. Run make PYTHON=python3.12, say."; exit 1; }
+	  { echo "kdgan-compress needs Python 3.11 or newer; $(PYTHON) is older. Run for example: make PYTHON=python3.12"; exit 1; }
+	@test -e $@ || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV) || \
-	  { echo "Making an environment must have the venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	  { echo "Creating a virtual environment needs the venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) build dist demo gpu

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Atomic writing of files."""
 
 import os
 import secrets
@@ -11,14 +11,14 @@ from kdgan_compress.errors import KdganError
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; at the end flush what was written there and rename it to ``path``.
+    """Give a temporary path in the same folder; at the end, flush the file and rename it to ``path``.
 
-    On an error nothing is left behind and an older file stays as it was.
+    After an error, the temporary file is removed and an older file is unchanged.
 
     Raises:
-        KdganError: The place can't be written to.
+        KdganError: The path is not writable.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # others may write the same file now
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # another process may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -29,7 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        temporary.chmod(mode)  # some writers make files that only their owner can read
+        temporary.chmod(mode)  # some writers create files that only their owner can read
         temporary.replace(path)
     except OSError as error:
         raise unwritable(path, error) from error

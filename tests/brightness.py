@@ -1,16 +1,16 @@
-"""A detector written by hand, sealed as an export is: an image's score is its mean level."""
+"""A handwritten detector file with the checksum of an export: the score of an image is its mean grey level."""
 
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
 
+from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, write_checksum
 from kdgan_compress.runtime.detector import SCHEMA_VERSION
-from kdgan_compress.runtime.seal import OPEN_SEAL, SEAL_KEY, seal
 
 
 def brightness(channels: int, threshold: float) -> onnx.ModelProto:
-    """Its graph, without metadata."""
+    """The ONNX graph, without metadata."""
     nodes = [
         helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["levels", "axes"], ["score"], keepdims=0),
@@ -36,7 +36,7 @@ def brightness(channels: int, threshold: float) -> onnx.ModelProto:
 
 
 def write_brightness(path: Path, channels: int = 1, threshold: float = 100.5, **changed: str) -> Path:
-    """Write it; ``changed`` are further metadata."""
+    """Write the detector; ``changed`` is further metadata."""
     model = brightness(channels, threshold)
     metadata = {
         "schema_version": str(SCHEMA_VERSION),
@@ -45,9 +45,9 @@ def write_brightness(path: Path, channels: int = 1, threshold: float = 100.5, **
         "threshold": repr(threshold),
         "precision": "fp32",
         "weights_sha256": "none",
-        SEAL_KEY: OPEN_SEAL,
+        CHECKSUM_KEY: CHECKSUM_PLACEHOLDER,
     }
     helper.set_model_props(model, metadata | changed)
     onnx.checker.check_model(model)
-    path.write_bytes(seal(model.SerializeToString()))
+    path.write_bytes(write_checksum(model.SerializeToString()))
     return path

@@ -1,4 +1,4 @@
-"""Fixtures that trainings compared bit for bit, or with a loop by hand, share."""
+"""Fixtures for trainings that are compared bit for bit or with a loop written by hand."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """One thread, since sums in another order are another training."""
+    """One thread, since the order of additions depends on the number of threads."""
     import torch
 
     before = torch.get_num_threads()
@@ -17,13 +17,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Float64 throughout: Adam blows up roundings of tiny gradients, and a loop by hand rounds in another order."""
+def double() -> Iterator[None]:
+    """Float64 throughout: Adam amplifies rounding errors of tiny gradients, and a loop by hand rounds differently."""
     import torch
 
-    from kdgan_compress.distillation import trainer as engine
-
-    monkeypatch.setattr(engine, "normalize_images", lambda images: images.double() / 127.5 - 1)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -5,8 +5,8 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from kdgan_compress.export.core import trace
 from kdgan_compress.export.detector_file import weights_sha256
+from kdgan_compress.export.graph.trace import trace
 from kdgan_compress.gans import ImageFormat
 
 _TRACES: dict[Any, ir.Model] = {}

@@ -1,6 +1,6 @@
-"""A folder of teacher caches: for each key one ``.npy`` of rows and a ``.json`` that says what they are and their hash.
+"""A folder of teacher caches: for each key one ``.npy`` of rows and a ``.json`` with their description and hash.
 
-A cache is whole or not there: rows that don't fit their hash, or whose description is gone, are computed again.
+Files are written atomically. Rows that do not match their hash, or have no description, are computed again.
 """
 
 import hashlib
@@ -20,26 +20,26 @@ from kdgan_compress.files import atomic_path, unwritable
 
 
 class CacheFolder:
-    """Where caches are kept.
+    """Loads and saves caches.
 
     Args:
-        path: Made when the first cache is written.
-        memory_mb: Rows larger than that stay in their file and are mapped; smaller ones are read into memory.
+        path: The folder; created with its first cache.
+        memory_mb: Larger caches are memory-mapped; smaller ones are read into memory.
     """
 
     def __init__(self, path: Path, memory_mb: int) -> None:
         self.path, self._memory_mb = path, memory_mb
 
     def load(self, key: str) -> tuple[TeacherCache | None, str]:
-        """The cache of this key, or None; and in words what was found."""
-        rows_path, about_path = self._paths(key)
-        if not rows_path.exists() and not about_path.exists():
+        """The cache of this key or None, and a text that says where it is from or why there is none."""
+        rows_path, metadata_path = self._paths(key)
+        if not rows_path.exists() and not metadata_path.exists():
             return None, "none yet"
         damaged = None, f"{rows_path} was damaged"
         try:
-            about = json.loads(about_path.read_text(encoding="utf-8"))
-            shapes = {name: tuple(shape) for name, shape in about["shapes"].items()}
-            if about["sha256"] != _sha256(rows_path, shapes):
+            metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
+            shapes = {name: tuple(shape) for name, shape in metadata["shapes"].items()}
+            if metadata["sha256"] != _sha256(rows_path, shapes):
                 return damaged
             rows = np.load(rows_path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -51,25 +51,25 @@ class CacheFolder:
     def save(
         self, key: str, shapes: Mapping[str, tuple[int, ...]], num_images: int, dtype: str, rows: Iterable[Tensor]
     ) -> None:
-        """Write rows as they come; no more than one portion of them is in memory.
+        """Write rows batch by batch; only one batch is in memory.
 
         Raises:
-            KdganError: The folder can't be written, or is full; nothing is left there then.
+            KdganError: The folder cannot be written, or is full; no file of this key remains.
         """
-        rows_path, about_path = self._paths(key)
+        rows_path, metadata_path = self._paths(key)
         shape = (num_images, sum(map(math.prod, shapes.values())))
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         with atomic_path(rows_path) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for portion in rows:
+            for batch in rows:
                 try:
-                    file.write(portion.numpy().tobytes())
+                    file.write(batch.numpy().tobytes())
                 except OSError as error:
                     raise unwritable(rows_path, error) from None
-        about: dict[str, Any] = {"key": key, "shapes": shapes, "sha256": _sha256(rows_path, shapes)}
+        metadata: dict[str, Any] = {"key": key, "shapes": shapes, "sha256": _sha256(rows_path, shapes)}
         try:
-            with atomic_path(about_path) as temporary:
-                temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            with atomic_path(metadata_path) as temporary:
+                temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         except KdganError:
             rows_path.unlink(missing_ok=True)
             raise
@@ -79,7 +79,7 @@ class CacheFolder:
 
 
 def _sha256(rows_path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Of the rows' file and of what their columns are."""
+    """The hash of the rows' file and of their columns' names and shapes."""
     with rows_path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(repr([(name, list(shape)) for name, shape in shapes.items()]).encode())
@@ -90,5 +90,5 @@ def _as_tensor(rows: Any) -> Tensor:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is not written to
         return torch.from_numpy(rows)

@@ -4,25 +4,24 @@ It enters the training through three seams and no others: ``targets`` (a teacher
 ``state.reduce`` (one mean per member) and ``state.update`` (one fused optimiser pass for all members).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from kdgan_compress.accel.cuda_graph import CUDAGraphStep, Step
-from kdgan_compress.accel.fleet import FleetState, stack_gan, stack_settings
+from kdgan_compress.accel.fleet import FleetState, stack_settings
 from kdgan_compress.accel.layers import fast_layers
 from kdgan_compress.accel.precision import precision_context
-from kdgan_compress.accel.stacking import check_stack, to_grouped, to_samples
+from kdgan_compress.accel.stacking import can_be_stacked, check_stack, stack_networks, to_grouped, to_samples
 from kdgan_compress.accel.teacher_cache import TeacherCache, stacked_targets
 from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.distillation.scheduler import StageRun
 from kdgan_compress.distillation.step import StageModels, Targets, train_step
-from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import Engine
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import eval_mode, normalize_images
+from kdgan_compress.gans import Gan, eval_mode, normalize_images
 from kdgan_compress.gans.ede import GanomalyObjective
 from kdgan_compress.gans.objective import Outputs
 
@@ -67,8 +66,8 @@ class FleetEngine(Engine):
         if loss_set.trains_teacher:
             self._teacher = FleetState([run.teacher for run in runs if run.teacher is not None])
         states = [state for state in (self._student, self._teacher) if state is not None]
-        self._check_stacks(states)
         for state in states:
+            self._check(state.stacked, [member.gan for member in state.members])
             stack.enter_context(state.hooked(k_l.taps(state.gan)))
         self.models = StageModels(
             student=self._student,
@@ -129,14 +128,15 @@ class FleetEngine(Engine):
     def _targets(self, stack: ExitStack) -> Targets:
         caches = [run.targets for run in self._runs if run.targets is not None]
         if len(caches) == len(self._runs):
-            return stacked_targets([cache for cache in caches if isinstance(cache, TeacherCache)])
+            return stacked_targets(caches)
         num_members, k_l = len(self._runs), self._runs[0].k_l
         if self._teacher is not None:
             generator: nn.Module = self._teacher.gan.generator
             forward = self._teacher.forward
         else:
             teachers = [run.teacher.gan for run in self._runs if run.teacher is not None]
-            generator = stack_gan(teachers)["generator"]
+            generator = stack_networks([teacher.generator for teacher in teachers])
+            self._check({"generator": generator}, teachers)
             generator.requires_grad_(False).eval()
             hooks = stack.enter_context(FeatureHooks(generator, k_l.taps(teachers[0])))
 
@@ -150,21 +150,31 @@ class FleetEngine(Engine):
 
         return targets
 
-    def _check_stacks(self, states: Sequence[FleetState]) -> None:
-        """Compare the stacked generators with their members' on one image of each."""
-        images = self._load_images(torch.zeros(1, len(self._runs), dtype=torch.int64, device=self._device))
-        for state, name in zip(states, ("student", "teacher"), strict=False):
-            members: list[TrainState] = [getattr(run, name) for run in self._runs]
+    def _check(self, stacked: Mapping[str, nn.Module], gans: Sequence[Gan]) -> None:
+        """Compare stacked networks with their members' on one image of each."""
+        images = self._load_images(torch.zeros(1, len(gans), dtype=torch.int64, device=self._device))
+        for name, network in stacked.items():
+            members = [gan.networks()[name] for gan in gans]
             with ExitStack() as stack:
-                for network in (state.gan.generator, *(member.gan.generator for member in members)):
-                    stack.enter_context(eval_mode(network))
-                check_stack(state.gan.generator, [member.gan.generator for member in members], images)
+                stack.enter_context(precision_context("float32", self._device.type))
+                for module in (network, *members):
+                    stack.enter_context(eval_mode(module))
+                check_stack(network, members, images)
 
 
 def supports_cuda_graph(run: StageRun) -> bool:
-    """Whether a step of this stage can be captured: it reads nothing on the host, and padding affects no image."""
-    states = [run.student, run.teacher] if run.stage.loss_set.trains_teacher else [run.student]
-    return all(
+    """Whether a step can be captured as a CUDA graph.
+
+    Its networks can be stacked, stored targets are a cache, it reads nothing on the host, and padding affects no image.
+    """
+    if not isinstance(run.targets, TeacherCache | None):
+        return False
+    trains_teacher = run.stage.loss_set.trains_teacher
+    states = [run.student, run.teacher] if trains_teacher else [run.student]
+    networks = [network for state in states if state is not None for network in state.gan.networks().values()]
+    if run.teacher is not None and run.targets is None and not trains_teacher:
+        networks.append(run.teacher.gan.generator)
+    return all(map(can_be_stacked, networks)) and all(
         state is not None
         and isinstance(state.objective, GRAPHABLE_OBJECTIVES)
         and state.gan.is_batch_independent

@@ -37,6 +37,8 @@ class FleetState(TrainState):
         members: ``TrainState`` of one shape, after ``begin_stage`` if the fleet is to be trained.
 
     Attributes:
+        members: The models.
+        stacked: The stacked networks by name.
         sample_weights: (B, K) each member's weights of its B samples, columns summing to 1; 0 for padding.
 
     Raises:
@@ -46,10 +48,10 @@ class FleetState(TrainState):
     def __init__(self, members: Sequence[TrainState]) -> None:
         first = members[0]
         _check_members(members)
-        self._members = list(members)
+        self.members = list(members)
         num_members = len(members)
-        self._stacked = stack_gan([member.gan for member in members])
-        generator, discriminator = self._stacked["generator"], self._stacked.get("discriminator")
+        self.stacked = stack_gan([member.gan for member in members])
+        generator, discriminator = self.stacked["generator"], self.stacked.get("discriminator")
         gan = Gan(
             generator,
             first.gan.taps,
@@ -62,7 +64,7 @@ class FleetState(TrainState):
         self.sample_weights = torch.ones(1, num_members, device=gan.device)
         self._batch_norms = [
             module
-            for network in self._stacked.values()
+            for network in self.stacked.values()
             for module in network.modules()
             if isinstance(module, StackedBatchNorm2d)
         ]
@@ -79,7 +81,7 @@ class FleetState(TrainState):
     @property
     def num_members(self) -> int:
         """K."""
-        return len(self._members)
+        return len(self.members)
 
     @property
     def steps_synchronized(self) -> bool:
@@ -138,8 +140,8 @@ class FleetState(TrainState):
 
     def write_back(self, marked: Sequence[bool]) -> None:
         """Bring the marked members to where the fleet is."""
-        members = [member if mark else None for member, mark in zip(self._members, marked, strict=True)]
-        networks = self._stacked | ({} if self._ema is None else {"ema": self._ema})
+        members = [member if mark else None for member, mark in zip(self.members, marked, strict=True)]
+        networks = self.stacked | ({} if self._ema is None else {"ema": self._ema})
         for name, network in networks.items():
             unstack_weights(network, [None if m is None else m.networks()[name] for m in members])
         for name, optimizer in self.optimizers.items():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 EPS = 1e-8
 STATE = ("exp_avg", "exp_avg_sq", "step")
+STEP_DTYPE = torch.float32  # the fused kernel takes no other
 
 
 class FusedAdam(torch.optim.Adam):
@@ -29,7 +30,7 @@ class FusedAdam(torch.optim.Adam):
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=EPS, fused=True)
         self._params: list[nn.Parameter] = self.param_groups[0]["params"]
-        self._steps = torch.zeros(len(self._params), device=self._params[0].device)
+        self._steps = torch.zeros(len(self._params), dtype=STEP_DTYPE, device=self._params[0].device)
         for parameter, step in zip(self._params, self._steps, strict=True):
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             self.state[parameter] = {"step": step, **zeros}
@@ -87,7 +88,8 @@ class FleetAdam(torch.optim.Optimizer):
         self.learning_rates: Sequence[float] | Tensor = [lr] * num_members
         self.steps_synchronized = True
         self._params: list[nn.Parameter] = self.param_groups[0]["params"]
-        self._all_steps = torch.zeros(len(self._params), num_members, device=self._params[0].device)
+        shape, device = (len(self._params), num_members), self._params[0].device
+        self._all_steps = torch.zeros(shape, dtype=STEP_DTYPE, device=device)
         for parameter, steps in zip(self._params, self._all_steps, strict=True):
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             self.state[parameter] = {"step": steps, **zeros}
@@ -173,10 +175,12 @@ class FleetAdam(torch.optim.Optimizer):
 def _state_lists(optimizer: torch.optim.Optimizer) -> dict[str, list[Tensor]]:
     """Adam's state tensors in the order of the parameters; created where no step was made yet."""
     parameters = optimizer.param_groups[0]["params"]
+    is_fused = optimizer.param_groups[0].get("fused")
     for parameter in parameters:
         if not optimizer.state[parameter]:
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
+            step = torch.zeros((), dtype=STEP_DTYPE if is_fused else None, device=parameter.device)
+            optimizer.state[parameter] = {"step": step, **zeros}
     return {name: [optimizer.state[parameter][name] for parameter in parameters] for name in STATE}
 
 

@@ -24,7 +24,7 @@ from kdgan_compress.gans.objective import Outputs
 CacheDtype = Literal["float32", "float16"]
 DTYPES: dict[CacheDtype, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 CACHE_BATCH_SIZE = 64
-CACHE_FORMAT_VERSION = 2
+CACHE_FORMAT_VERSION = 1
 """Version of the rows; raised where the same teacher and images would give other ones."""
 
 CACHE_RTOL = 1e-4
@@ -55,12 +55,19 @@ class TeacherCache:
         }
 
 
-def stacked_targets(caches: Sequence[TeacherCache]) -> Targets:
+def stacked_targets(members: Sequence[Targets]) -> Targets:
     """The targets of a fleet from one cache per member: features of all members' samples in turn, (B · K, ...).
 
     Raises:
-        KdganError: The caches differ in their features.
+        KdganError: One is not a cache, or the caches differ in their features.
     """
+    caches = [targets for targets in members if isinstance(targets, TeacherCache)]
+    if len(caches) < len(members):
+        raise KdganError(
+            "In a fleet, stored targets are teacher caches",
+            f"got {', '.join(sorted({type(targets).__name__ for targets in members}))}",
+            "Train these one after the other",
+        )
     for cache in caches:
         if list(cache.shapes.items()) != list(caches[0].shapes.items()):
             raise KdganError(

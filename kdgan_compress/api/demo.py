@@ -10,7 +10,7 @@ from PIL import Image
 from kdgan_compress.api.demo_folder import mark_demo_folder
 from kdgan_compress.api.distill import distill
 from kdgan_compress.api.export import export_detector
-from kdgan_compress.api.profile import ModelProfile, Ratios, profile_all, ratios
+from kdgan_compress.api.profile import CompressionRatios, ModelProfile, profile_all, ratios
 from kdgan_compress.api.resume import resume
 from kdgan_compress.api.train import train
 from kdgan_compress.data import load_split
@@ -41,7 +41,7 @@ class DemoRow:
     name: str
     training: RunResult
     profile: ModelProfile
-    ratios: Ratios
+    ratios: CompressionRatios
 
 
 @dataclass(frozen=True)

@@ -1,57 +1,46 @@
 """Distil a trained teacher into a small student by a schedule of loss sets (P-KDGAN)."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import Unpack, overload
 
 from kdgan_compress.experiment.job import RUNS, distillation_job
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
-from kdgan_compress.experiment.results import FleetResult, RunResult, ShowProgress
-from kdgan_compress.experiment.runner import run_jobs
+from kdgan_compress.experiment.results import FleetResult, RunResult
+from kdgan_compress.experiment.runner import RunOptions, run_jobs
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
+
+Model = str | Path
+Recipes = Recipe | Sequence[Recipe] | None
 
 
 @overload
 def distill(  # type: ignore[overload-overlap]  # a str is a sequence of str too
-    teacher: str | Path,
+    teacher: Model,
     recipe: Recipe | None = ...,
-    out: str | Path | None = ...,
-    *,
+    out: Model | None = ...,
     data: str | None = ...,
     data_root: str | None = ...,
-    track_auc: bool = ...,
-    raw: bool = ...,
-    show_progress: ShowProgress | None = ...,
+    **options: Unpack[RunOptions],
 ) -> RunResult: ...
-
-
 @overload
 def distill(
-    teacher: str | Path | Sequence[str | Path],
-    recipe: Recipe | Sequence[Recipe] | None = ...,
-    out: str | Path | None = ...,
-    *,
+    teacher: Model | Sequence[Model],
+    recipe: Recipes = ...,
+    out: Model | None = ...,
     data: str | None = ...,
     data_root: str | None = ...,
-    fleet_size: int | None = ...,
-    track_auc: bool = ...,
-    raw: bool = ...,
-    show_progress: ShowProgress | None = ...,
+    **options: Unpack[RunOptions],
 ) -> FleetResult: ...
 
 
 def distill(
-    teacher: str | Path | Sequence[str | Path],
-    recipe: Recipe | Sequence[Recipe] | None = None,
-    out: str | Path | None = None,
-    *,
+    teacher: Model | Sequence[Model],
+    recipe: Recipes = None,
+    out: Model | None = None,
     data: str | None = None,
     data_root: str | None = None,
-    fleet_size: int | None = None,
-    track_auc: bool = False,
-    raw: bool = False,
-    show_progress: ShowProgress | None = None,
+    **options: Unpack[RunOptions],
 ) -> RunResult | FleetResult:
     """Distil by a recipe's ``distillation`` and ``objective``; data and preprocessing are the teacher's.
 
@@ -63,10 +52,7 @@ def distill(
             parent of such folders.
         data: Where the images are now, if not where the teacher was trained.
         data_root: The same for named data sets.
-        fleet_size: Number of students trained together; by default the fastest.
-        track_auc: Measure AUC after every epoch, for logging only.
-        raw: Also measure the AUC of the weights without EMA.
-        show_progress: Called about every 512 images of a student.
+        **options: See ``RunOptions``.
 
     Returns:
         The result; if ``teacher`` or ``recipe`` is a list, all results.
@@ -75,11 +61,10 @@ def distill(
         KdganError: Something is wrong with a teacher, recipe, its data or folder, and nothing is written; or the
             training of the single student diverged.
     """
-    run = functools.partial(run_jobs, fleet_size=fleet_size, track_auc=track_auc, raw=raw, show_progress=show_progress)
     if isinstance(teacher, str | Path) and (recipe is None or isinstance(recipe, Recipe)):
         folder = Path(out) if out else None
         job = distillation_job(teacher, recipe or load_recipe(), folder, data=data, data_root=data_root)
-        return run([job]).single()
+        return run_jobs([job], **options).single()
     teachers = [teacher] if isinstance(teacher, str | Path) else teacher
     recipes = [recipe or load_recipe()] if recipe is None or isinstance(recipe, Recipe) else recipe
     parent, caches = Path(out) if out else RUNS, TeacherCaches()
@@ -88,4 +73,4 @@ def distill(
         for path in teachers
         for one in recipes
     ]
-    return run(jobs).all()
+    return run_jobs(jobs, **options).all()

@@ -1,37 +1,27 @@
 """Resume interrupted trainings and distillations from their run folders."""
 
-import functools
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.fleet_size import check_requested
 from kdgan_compress.experiment.job import resumed_job
 from kdgan_compress.experiment.recipe import load_recipe
-from kdgan_compress.experiment.results import FleetResult, RunResult, RunResults, ShowProgress, read_result
+from kdgan_compress.experiment.results import FleetResult, RunResult, RunResults, read_result
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.experiment.runner import run_jobs
+from kdgan_compress.experiment.runner import RunOptions, run_jobs
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
 
 
 def resume(
-    path: str | Path,
-    *,
-    command: Literal["train", "distill"] | None = None,
-    fleet_size: int | None = None,
-    track_auc: bool = False,
-    raw: bool = False,
-    show_progress: ShowProgress | None = None,
+    path: str | Path, command: Literal["train", "distill"] | None = None, **options: Unpack[RunOptions]
 ) -> RunResult | FleetResult:
     """Finish an interrupted run, or all interrupted runs in a folder, by their own recipes.
 
     Args:
         path: A run folder, or a folder of run folders. Finished runs are left as they are.
         command: The command that began the runs; None for either.
-        fleet_size: Number of models trained together; by default the fastest.
-        track_auc: Measure AUC after every epoch, for logging only.
-        raw: Also measure the AUC of the weights without EMA.
-        show_progress: Called about every 512 images of a model.
+        **options: See ``RunOptions``.
 
     Returns:
         The result of the run; for a folder of runs, the results of all, by name.
@@ -46,14 +36,13 @@ def resume(
         raise KdganError(
             "--resume needs a run folder, or a folder of runs", f"found no run in {path}", "Check the path"
         )
-    check_requested(fleet_size)
+    check_requested(options.get("fleet_size"))
     for folder in folders:
         _check_command(folder, command)
     finished = {folder: result for folder in folders if (result := read_result(folder)) is not None}
     caches = TeacherCaches()
     jobs = [resumed_job(folder, caches) for folder in folders if folder not in finished]
-    run = functools.partial(run_jobs, fleet_size=fleet_size, track_auc=track_auc, raw=raw, show_progress=show_progress)
-    resumed = run(jobs) if jobs else RunResults({})
+    resumed = run_jobs(jobs, **options) if jobs else RunResults({})
     by_run = {str(folder.path): result for folder, result in finished.items()} | dict(resumed.by_run)
     results = RunResults({str(f.path): by_run[str(f.path)] for f in folders}, resumed.fleet, resumed.note)
     return results.single() if is_run else results.all()

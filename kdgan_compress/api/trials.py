@@ -1,4 +1,4 @@
-"""One experiment over trials: other seeds and, where the protocol draws its images, other draws."""
+"""One experiment repeated with other seeds and, if the protocol is random, other splits."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from kdgan_compress.api.resume import resume
 from kdgan_compress.api.train import train
 from kdgan_compress.data import native_channels
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import Summary, detection_metrics, summarise
+from kdgan_compress.evaluation import MeanStd, detection_metrics, mean_std
 from kdgan_compress.evaluation.baselines import BASELINES
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.results import RunResult
@@ -24,8 +24,8 @@ from kdgan_compress.profiling.machine import machine_name
 
 
 @dataclass(frozen=True)
-class Figures:
-    """AUC and the oracle's F1 of one detector in one trial."""
+class TrialMetrics:
+    """AUC and highest F1 (an oracle) of one detector in one trial."""
 
     auc: float
     best_f1: float
@@ -33,12 +33,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: its number and the figures of each detector, by name."""
+    """One trial: its number and the metrics of each detector, by name."""
 
     trial: int
     run: str
     seconds: float
-    figures: dict[str, Figures]
+    figures: dict[str, TrialMetrics]
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class TrialsReport:
 
     Attributes:
         data: Name of the data of the first trial.
-        machine: Where they ran.
-        auc: A summary for each detector: ``model``, ``student`` where there is one, and the baselines.
-        best_f1: The same of the highest F1 of any threshold: an oracle, chosen by test labels.
-        trials: One by one.
+        machine: The machine that they ran on.
+        auc: Mean and spread for each detector: ``model``, ``student`` if there is one, and the baselines.
+        best_f1: The same for the highest F1 over all thresholds: an oracle, since the test labels select the threshold.
+        trials: In order.
     """
 
     data: str
     machine: str
-    auc: dict[str, Summary]
-    best_f1: dict[str, Summary]
+    auc: dict[str, MeanStd]
+    best_f1: dict[str, MeanStd]
     trials: list[Trial]
 
 
@@ -69,56 +69,57 @@ def trials(
     jobs: int = 1,
     announce: Callable[[Trial], None] | None = None,
 ) -> TrialsReport:
-    """Train and evaluate a recipe with the seeds and draws 0 to n − 1; what is finished in ``out`` is kept.
+    """Train and evaluate a recipe with seeds and splits 0 to n − 1; trials that are finished in ``out`` are kept.
 
     Args:
         recipe: None for the shipped ``default``; its seeds and its trial are replaced.
-        out: A folder, with a run folder for each trial below it; ``trials.json`` is written there.
+        out: Output folder, with one run folder per trial; ``trials.json`` is written there.
         num_trials: n, ≥ 1.
-        with_student: Distil each trial's model too, by the recipe's ``distillation``.
-        jobs: Processes at once, each with one thread; 1 runs here with the recipe's own threads.
-        announce: Told each trial when it is done, in order.
+        with_student: Also distil each trial's model, by the recipe's ``distillation``.
+        jobs: Number of processes, each with one thread; 1 runs in this process with the recipe's threads.
+        announce: Called with each finished trial, in order.
 
     Raises:
-        KdganError: Bad numbers, a folder with trials of another recipe, or whatever goes wrong in a trial; finished
-            trials are kept.
+        KdganError: Invalid numbers, a folder with trials of another recipe, or any error of a trial; finished trials
+            are kept.
     """
     if num_trials < 1 or jobs < 1:
-        raise KdganError("Trials and jobs must be at least 1", f"got {num_trials} and {jobs}", "Give more")
+        raise KdganError("Trials and jobs must be at least 1", f"got {num_trials} and {jobs}", "Give larger numbers")
     recipe, out = recipe or load_recipe(), Path(out)
     tasks = [
-        (_nth(recipe, number, jobs), number, str(out / f"trial-{number}"), with_student) for number in range(num_trials)
+        (_trial_recipe(recipe, number, jobs), number, str(out / f"trial-{number}"), with_student)
+        for number in range(num_trials)
     ]
-    _claim(out, recipe.to_yaml())
-    done = []
+    _check_or_write_recipe(out, recipe.to_yaml())
+    finished = []
     for trial in _run_all(tasks, jobs):
-        done.append(trial)
+        finished.append(trial)
         if announce:
             announce(trial)
-    names = done[0].figures
+    names = finished[0].figures
     report = TrialsReport(
         data=tasks[0][0].data.name,
         machine=machine_name(),
-        auc={name: summarise([trial.figures[name].auc for trial in done]) for name in names},
-        best_f1={name: summarise([trial.figures[name].best_f1 for trial in done]) for name in names},
-        trials=done,
+        auc={name: mean_std([trial.figures[name].auc for trial in finished]) for name in names},
+        best_f1={name: mean_std([trial.figures[name].best_f1 for trial in finished]) for name in names},
+        trials=finished,
     )
     with atomic_path(out / "trials.json") as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
 
 
-def _claim(out: Path, recipe: str) -> None:
-    """Leave the recipe in the folder, or check that trials in it are of the same one."""
+def _check_or_write_recipe(out: Path, recipe: str) -> None:
+    """Write the recipe to the folder, or check that the trials in it have the same one."""
     path = out / "recipe.yaml"
     if not path.exists():
         with atomic_path(path) as temporary:
             temporary.write_text(recipe, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != recipe:
-        raise KdganError("Trials in one folder must be of one recipe", f"{path} is another", "Give another --out")
+        raise KdganError("All trials in a folder need one recipe", f"{path} is another", "Give another --out")
 
 
-def _nth(recipe: Recipe, number: int, jobs: int) -> Recipe:
+def _trial_recipe(recipe: Recipe, number: int, jobs: int) -> Recipe:
     training = {"seed": number, "threads": None if jobs == 1 else 1}
     changed = recipe.replace({"training": training, "distillation": {"training": training}})
     return changed.model_copy(update={"data": dataclasses.replace(recipe.data, trial=number)})
@@ -140,16 +141,16 @@ def _run(task: Task) -> Trial:
     architecture = recipe.model.architecture(native_channels(recipe.data))
     split = labelled_split(recipe.data, architecture.image_size, architecture.image_channels)
     model = _finish(RunFolder(Path(path)), lambda: train(recipe, path))
-    figures, seconds = {"model": _figures(model.run)}, model.seconds
+    metrics, seconds = {"model": _evaluate(model.run)}, model.seconds
     if with_student:
-        into = f"{path}-student"
-        student = _finish(RunFolder(Path(into)), lambda: distill(path, recipe, into))
-        figures["student"] = _figures(student.run)
+        out = f"{path}-student"
+        student = _finish(RunFolder(Path(out)), lambda: distill(path, recipe, out))
+        metrics["student"] = _evaluate(student.run)
         seconds += student.seconds
     for name, scores in BASELINES.items():
-        metrics = detection_metrics(scores(split.train, split.test), split.test_is_anomalous)
-        figures[name] = Figures(metrics.auc, metrics.best_f1)
-    return Trial(number, path, seconds, figures)
+        baseline = detection_metrics(scores(split.train, split.test), split.test_is_anomalous)
+        metrics[name] = TrialMetrics(baseline.auc, baseline.best_f1)
+    return Trial(number, path, seconds, metrics)
 
 
 def _finish(folder: RunFolder, start: Callable[[], RunResult]) -> RunResult:
@@ -159,6 +160,6 @@ def _finish(folder: RunFolder, start: Callable[[], RunResult]) -> RunResult:
     return result
 
 
-def _figures(run: str) -> Figures:
+def _evaluate(run: str) -> TrialMetrics:
     evaluation = evaluate(run)
-    return Figures(evaluation.auc, evaluation.best_f1)
+    return TrialMetrics(evaluation.auc, evaluation.best_f1)

@@ -1,4 +1,4 @@
-"""Verify a detector file: its golden vectors, the model it was made from, and images."""
+"""Verify a detector file: its golden vectors, the model it was exported from, and labelled images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,38 +7,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdgan_compress.api.evaluate import labelled_split, score_split
-from kdgan_compress.api.export import golden_beside
-from kdgan_compress.data import DataSettings
+from kdgan_compress.api.export import golden_sidecar
+from kdgan_compress.data import DataSettings, Split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import detection_metrics, score_images, score_spearman
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model
 from kdgan_compress.export.detector_file import weights_sha256
-from kdgan_compress.export.gate import LEAST_AGREEMENT, MOST_AUC_LOST
-from kdgan_compress.export.golden import read_golden
-from kdgan_compress.export.parity import PARITY_TOLERANCE, parity, relative_difference
+from kdgan_compress.export.precisions import find_precision, is_exact
+from kdgan_compress.export.validation.golden import Golden, read_golden
+from kdgan_compress.export.validation.parity import PARITY_TOLERANCE, parity, relative_difference
 from kdgan_compress.runtime import Detector
-from kdgan_compress.runtime.seal import SEAL_KEY
+from kdgan_compress.runtime.checksum import CHECKSUM_KEY
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found.
+    """Results of all checks.
 
     Attributes:
-        ok: Whether every check that was made holds.
+        ok: Whether every check passed.
         detector: The file.
         golden_max_rel: Largest relative difference from the golden scores.
-        golden_worst: Number of the golden vector where that is.
-        golden_tolerance: What it may be.
+        golden_worst: Index of the golden vector with this difference.
+        golden_tolerance: Largest allowed difference.
         score_max_rel: Largest relative difference from torch's scores; None without ``against``.
-        worst: Where that is: ``test image 17``, or a size of sample images.
-        auc: The file's on the test split; None without data.
-        auc_diff: The file's AUC minus torch's; None without both.
-        label_agreement: Share of test images with the same verdict as torch's; None without both.
-        score_spearman: Rank correlation with torch's scores; None without both.
-        weights_match: Whether the file was made of the weights of ``against``; None without it.
-        failed: What doesn't hold, in words.
+        worst: The image with this difference: ``test image 17`` or ``sample images``.
+        auc: AUC of the file on the test split; None without data.
+        auc_diff: AUC of the file minus torch's; None without data or ``against``.
+        label_agreement: Fraction of test images with the same decision as torch; None without data or ``against``.
+        score_spearman: Rank correlation with torch's scores; None without data or ``against``.
+        weights_match: Whether the file was exported from the weights of ``against``; None without it.
+        failed: Messages of the failed checks.
     """
 
     ok: bool
@@ -64,108 +64,129 @@ def verify(
     normal: str | None = None,
     data_root: str | None = None,
 ) -> Verification:
-    """Replay the golden vectors and, if asked, compare with torch and on a labelled test split.
+    """Replay the golden vectors and, on request, compare with torch and evaluate on a labelled test split.
 
     Args:
-        detector: The ``.onnx`` file, with ``golden.npz`` beside it.
+        detector: The ``.onnx`` file; ``golden.npz`` is in the same folder.
         against: The run or model file it was exported from.
-        data: Source of labelled test images; None takes those of ``against`` where a ``data_root`` is given.
+        data: Source of labelled test images; None uses those of ``against`` if ``data_root`` is given.
         normal: The normal class.
-        data_root: Where named sets are.
+        data_root: Folder with the named data sets.
 
     Raises:
-        KdganError: A file can't be read, or the golden vectors are another detector's.
+        KdganError: A file cannot be read, or the golden vectors belong to another detector.
+
+    Example:
+        >>> verify("student.onnx", against="runs/student").ok  # doctest: +SKIP
     """
     path = Path(detector)
-    opened = Detector(path)
-    golden = read_golden(golden_beside(path))
-    if golden.file_sha256 != opened.metadata[SEAL_KEY]:
+    loaded = Detector(path)
+    golden = read_golden(golden_sidecar(path))
+    if golden.file_sha256 != loaded.metadata[CHECKSUM_KEY]:
         raise KdganError(
-            "Golden vectors must be of this file",
-            f"{golden_beside(path)} is of another",
+            "Golden vectors must belong to this file",
+            f"{golden_sidecar(path)} is of another",
             "Keep detector and golden vectors of one export together",
         )
-    scores = np.concatenate([opened.score(image[None]).score for image in golden.images])
+    results = _replay(loaded, golden)
+    checkpoint = None if against is None else load_model(against)
+    if checkpoint is not None:
+        _check_same_images(loaded, checkpoint, str(against))
+        results |= _compare_with_torch(loaded, checkpoint)
+    if data is not None or (checkpoint is not None and data_root is not None):
+        split = _test_split(loaded, checkpoint, data, normal, data_root)
+        on_samples = results.get("score_max_rel")
+        on_data = _evaluate(loaded, checkpoint, split)
+        if on_samples is not None and not on_samples <= on_data["score_max_rel"]:  # type: ignore[operator]
+            on_data |= {key: results[key] for key in ("score_max_rel", "worst")}  # keep the larger difference
+        results |= on_data
+    failed = _failed_checks(results, loaded, str(against))
+    return Verification(ok=not failed, detector=str(path), failed=tuple(failed), **results)  # type: ignore[arg-type]
+
+
+def _replay(detector: Detector, golden: Golden) -> dict[str, object]:
+    scores = np.concatenate([detector.score(image[None]).score for image in golden.images])
     differences = [relative_difference(*pair) for pair in zip(scores, golden.score, strict=True)]
-    difference = float(np.max(differences))  # NaN where a score is, which the built-in max would pass over
-    found: dict[str, object] = {
-        "golden_max_rel": difference,
+    return {
+        "golden_max_rel": float(np.max(differences)),  # unlike the built-in max, this propagates NaN
         "golden_worst": int(np.argmax(differences)),
         "golden_tolerance": golden.tolerance,
     }
-    failed = []
-    is_exact = opened.metadata["precision"] == "fp32" and "latent_rank" not in opened.metadata
-    if not difference <= golden.tolerance:
-        failed.append(f"golden scores differ by {difference:.2g}, more than {golden.tolerance:g}")
-    checkpoint = None if against is None else load_model(against)
-    if checkpoint is not None:
-        _require_same_images(opened, checkpoint, str(against))
-        generator = checkpoint.build().generator
-        found["score_max_rel"] = parity(opened, generator, checkpoint.architecture)
-        found["worst"] = "sample images"
-        found["weights_match"] = weights_sha256(generator) == opened.metadata["weights_sha256"]
-        if not found["weights_match"]:
-            failed.append(f"it was not made of the weights of {against}")
-    if data is not None or (checkpoint is not None and data_root is not None):
-        on_samples: dict[str, object] = {key: found[key] for key in ("score_max_rel", "worst") if key in found}
-        found |= _on_data(opened, checkpoint, data, normal, data_root, is_exact)
-        if on_samples and not on_samples["score_max_rel"] <= found["score_max_rel"]:  # type: ignore[operator]
-            found |= on_samples
-    failed += _out_of_tolerance(found, is_exact)
-    return Verification(ok=not failed, detector=str(path), failed=tuple(failed), **found)  # type: ignore[arg-type]
 
 
-def _require_same_images(detector: Detector, checkpoint: Checkpoint, against: str) -> None:
-    ours = (detector.image_channels, detector.image_size)
-    theirs = (checkpoint.architecture.image_channels, checkpoint.architecture.image_size)
-    if ours != theirs:
+def _check_same_images(detector: Detector, checkpoint: Checkpoint, against: str) -> None:
+    detector_images = (detector.image_channels, detector.image_size)
+    model_images = (checkpoint.architecture.image_channels, checkpoint.architecture.image_size)
+    if detector_images != model_images:
         raise KdganError(
-            "Detector and model must see images of the same channels and size",
-            f"the detector sees {ours}, {against} {theirs}",
+            "Detector and model need the same image channels and size",
+            f"the detector has {detector_images}, {against} has {model_images}",
             "Give the run that the detector was exported from",
         )
 
 
-def _on_data(
-    detector: Detector,
-    checkpoint: Checkpoint | None,
-    data: str | None,
-    normal: str | None,
-    data_root: str | None,
-    is_exact: bool,
-) -> dict[str, object]:
-    """AUC on the test split and, where there is torch's model, how far the two agree on it."""
+def _compare_with_torch(detector: Detector, checkpoint: Checkpoint) -> dict[str, object]:
+    generator = checkpoint.build().generator
+    return {
+        "score_max_rel": parity(detector, generator, checkpoint.architecture),
+        "worst": "sample images",
+        "weights_match": weights_sha256(generator) == detector.metadata["weights_sha256"],
+    }
+
+
+def _test_split(
+    detector: Detector, checkpoint: Checkpoint | None, data: str | None, normal: str | None, data_root: str | None
+) -> Split:
+    """The labelled test images; settings that are not given are those of the model."""
     if checkpoint is None:
         settings = DataSettings(str(data), normal, data_root)
     else:
-        own = checkpoint.data
-        is_own = data in (None, own.source)
-        settings = own.override(data, normal or (own.normal if is_own else None), data_root, novel=own.novel)
-    split = labelled_split(settings, detector.image_size, detector.image_channels)
-    ours = score_split(detector, split)
-    found: dict[str, object] = {"auc": detection_metrics(ours, split.test_is_anomalous).auc}
-    if checkpoint is not None:
-        theirs = score_images(checkpoint.build().generator, split.test)
-        found["auc_diff"] = float(found["auc"]) - detection_metrics(theirs, split.test_is_anomalous).auc  # type: ignore[arg-type]
-        threshold = detector.threshold if is_exact else checkpoint.threshold  # the export may have found another
-        same = (ours > detector.threshold) == (theirs > threshold)
-        found |= {"label_agreement": float(same.mean()), "score_spearman": score_spearman(ours, theirs)}
-        found |= _worst(ours, theirs)
-    return found
+        trained_on = checkpoint.data
+        is_same_source = data in (None, trained_on.source)
+        normal = normal or (trained_on.normal if is_same_source else None)
+        settings = trained_on.override(data, normal, data_root, novel=trained_on.novel)
+    return labelled_split(settings, detector.image_size, detector.image_channels)
 
 
-def _worst(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> dict[str, object]:
-    differences = [relative_difference(*pair) for pair in zip(ours, theirs, strict=True)]
+def _evaluate(detector: Detector, checkpoint: Checkpoint | None, split: Split) -> dict[str, object]:
+    """AUC on the test split and, if there is a torch model, the agreement with it."""
+    scores = score_split(detector, split)
+    auc = detection_metrics(scores, split.test_is_anomalous).auc
+    if checkpoint is None:
+        return {"auc": auc}
+    expected = score_images(checkpoint.build().generator, split.test)
+    threshold = checkpoint.threshold
+    if is_exact(detector.metadata):  # then both have the same threshold, which the export may have computed
+        threshold = detector.threshold
+    return {
+        "auc": auc,
+        "auc_diff": auc - detection_metrics(expected, split.test_is_anomalous).auc,
+        "label_agreement": float(((scores > detector.threshold) == (expected > threshold)).mean()),
+        "score_spearman": score_spearman(scores, expected),
+        **_worst(scores, expected),
+    }
+
+
+def _worst(scores: NDArray[np.float64], expected: NDArray[np.float64]) -> dict[str, object]:
+    differences = [relative_difference(*pair) for pair in zip(scores, expected, strict=True)]
     return {"score_max_rel": max(differences), "worst": f"test image {int(np.argmax(differences))}"}
 
 
-def _out_of_tolerance(found: dict[str, object], is_exact: bool) -> list[str]:
+def _failed_checks(results: dict[str, object], detector: Detector, against: str) -> list[str]:
+    exact, limits = is_exact(detector.metadata), find_precision(detector.metadata["precision"]).gate
+    golden, tolerance = results["golden_max_rel"], results["golden_tolerance"]
+    difference, auc_diff, agreement = (results.get(key) for key in ("score_max_rel", "auc_diff", "label_agreement"))
     failed = []
-    difference, auc_diff, agreement = (found.get(key) for key in ("score_max_rel", "auc_diff", "label_agreement"))
-    if is_exact and isinstance(difference, float) and not difference <= PARITY_TOLERANCE:
+    if not golden <= tolerance:  # type: ignore[operator]
+        failed.append(f"golden scores differ by {golden:.2g}, more than {tolerance:g}")
+    if results.get("weights_match") is False:
+        failed.append(f"it was not exported from the weights of {against}")
+    if exact and isinstance(difference, float) and not difference <= PARITY_TOLERANCE:
         failed.append(f"scores differ from torch's by {difference:.2g}, more than {PARITY_TOLERANCE:g}")
-    if isinstance(auc_diff, float) and abs(auc_diff) > MOST_AUC_LOST:
-        failed.append(f"the AUC differs from torch's by {auc_diff:+.4f}, more than {MOST_AUC_LOST}")
-    if is_exact and isinstance(agreement, float) and agreement < LEAST_AGREEMENT:
-        failed.append(f"{100 * agreement:.2f} % of verdicts are torch's, fewer than {100 * LEAST_AGREEMENT:g} %")
+    if isinstance(auc_diff, float) and abs(auc_diff) > limits.max_auc_drop:
+        failed.append(f"the AUC differs from torch's by {auc_diff:+.4f}, more than {limits.max_auc_drop}")
+    if exact and isinstance(agreement, float) and agreement < limits.min_agreement:
+        failed.append(
+            f"{100 * agreement:.2f} % of decisions equal torch's, fewer than {100 * limits.min_agreement:g} %"
+        )
     return failed

@@ -21,7 +21,6 @@ from kdgan_compress.bench.cases import CASES, Case
 from kdgan_compress.bench.paths import NUM_PHASES, macs_per_image, prepare_path
 from kdgan_compress.errors import KdganError
 from kdgan_compress.profiling.machine import check_device, machine_name, num_threads, peak_rss_mb
-from kdgan_compress.reports import plot_speed
 
 NUM_ROUNDS = 7
 SECONDS_PER_ROUND = 2.0
@@ -118,6 +117,8 @@ def bench(
             if announce:
                 announce(row)
     if plot is not None:
+        from kdgan_compress.reports import plot_speed
+
         plot_speed(
             [(f"{r.work} {r.structure} {r.channels}, batch {r.batch}", _name(r), r.us_per_image.median) for r in rows],
             Path(plot),

@@ -20,7 +20,6 @@ from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import StageRun, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import StageProgress, train_stage
-from kdgan_compress.evaluation import score_images
 from kdgan_compress.gans import FAMILIES, Architecture, Gan, anomaly_score, build, normalize_images, to_device
 
 Prepare = Callable[[int], Callable[[], object]]
@@ -87,6 +86,8 @@ def _images(number: int, device: str) -> Tensor:
 
 
 def _scoring(case: Case, path: str, device: str) -> Prepare:
+    from kdgan_compress.evaluation import score_images
+
     generator = _build(case, device).generator.eval()
 
     def batch_by_batch(images: Tensor) -> None:

@@ -1,1 +1,1 @@
-"""The command line: a file a command, each parses, calls one workflow and prints."""
+"""The command line: one file per command, which parses options, calls one function of the API and prints."""

@@ -2,7 +2,7 @@
 
 import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from kdgan_compress.cli.options import (
     with_seeds,
 )
 from kdgan_compress.cli.output import print_result, progress_display
+
+if TYPE_CHECKING:
+    from kdgan_compress.experiment.runner import RunOptions
 
 
 @click.command()
@@ -69,12 +72,11 @@ def distill(
     from kdgan_compress.api.resume import resume as resume_runs
     from kdgan_compress.experiment.recipe import load_recipe
 
+    runner: RunOptions = {"fleet_size": fleet, "track_auc": track_auc, "raw": raw}
     if resume is not None:
         reject_options_with_resume(context)
-        with progress_display() as show:
-            result = resume_runs(
-                resume, command="distill", fleet_size=fleet, track_auc=track_auc, raw=raw, show_progress=show
-            )
+        with progress_display() as runner["show_progress"]:
+            result = resume_runs(resume, "distill", **runner)
         print_result(result, as_json)
         return
     if not first_teachers:
@@ -93,18 +95,8 @@ def distill(
     recipes = with_seeds(changed, seeds, "distillation", "training")
     is_one = len(teachers) * len(recipes) == 1
     chosen: Any = (teachers[0], recipes[0]) if is_one else (teachers, recipes)
-    with progress_display() as show:
-        result = run_distill(
-            chosen[0],
-            chosen[1],
-            out,
-            data=data,
-            data_root=data_root,
-            fleet_size=fleet,
-            track_auc=track_auc,
-            raw=raw,
-            show_progress=show,
-        )
+    with progress_display() as runner["show_progress"]:
+        result = run_distill(chosen[0], chosen[1], out, data, data_root, **runner)
     print_result(result, as_json)
 
 

@@ -7,13 +7,30 @@ import click
 
 from kdgan_compress.cli.options import data_root_option, json_option
 from kdgan_compress.cli.output import percent, print_json
+from kdgan_compress.export.precisions import DEFAULT_PRECISION, PRECISIONS
 
 if TYPE_CHECKING:
     from kdgan_compress.api.export import ExportResult
     from kdgan_compress.export import ExportSettings, ThresholdRule
 
 
-class Frame(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4
+class PrecisionName(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
+    """A name in the table of precisions, as it is when the command runs."""
+
+    name = "precision"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """``[fp32|fp16|int8]``."""
+        return f"[{'|'.join(PRECISIONS)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Reject names that the table does not have."""
+        if value not in PRECISIONS:
+            self.fail(f"{value!r} is not one of {', '.join(PRECISIONS)}", param, ctx)
+        return str(value)
+
+
+class InputSize(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
     """A height and a width in pixels."""
 
     name = "HxW"
@@ -30,31 +47,29 @@ class Frame(click.ParamType):  # type: ignore[type-arg]  # no generic before cli
 
 @click.command()
 @click.option("--model", required=True, metavar="RUN|FILE", help="A run folder or model file.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The .onnx file.  [default: exports/<name>/…]")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
 @click.option(
-    "--mobile", is_flag=True, help="Static shapes, rewrites for phones, .ort file, operators, checker's verdict."
+    "-o", "--out", type=click.Path(path_type=Path), metavar="FILE.onnx", help="[default: exports/<name>/<name>.onnx]"
 )
-@click.option("--web", type=click.Path(path_type=Path), metavar="DIR", help="Also a page that runs it in a browser.")
-@click.option("--ort-web", type=click.Path(path_type=Path), help="onnxruntime-web for the page.  [default: by npm]")
+@click.option("--precision", type=PrecisionName(), default=DEFAULT_PRECISION, show_default=True)
+@click.option(
+    "--mobile", is_flag=True, help="Export for phones: static shapes, .ort file, operator list and usability report."
+)
+@click.option("--web", type=click.Path(path_type=Path), metavar="DIR", help="Also write a page for browsers.")
+@click.option("--ort-web", type=click.Path(path_type=Path), help="onnxruntime-web for it.  [default: by npm]")
 @click.option("--input", "input_kind", type=click.Choice(["uint8", "float"]), default="uint8", show_default=True)
-@click.option(
-    "--frame", type=Frame(), help="The one height and width it takes.  [default: any; --mobile: the network's]"
-)
+@click.option("--input-size", type=InputSize(), help="Fixed image size.  [default: any]")
 @click.option("--batch", type=click.Choice(["any", "1"]), default="any", show_default=True)
-@click.option("--reconstruction", is_flag=True, help="Give the reconstruction too.")
-@click.option("--error-map", is_flag=True, help="Give a map of where it differs from the image too.")
+@click.option("--reconstruction", is_flag=True, help="Also output the reconstruction.")
+@click.option("--anomaly-map", is_flag=True, help="Also output an anomaly map.")
 @click.option(
-    "--quantile", type=float, help="Find the threshold at this quantile of normal images' scores.  [default: 0.99]"
+    "--quantile", type=float, help="Set the threshold at this quantile of normal images' scores.  [default: 0.99]"
 )
-@click.option("--best-f1", is_flag=True, help="Find the threshold with the best F1 on --data's labelled test images.")
-@click.option("--data", help="Images to calibrate and judge on.  [default: those it was trained on]")
+@click.option("--best-f1", is_flag=True, help="Set the threshold at the best F1 on --data's labelled images.")
+@click.option("--data", help="Calibration and validation data.  [default: the model's]")
 @data_root_option
-@click.option("--rewrites", metavar="A,B,…", help="Exact rewrites by name, or none.  [default: those that help]")
-@click.option(
-    "--latent-rank", type=int, metavar="R", help="Keep R coordinates of the latent: smaller, at a stated loss."
-)
-@click.option("--opset", type=int, help="ONNX operator set, from 18 on.  [default: 18]")
+@click.option("--rewrites", metavar="A,B,…", help="Graph passes by name, or none.  [default: by precision]")
+@click.option("--latent-rank", type=int, metavar="R", help="Keep R latent coordinates (lossy).")
+@click.option("--opset", type=int, help="ONNX operator set, ≥ 18.  [default: 18]")
 @json_option
 def export(
     model: str,
@@ -68,19 +83,18 @@ def export(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write one ONNX file that takes pixels and gives score and verdict; beside it a card and golden vectors.
+    """Write one ONNX file that maps pixels to a score and a decision, with a model card and golden vectors.
 
-    A lower precision appears only if it agrees with fp32.
+    Lossy files are only written if they agree with fp32.
 
     \b
-    kdgan-compress export --model runs/student -o exports/student.onnx
-    kdgan-compress export --model runs/student -o exports/phone/student.onnx --mobile
-    kdgan-compress export --model runs/student -o exports/small/student.onnx --precision int8 --web page
+    kdgan-compress export --model runs/student -o student.onnx
+    kdgan-compress export --model runs/student --precision int8 --web page
     """
     from kdgan_compress.api.export import export_detector
 
     if best_f1 and data is None:
-        raise click.UsageError("--best-f1 goes with --data, whose labelled images it is found on.")
+        raise click.UsageError("--best-f1 needs --data with labelled images.")
     rule = _rule(quantile, best_f1)
     result = export_detector(
         model, out, settings=_settings(**options), rule=rule, data=data, data_root=data_root, web=web, ort_web=ort_web
@@ -100,25 +114,25 @@ def _rule(quantile: float | None, best_f1: bool) -> "ThresholdRule | None":
 
 
 def _settings(
-    precision: Any,
+    precision: str,
     mobile: bool,
     input_kind: Any,
-    frame: tuple[int, int] | None,
+    input_size: tuple[int, int] | None,
     batch: str,
     reconstruction: bool,
-    error_map: bool,
+    anomaly_map: bool,
     rewrites: str | None,
     latent_rank: int | None,
     opset: int | None,
 ) -> "ExportSettings":
-    from kdgan_compress.export import ExportSettings, Interface
+    from kdgan_compress.export import ExportSettings, IOSpec
 
     names = None
     if rewrites is not None:
         names = frozenset() if rewrites == "none" else frozenset(rewrites.split(","))
-    interface = Interface(input_kind, frame, batch == "1", reconstruction, error_map)
-    chosen = {} if opset is None else {"opset": opset}
-    return ExportSettings(precision, names, latent_rank, interface, mobile=mobile, **chosen)
+    io = IOSpec(input_kind, input_size, 1 if batch == "1" else None, reconstruction, anomaly_map)
+    requested = {} if opset is None else {"opset": opset}
+    return ExportSettings(precision, names, latent_rank, io, mobile=mobile, **requested)
 
 
 def _print(result: "ExportResult") -> None:
@@ -130,17 +144,12 @@ def _print(result: "ExportResult") -> None:
         found = result.agreement
         auc = "" if found.auc_diff is None else f"AUC {percent(found.auc)} ({100 * found.auc_diff:+.2f} points), "
         click.echo(
-            f"against fp32: {auc}{percent(found.label_agreement)} of verdicts the same, Spearman {found.spearman:.4f}, "
-            f"on {found.num_images} images"
+            f"compared with fp32: {auc}{percent(found.label_agreement)} of decisions equal, "
+            f"Spearman {found.spearman:.4f}, on {found.num_images} images"
         )
-    own = next(iter(result.latency_us.values())).median
-    for name, latency in result.latency_us.items():
-        click.echo(f"{latency.median:8.1f} µs  {name:20} {latency.median / own:6.2f} times this file's")
-    if result.slower_than_fp32:
-        click.echo(f"{result.precision} is slower than fp32 on this machine; it saves bytes alone.")
     if result.usability is not None:
-        for before, after in zip(*result.usability, strict=True):
-            click.echo(f"{after.runtime}: before {before}; now {after}")
-    click.echo("beside it: " + ", ".join(Path(file).name for file in result.files[:-1]))
+        for plain, mobile in zip(*result.usability, strict=True):
+            click.echo(f"{mobile.runtime}: plain graph {plain}; this file {mobile}")
+    click.echo("also written: " + ", ".join(Path(file).name for file in result.files[:-1]))
     if result.page is not None:
-        click.echo(f"page: {result.page}; serve its folder, with `python -m http.server` say")
+        click.echo(f"page: {result.page}; serve its folder, for example with `python -m http.server`")

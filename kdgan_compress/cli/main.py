@@ -1,22 +1,11 @@
-"""The entry point: the commands, and how errors are reported (one line, exit code 1, 2 or 130)."""
+"""The entry point: the command table, and exit codes and messages of errors."""
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
-from kdgan_compress.cli.bench import bench
-from kdgan_compress.cli.demo import demo
-from kdgan_compress.cli.distill import distill
-from kdgan_compress.cli.evaluate import evaluate
-from kdgan_compress.cli.export import export
-from kdgan_compress.cli.pictures import pictures
-from kdgan_compress.cli.profile import profile
-from kdgan_compress.cli.recipes import recipes
-from kdgan_compress.cli.score import score
-from kdgan_compress.cli.train import train
-from kdgan_compress.cli.trials import trials
-from kdgan_compress.cli.verify import verify
 from kdgan_compress.errors import KdganError
 
 TRAIN_EXTRA = "kdgan-compress[train]"
@@ -26,7 +15,29 @@ TRAIN_MODULES = (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+COMMANDS = (
+    *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score"),
+    *("pictures", "trials", "bench", "recipes"),
+)
+"""The command table: ``NAME`` is the function of that name in ``cli/NAME.py``."""
+
+
+class CommandTable(click.Group):
+    """A group that imports a command's module when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or None if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"kdgan_compress.cli.{cmd_name}"), cmd_name)
+        return command
+
+
+@click.group(cls=CommandTable, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kdgan-compress")
 def cli() -> None:
     """Distil GAN anomaly detectors into students small enough for the device.
@@ -40,17 +51,13 @@ def cli() -> None:
     """
 
 
-for command in (demo, train, distill, evaluate, profile, export, verify, score, pictures, trials, bench, recipes):
-    cli.add_command(command)
-
-
 def main() -> None:
     """Run the command line and exit."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code: 0, 1 (user error), 2 (wrong usage) or 130 (interrupted)."""
+    """Run one command line; exit code 0, 1 (an error the user can fix), 2 (wrong usage) or 130 (interrupted)."""
     try:
         return cli.main(arguments, prog_name="kdgan-compress", standalone_mode=False) or 0
     except click.ClickException as error:
@@ -69,7 +76,7 @@ def run(arguments: list[str]) -> int:
         if error.name not in TRAIN_MODULES:
             raise
         click.echo(
-            f"Error: This command needs the training extra; found no module {error.name}. "
+            f"Error: This command needs the training dependencies; found no module {error.name}. "
             f"Run pip install '{TRAIN_EXTRA}'.",
             err=True,
         )

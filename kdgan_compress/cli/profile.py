@@ -1,6 +1,6 @@
 """``kdgan-compress profile``."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -9,20 +9,27 @@ from kdgan_compress.cli.options import channels_option, json_option
 from kdgan_compress.cli.output import human_count, percent, print_json
 
 if TYPE_CHECKING:
-    from kdgan_compress.api.profile import FormsReport, ProfileReport
+    from kdgan_compress.api.profile import ProfileReport
+    from kdgan_compress.api.profile_card import CardProfile
+    from kdgan_compress.api.profile_variants import VariantsReport
+    from kdgan_compress.gans import Architecture
+
+ARCHITECTURE = ("width", "channels", "image_channels", "image_size", "latent", "norm")
+"""Parameters that describe an architecture, which a model has already."""
 
 
 @click.command()
 @click.option("--model", metavar="RUN|FILE", help="A run folder, model file or .onnx detector.")
-@click.option("--family", help="Instead of a model: a family with fresh weights, with --width or --channels.")
-@click.option("--width", type=int, metavar="U", help="Channel plan u, 2u, 4u, …")
+@click.option("--family", help="Instead: a GAN family with fresh weights.")
+@click.option("--width", type=int, metavar="U", help="Channels u, 2u, 4u, … of the family.")
 @channels_option
 @click.option("--image-channels", type=click.Choice(["1", "3"]), default="1", show_default=True)
 @click.option("--image-size", type=int, default=32, show_default=True)
 @click.option("--latent", type=int, default=256, show_default=True)
 @click.option("--norm", type=click.Choice(["instance", "batch"]), default="instance", show_default=True)
-@click.option("--against", metavar="RUN|FILE", help="Hold it against this one, usually its teacher.")
-@click.option("--all", "all_forms", is_flag=True, help="Every precision; without a model, of the paper's plans.")
+@click.option("--against", metavar="RUN|FILE", help="Model to compare with, usually the teacher.")
+@click.option("--all", "all_variants", is_flag=True, help="All precisions; without --model, of the paper's networks.")
+@click.option("--card", metavar="CARD.md", help="Measure the card's detector, write the result into the card.")
 @json_option
 @click.pass_context
 def profile(
@@ -30,61 +37,82 @@ def profile(
     /,
     model: str | None,
     family: str | None,
+    against: str | None,
+    all_variants: bool,
+    card: str | None,
+    as_json: bool,
+    **architecture: Any,
+) -> None:
+    """Count parameters and multiply-accumulates; measure file size and latency.
+
+    \b
+    kdgan-compress profile --model runs/student --against runs/teacher
+    kdgan-compress profile --family ede --width 64 --image-channels 3
+    kdgan-compress profile --all
+    kdgan-compress profile --model runs/student --card exports/student/card.md
+    """
+    given = [name for name in ARCHITECTURE if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    _check_usage(model, family, against, all_variants, card, given)
+    if card is not None:
+        from kdgan_compress.api.profile_card import profile_card
+
+        assert model is not None
+        _print_card(profile_card(model, card, against), as_json)
+    elif all_variants:
+        from kdgan_compress.api.profile_variants import profile_variants
+
+        _print_variants(profile_variants(model, against), as_json)
+    else:
+        from kdgan_compress.api.profile import profile as run_profile
+
+        _print(run_profile(model or _architecture(family, **architecture), against), as_json)
+
+
+def _check_usage(
+    model: str | None, family: str | None, against: str | None, all_variants: bool, card: str | None, given: list[str]
+) -> None:
+    if card is not None and (model is None or all_variants):
+        raise click.UsageError("--card needs a --model, and no --all.")
+    if all_variants and (family is not None or given):
+        name = "family" if family is not None else given[0].replace("_", "-")
+        raise click.UsageError(f"--all needs a --model, or no other option; leave out --{name}.")
+    if all_variants and model is None and against is not None:
+        raise click.UsageError("--against needs a --model.")
+    if all_variants:
+        return
+    if (model is None) == (family is None):
+        raise click.UsageError("Give either --model or --family.")
+    if model is not None and given:
+        raise click.UsageError(f"--{given[0].replace('_', '-')} needs --family; a --model has its own.")
+    if family is not None and ("width" in given) == ("channels" in given):
+        raise click.UsageError("--family needs either --width or --channels.")
+
+
+def _architecture(
+    family: str | None,
     width: int | None,
     channels: list[int] | None,
     image_channels: str,
     image_size: int,
     latent: int,
     norm: str,
-    against: str | None,
-    all_forms: bool,
-    as_json: bool,
-) -> None:
-    """Count parameters and multiply-accumulates, and measure file size and latency.
-
-    \b
-    kdgan-compress profile --model runs/student --against runs/teacher
-    kdgan-compress profile --family ede --channels 64,128,256 --image-channels 3
-    kdgan-compress profile --all
-    """
-    from kdgan_compress.api.profile import Subject, profile_forms
-    from kdgan_compress.api.profile import profile as run_profile
+) -> "Architecture":
     from kdgan_compress.gans import Architecture, channels_from_width
 
-    if all_forms:
-        for name in ("family", "width", "channels", "image_channels", "image_size", "latent", "norm"):
-            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--all goes with a --model, or alone; leave out --{name.replace('_', '-')}.")
-        if model is None and against is not None:
-            raise click.UsageError("--against goes with a --model.")
-        _print_forms(profile_forms(model, against), as_json)
-        return
-    if (model is None) == (family is None):
-        raise click.UsageError("Give either --model or --family.")
-    for name in ("width", "channels", "image_channels", "image_size", "latent", "norm"):
-        if model is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --family; a --model has its own.")
-    if family is not None and (width is None) == (channels is None):
-        raise click.UsageError("--family goes with either --width or --channels.")
-    subject: Subject | None = model
-    if family is not None:
-        subject = Architecture(
-            family=family,
-            channels=tuple(channels) if channels else channels_from_width(width or 0, image_size),
-            image_channels=int(image_channels),
-            image_size=image_size,
-            latent_size=latent,
-            norm="batch" if norm == "batch" else "instance",
-        )
-    assert subject is not None
-    report = run_profile(subject, against)
+    return Architecture(
+        family=family or "",
+        channels=tuple(channels) if channels else channels_from_width(width or 0, image_size),
+        image_channels=int(image_channels),
+        image_size=image_size,
+        latent_size=latent,
+        norm="batch" if norm == "batch" else "instance",
+    )
+
+
+def _print(report: "ProfileReport", as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    _print(report)
-
-
-def _print(report: "ProfileReport") -> None:
     for row in report.models:
         click.echo(f"{row.name}  ({row.family} {row.channels}, {row.image_channels} image channels)")
         click.echo(f"  params        {row.num_params:,} ({human_count(row.num_params)})")
@@ -102,24 +130,37 @@ def _print(report: "ProfileReport") -> None:
     click.echo(f"ONNX Runtime, one thread, batch 1, on {report.machine}")
 
 
-def _print_forms(report: "FormsReport", as_json: bool) -> None:
+def _print_card(report: "CardProfile", as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+        return
+    reference = report.models[0].latency_us.median
+    rows = {row.name: row.latency_us for row in report.models} | {"an identity graph": report.identity_us}
+    for name, latency in rows.items():
+        click.echo(f"{latency.median:8.1f} µs  {name:20} {latency.median / reference:6.2f} times this file's")
+    if report.slower_than_fp32:
+        click.echo("This file is slower than fp32 on this machine; it only saves bytes.")
+    click.echo(f"ONNX Runtime, one thread, batch 1, on {report.machine}; written to {report.card}")
+
+
+def _print_variants(report: "VariantsReport", as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
     name_width = max(len(row.name) for row in report.models)
-    columns = f"{'form':17}  {'bytes':>10}  {'µs':>7}  identity  teacher  {'torch':7}"
-    click.echo(f"{'':{name_width}}  {columns}  against fp32: AUC in points, verdicts")
-    first = next(row for row in report.models if row.form == "fp32")
+    columns = f"{'variant':17}  {'bytes':>10}  {'µs':>7}  identity  teacher  {'torch':7}"
+    click.echo(f"{'':{name_width}}  {columns}  compared with fp32: AUC in points, equal decisions")
+    first = next(row for row in report.models if row.variant == "fp32")
     for row in report.models:
         found = row.agreement
-        against = ""
+        agreement = ""
         if found is not None:
-            against = "" if found.auc_diff is None else f"{100 * found.auc_diff:+.3f}  "
-            against += percent(found.label_agreement)
+            agreement = "" if found.auc_diff is None else f"{100 * found.auc_diff:+.3f}  "
+            agreement += percent(found.label_agreement)
         click.echo(
-            f"{row.name:{name_width}}  {row.form:17}  {row.size_bytes:>10,}  {row.latency_us.median:>7.1f}  "
+            f"{row.name:{name_width}}  {row.variant:17}  {row.size_bytes:>10,}  {row.latency_us.median:>7.1f}  "
             f"{row.times_identity:>7.1f}×  {first.latency_us.median / row.latency_us.median:>6.1f}×  "
-            f"{row.parity_max_rel:.1e}  {against}"
+            f"{row.parity_max_rel:.1e}  {agreement}"
         )
     for channels, latency in report.identity_us.items():
         click.echo(f"identity graph, {channels} image channel{'s' if channels != '1' else ''}: {latency.median:.1f} µs")

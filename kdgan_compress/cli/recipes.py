@@ -29,12 +29,12 @@ def list_recipes(as_json: bool) -> None:
     """
     from kdgan_compress.experiment.recipe import load_recipe, recipe_names
 
-    described = {name: load_recipe(name).description for name in recipe_names()}
+    descriptions = {name: load_recipe(name).description for name in recipe_names()}
     if as_json:
-        print_json(described)
+        print_json(descriptions)
         return
-    width = max(map(len, described))
-    for name, description in described.items():
+    width = max(map(len, descriptions))
+    for name, description in descriptions.items():
         click.echo(f"{name:{width}}  {description}")
 
 
@@ -60,7 +60,7 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def check(file: Path, as_json: bool) -> None:
-    """Check a recipe file; every problem is named at once.
+    """Check a recipe file and report all problems at once.
 
     \b
     kdgan-compress recipes check mine.yaml

@@ -1,7 +1,7 @@
 """``kdgan-compress train``."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from kdgan_compress.cli.options import (
     with_seeds,
 )
 from kdgan_compress.cli.output import print_result, progress_display
+
+if TYPE_CHECKING:
+    from kdgan_compress.experiment.runner import RunOptions
 
 
 @click.command()
@@ -62,12 +65,11 @@ def train(
     from kdgan_compress.api.train import train as run_train
     from kdgan_compress.experiment.recipe import load_recipe
 
+    runner: RunOptions = {"fleet_size": fleet, "track_auc": track_auc, "raw": raw}
     if resume is not None:
         reject_options_with_resume(context)
-        with progress_display() as show:
-            result = resume_runs(
-                resume, command="train", fleet_size=fleet, track_auc=track_auc, raw=raw, show_progress=show
-            )
+        with progress_display() as runner["show_progress"]:
+            result = resume_runs(resume, "train", **runner)
         print_result(result, as_json)
         return
     protocol = {name: options.pop(name) for name in PROTOCOL_OPTIONS}
@@ -89,13 +91,6 @@ def train(
         for seeded in with_seeds(changed, seeds, "training")
     ]
     chosen: Any = recipes if len(recipes) > 1 else recipes[0]
-    with progress_display() as show:
-        result = run_train(
-            chosen,
-            out,
-            fleet_size=fleet,
-            track_auc=track_auc,
-            raw=raw,
-            show_progress=show,
-        )
+    with progress_display() as runner["show_progress"]:
+        result = run_train(chosen, out, **runner)
     print_result(result, as_json)

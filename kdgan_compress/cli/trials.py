@@ -10,16 +10,18 @@ from kdgan_compress.cli.output import percent, print_json
 
 if TYPE_CHECKING:
     from kdgan_compress.api.trials import Trial
-    from kdgan_compress.evaluation import Summary
+    from kdgan_compress.evaluation import MeanStd
 
 
 @click.command()
 @click.option("--recipe", metavar="NAME|FILE", default="default", show_default=True, help="The experiment.")
 @set_option
-@click.option("--num-trials", type=int, default=10, show_default=True, help="Seeds and draws 0 to N-1.")
-@click.option("--student", "with_student", is_flag=True, help="Distil each trial's model by the recipe too.")
-@click.option("--jobs", type=int, default=1, show_default=True, help="Processes at once, each with one thread.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; finished trials in it are kept.")
+@click.option("--num-trials", type=int, default=10, show_default=True, help="Number of seeds and splits, from 0.")
+@click.option("--student", "with_student", is_flag=True, help="Also distil each trial's model.")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Number of processes, each with one thread.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Output folder; finished trials in it are kept."
+)
 @data_root_option
 @json_option
 def trials(
@@ -32,7 +34,7 @@ def trials(
     data_root: str | None,
     as_json: bool,
 ) -> None:
-    """Run a recipe over several seeds and draws: mean, standard deviation and 95 % interval of AUC and F1.
+    """Repeat a recipe with several seeds and splits: mean, standard deviation and 95 % interval of AUC and F1.
 
     \b
     kdgan-compress trials --recipe cvgad-coil100 --num-trials 10 --jobs 2 --out runs/coil100
@@ -42,7 +44,7 @@ def trials(
     from kdgan_compress.experiment.recipe import load_recipe
 
     loaded = load_recipe(recipe).replace(*settings)
-    loaded = loaded.model_copy(update={"data": loaded.data.override(None, None, data_root)})
+    loaded = loaded.model_copy(update={"data": loaded.data.relocate(None, data_root)})
     report = run_trials(loaded, out, num_trials=num_trials, with_student=with_student, jobs=jobs, announce=_announce)
     if as_json:
         print_json(report)
@@ -51,16 +53,16 @@ def trials(
     for name, auc in report.auc.items():
         click.echo(f"{name:18}{_row(auc)}   {_row(report.best_f1[name])}")
     click.echo(
-        f"\n{len(report.trials)} trials of {report.data}; best F1 is an oracle: test labels choose its threshold"
+        f"\n{len(report.trials)} trials of {report.data}; best F1 is an oracle: the test labels select its threshold"
     )
-    click.echo(f"{report.machine}; all figures are in {out / 'trials.json'}")
+    click.echo(f"{report.machine}; all metrics are in {out / 'trials.json'}")
 
 
 def _announce(trial: "Trial") -> None:
-    figures = "  ".join(f"{name} {percent(own.auc)}" for name, own in trial.figures.items())
-    click.echo(f"trial {trial.trial}: {figures}  {trial.seconds:.0f} s", err=True)
+    aucs = "  ".join(f"{name} {percent(metrics.auc)}" for name, metrics in trial.figures.items())
+    click.echo(f"trial {trial.trial}: {aucs}  {trial.seconds:.0f} s", err=True)
 
 
-def _row(summary: "Summary") -> str:
+def _row(summary: "MeanStd") -> str:
     spread = "".join(f"{'–' if value is None else f'{100 * value:.2f}':>8}" for value in (summary.std, summary.ci95))
     return f"{percent(summary.mean):>9}{spread}"

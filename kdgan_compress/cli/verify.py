@@ -10,8 +10,8 @@ from kdgan_compress.cli.output import percent, print_json
 
 @click.command()
 @click.argument("detector", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@click.option("--against", metavar="RUN|FILE", help="Compare with torch: what it was exported from.")
-@click.option("--data", help="Labelled images: AUC, and with --against verdicts too.")
+@click.option("--against", metavar="RUN|FILE", help="The PyTorch model it was exported from.")
+@click.option("--data", help="Labelled images: AUC and, with --against, agreement.")
 @click.option("--normal", metavar="CLASS", help="The normal class.")
 @data_root_option
 @json_option
@@ -26,11 +26,11 @@ def verify(
     data_root: str | None,
     as_json: bool,
 ) -> None:
-    """Replay a detector's golden vectors, and hold it against torch; exit code 1 if anything is out of tolerance.
+    """Check a detector against its golden vectors and, optionally, the PyTorch model; exit code 1 if a check fails.
 
     \b
-    kdgan-compress verify exports/student.onnx
-    kdgan-compress verify exports/student.onnx --against runs/student --data mnist
+    kdgan-compress verify student.onnx
+    kdgan-compress verify student.onnx --against runs/student --data mnist
     """
     from kdgan_compress.api.verify import verify as run_verify
 
@@ -39,17 +39,18 @@ def verify(
         print_json(found)
     else:
         click.echo(
-            f"golden vectors  differ by {found.golden_max_rel:.1e} at most (number {found.golden_worst}); "
+            f"golden vectors  differ by at most {found.golden_max_rel:.1e} (number {found.golden_worst}); "
             f"{found.golden_tolerance:g} is allowed"
         )
         if found.score_max_rel is not None:
-            click.echo(f"torch           scores differ by {found.score_max_rel:.1e} at most ({found.worst})")
+            click.echo(f"torch           scores differ by at most {found.score_max_rel:.1e} ({found.worst})")
         if found.auc is not None:
-            difference = "" if found.auc_diff is None else f", torch's {100 * found.auc_diff:+.3f} points"
+            difference = "" if found.auc_diff is None else f", {100 * found.auc_diff:+.3f} points from torch's"
             click.echo(f"AUC             {percent(found.auc)}{difference}")
         if found.label_agreement is not None:
             click.echo(
-                f"verdicts        {percent(found.label_agreement)} the same, Spearman {found.score_spearman:.4f}"
+                f"decisions       {percent(found.label_agreement)} equal to torch's, "
+                f"Spearman {found.score_spearman:.4f}"
             )
         for reason in found.failed:
             click.echo(f"Failed: {reason}", err=True)

@@ -287,7 +287,7 @@ def _read_same_size(paths: list[Path]) -> NDArray[np.uint8]:
         image = read_image(path, 3)
         if image.shape != first.shape:
             raise KdganError(
-                "All images of a data set must have one size",
+                "All images of a data set need one size",
                 f"{path} is {image.shape[0]}×{image.shape[1]}, {paths[0]} {first.shape[0]}×{first.shape[1]}",
                 "Unpack the data set again",
             )

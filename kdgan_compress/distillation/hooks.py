@@ -1,8 +1,8 @@
-"""Reading named outputs of a network by forward hooks, and connectors where two networks' outputs differ in shape.
+"""Reads named outputs of a network by forward hooks; connectors where two networks' outputs differ in shape.
 
 What is distilled (z1, x̂, z2 of P-KDGAN's Fig. 3a) is read from outside, so any ``nn.Module`` can be teacher or student.
-Every way a hook can go wrong silently is an error here: a path that names nothing, a tap that did not fire or fired
-twice in one forward pass, an output that is no tensor, one that is overwritten in place after it was read.
+Hook failures that are usually silent raise an error: a path that names no submodule, a tap that did not fire or fired
+twice in one forward pass, an output that is not a tensor or is overwritten in place after it was read.
 """
 
 import difflib
@@ -17,7 +17,7 @@ from kdgan_compress.errors import KdganError
 
 
 class FeatureHooks:
-    """A network whose named outputs come along with each forward pass.
+    """A network that returns its named outputs from each forward pass.
 
     Hooks exist only inside ``with`` and are always removed at its end::
 
@@ -59,13 +59,13 @@ class FeatureHooks:
         """Run the network once and return each tap's output.
 
         Raises:
-            KdganError: Called outside ``with``; a tap fired not exactly once; its output is no tensor or was
+            KdganError: Called outside ``with``; a tap fired not exactly once; its output is not a tensor or was
                 overwritten in place before the forward pass ended.
         """
         if not self._attached:
             raise KdganError(
-                "FeatureHooks must be attached when they are called",
-                "found no hooks",
+                "FeatureHooks are called outside `with`",
+                "no hooks are attached",
                 "Call them inside `with FeatureHooks(...)`",
             )
         self._calls = {name: [] for name in self._modules}
@@ -86,7 +86,7 @@ class FeatureHooks:
         tap = f"Tap {name!r} ({self._paths[name]!r})"
         if len(calls) != 1:
             raise KdganError(
-                f"{tap} must fire exactly once per forward pass",
+                f"{tap} did not fire exactly once in the forward pass",
                 f"fired {len(calls)} times",
                 "Tap a submodule that the forward pass calls once, through its own call and not through .forward; "
                 "attach taps before this network, or one of its class, is compiled (or call torch.compiler.reset())",
@@ -94,11 +94,13 @@ class FeatureHooks:
         output, version = calls[0]
         if not isinstance(output, Tensor):
             raise KdganError(
-                f"{tap} must give one tensor", f"got {type(output).__name__}", "Tap a submodule that returns a tensor"
+                f"{tap} did not return one tensor",
+                f"got {type(output).__name__}",
+                "Tap a submodule that returns a tensor",
             )
         if version is not None and output._version != version:
             raise KdganError(
-                f"{tap} must keep its output to the end of the forward pass",
+                f"The output of {tap} changed before the end of the forward pass",
                 "a later layer overwrote it in place",
                 "Tap that layer instead, or build it with inplace=False",
             )
@@ -116,7 +118,7 @@ class Connectors(nn.Module):
         teacher: The teacher's for the same images.
 
     Raises:
-        KdganError: Shapes differ in something else than channels.
+        KdganError: The shapes differ in more than the channels.
     """
 
     def __init__(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
@@ -128,7 +130,7 @@ class Connectors(nn.Module):
                 continue
             if shape[:1] != target[:1] or shape[2:] != target[2:] or len(shape) not in (2, 4):
                 raise KdganError(
-                    f"Teacher and student must agree in {name} but for the channels",
+                    f"Teacher and student differ in {name} by more than the channels",
                     f"got {tuple(target)} and {tuple(shape)}",
                     "Build both for one image size, or tap layers of one height and width",
                 )
@@ -155,10 +157,10 @@ def _submodule(network: nn.Module, name: str, path: str) -> nn.Module:
     try:
         return network.get_submodule(path)
     except AttributeError:
-        there = [known for known, _ in network.named_modules() if known]
-        near = difflib.get_close_matches(path, there, n=1)
+        paths = [known for known, _ in network.named_modules() if known]
+        matches = difflib.get_close_matches(path, paths, n=1)
         raise KdganError(
-            f"Tap {name!r} must name a submodule",
-            f"got {path!r}, there are {', '.join(there) or 'none'}",
-            f"Choose one of them{f', perhaps {near[0]!r}' if near else ''}",
+            f"Tap {name!r} does not name a submodule",
+            f"got {path!r}, there are {', '.join(paths) or 'none'}",
+            f"Choose one of them{f', perhaps {matches[0]!r}' if matches else ''}",
         ) from None

@@ -1,16 +1,21 @@
 """The distillation loss K_l of P-KDGAN (Eq. 7, 8), over z1, x̂ and z2 and any further tap."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from jaxtyping import Float
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Gan
 from kdgan_compress.gans.objective import Outputs, Weight, check_weights, is_nonzero
 from kdgan_compress.losses import Distance, l1, l2
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 DISTANCES = {"l1": l1, "l2": l2}
 
@@ -24,18 +29,14 @@ class Term:
             connector is trained with the student.
         weight: ≥ 0.
         loss: ``"l2"`` as for K_1 and K_2, or ``"l1"`` as for K_x.
-        name: Name in the log; empty for ``k_<tap>``.
     """
 
     tap: str
     weight: float = 1.0
     loss: Literal["l1", "l2"] = "l2"
-    name: str = ""
 
     def __post_init__(self) -> None:
         check_weights(weight=self.weight)
-        if not self.name:
-            object.__setattr__(self, "name", f"k_{self.tap}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class DistillationLoss:
     """K_l = w1 K_1 + wx K_x + w2 K_2 (Eq. 7), and any further terms.
 
     The paper's weights are 1, 1, 1 with norms; with means, latents weighted five times the image did best
-    (docs/results.md).
+    (docs/notes/results.md).
 
     Attributes:
         w1: Weight of K_1, the distance of z1.
@@ -105,5 +106,5 @@ class DistillationLoss:
         return {**outputs, "z2": forward(outputs["x_hat"])["z1"]}
 
     def _all_terms(self) -> list[tuple[str, str, Weight, Callable[[Tensor, Tensor, Distance], Tensor]]]:
-        further = [(term.name, term.tap, term.weight, DISTANCES[term.loss]) for term in self.terms]
+        further = [(f"k_{term.tap}", term.tap, term.weight, DISTANCES[term.loss]) for term in self.terms]
         return [("k1", "z1", self.w1, l2), ("kx", "x_hat", self.wx, l1), ("k2", "z2", self.w2, l2), *further]

@@ -1,6 +1,6 @@
 """Which losses train which network: P-KDGAN's loss sets (Eq. 9) as data, and the stages that use them.
 
-What is frozen and which optimisers exist follows from a set's coefficients and is stated nowhere else.
+A set's coefficients determine what is frozen and which optimisers exist.
 """
 
 import re
@@ -49,7 +49,7 @@ class LossSet:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether there must be a teacher."""
+        """Whether a teacher is needed."""
         return self.distils or self.trains_teacher
 
 

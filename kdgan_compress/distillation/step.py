@@ -23,7 +23,7 @@ Targets = Callable[[Tensor, Tensor], Outputs]
 
 @dataclass(eq=False)
 class StageModels:
-    """What a step trains, and by what.
+    """What a step trains, and with which losses.
 
     Attributes:
         student: Trained by μ L_g, ν L_d and λ K_l.

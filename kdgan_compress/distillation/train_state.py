@@ -1,4 +1,4 @@
-"""A GAN with everything its training carries along: objective, optimisers, EMA weights, connectors."""
+"""The state of a GAN in training: networks, objective, optimisers, EMA weights, connectors."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence

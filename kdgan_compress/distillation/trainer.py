@@ -104,7 +104,7 @@ def train_schedulers(
 
     Args:
         schedulers: One, or several of one shape.
-        engine: ``Engine``, or ``accel.engine.FastEngine``, which several schedulers need.
+        engine: ``Engine``, or ``accel.engine.fast_engine``, which several schedulers need.
 
     Yields:
         Index of a scheduler and a record, about every 512 images and at each epoch's end; at one with ``epoch_done``

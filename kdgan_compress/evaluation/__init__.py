@@ -3,15 +3,16 @@
 from kdgan_compress.evaluation.metrics import DetectionMetrics, detection_metrics, quantile_threshold, score_spearman
 from kdgan_compress.evaluation.score_file import SavedScores, load_scores, save_scores, weights_sha256
 from kdgan_compress.evaluation.scoring import encode, paper_scores, recalibrate, reconstruct, score_images
-from kdgan_compress.evaluation.summary import Summary, summarise
+from kdgan_compress.evaluation.summary import MeanStd, mean_std
 
 __all__ = [
     "DetectionMetrics",
+    "MeanStd",
     "SavedScores",
-    "Summary",
     "detection_metrics",
     "encode",
     "load_scores",
+    "mean_std",
     "paper_scores",
     "quantile_threshold",
     "recalibrate",
@@ -19,6 +20,5 @@ __all__ = [
     "save_scores",
     "score_images",
     "score_spearman",
-    "summarise",
     "weights_sha256",
 ]

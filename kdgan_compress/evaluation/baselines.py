@@ -1,6 +1,6 @@
-"""Trivial detectors by scikit-learn: what a GAN has to be better than, at the bytes each must ship.
+"""Baseline detectors by scikit-learn, for comparison with GANs.
 
-Images are centred and scaled to unit length one by one first, which makes Euclidean distance Pearson's correlation.
+Each image is first centred and scaled to unit length, so Euclidean distance ranks images like Pearson correlation.
 """
 
 from collections.abc import Callable
@@ -16,39 +16,39 @@ MAX_REFERENCE_IMAGES = 5000
 
 
 def nearest_neighbour_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]:
-    """Distance to the nearest training image; of more than 5,000 training images an even choice is taken.
+    """Distance to the nearest training image; of more than 5,000 training images, an evenly spaced subset is used.
 
     Args:
         train: Normal images, uint8 (N, C, S, S), N ≥ 1.
         test: uint8 (M, C, S, S).
 
     Returns:
-        (M,) in [0, 2], higher is more novel.
+        (M,) in [0, 2], higher is more anomalous.
     """
-    kept = train[:: -(-len(train) // MAX_REFERENCE_IMAGES)]
-    neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_unit_length(kept))
+    references = train[:: -(-len(train) // MAX_REFERENCE_IMAGES)]
+    neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_unit_length(references))
     distances, _ = neighbours.kneighbors(_unit_length(test))
     return np.asarray(distances[:, 0], dtype=np.float64)
 
 
 def pca_residual_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]:
-    """Length of what 16 principal components of the training images leave over.
+    """Length of the residual after projection to 16 principal components of the training images.
 
     Args:
-        train: Normal images, uint8 (N, C, S, S), N ≥ 1; of fewer than 17 there are N − 1 components.
+        train: Normal images, uint8 (N, C, S, S), N ≥ 1; with fewer than 17, N − 1 components are used.
         test: uint8 (M, C, S, S).
 
     Returns:
-        (M,) ≥ 0, higher is more novel.
+        (M,) ≥ 0, higher is more anomalous.
     """
     normals, images = _unit_length(train), _unit_length(test)
     num_components = min(NUM_COMPONENTS, len(normals) - 1, normals.shape[1])
     if num_components == 0:
-        rest = images - normals
+        residuals = images - normals
     else:
         pca = PCA(num_components, random_state=0).fit(normals)
-        rest = images - pca.inverse_transform(pca.transform(images))
-    return np.asarray(np.linalg.norm(rest, axis=1), dtype=np.float64)
+        residuals = images - pca.inverse_transform(pca.transform(images))
+    return np.asarray(np.linalg.norm(residuals, axis=1), dtype=np.float64)
 
 
 BASELINES: dict[str, Callable[[Tensor, Tensor], NDArray[np.float64]]] = {

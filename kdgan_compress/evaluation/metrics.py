@@ -1,4 +1,4 @@
-"""Figures of a detector from its scores and the labels, by scikit-learn and SciPy."""
+"""Detection metrics from scores and labels, by scikit-learn and SciPy."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ THRESHOLD_QUANTILE = 0.99
 
 @dataclass(frozen=True)
 class DetectionMetrics:
-    """How scores separate novel images (the positive class) from normal ones.
+    """How well scores separate anomalous images (the positive class) from normal ones.
 
     Attributes:
         auc: Area under the ROC curve, in [0, 1] (Eq. 1).
-        average_precision: Area under the precision-recall curve as average precision, in [0, 1].
-        best_f1: The highest F1 of any threshold: an oracle, since the test labels choose it.
-        best_f1_threshold: That oracle's threshold, in units of the score.
-        num_normal: Normal test images.
-        num_novel: Novel test images.
+        average_precision: Average precision, in [0, 1].
+        best_f1: Highest F1 over all thresholds: an oracle, since the test labels select the threshold.
+        best_f1_threshold: The threshold of ``best_f1``, in units of the score.
+        num_normal: Number of normal test images.
+        num_novel: Number of anomalous test images.
     """
 
     auc: float
@@ -34,7 +34,7 @@ class DetectionMetrics:
 
 
 def detection_metrics(scores: NDArray[np.float64], is_anomalous: NDArray[np.bool_]) -> DetectionMetrics:
-    """Figures of scores (N,), higher is more novel, against labels (N,) of which both kinds must be there.
+    """Metrics of scores (N,), higher is more anomalous, and labels (N,) of both classes.
 
     Raises:
         KdganError: A score is NaN or infinite.
@@ -42,7 +42,7 @@ def detection_metrics(scores: NDArray[np.float64], is_anomalous: NDArray[np.bool
     num_bad = int((~np.isfinite(scores)).sum())
     if num_bad:
         raise KdganError(
-            "Scores must be finite", f"{num_bad} of {len(scores)} are not", "Train the model again at a lower rate"
+            "Scores must be finite", f"{num_bad} of {len(scores)} are not", "Train with a lower learning rate"
         )
     precision, recall, thresholds = precision_recall_curve(is_anomalous, scores)
     f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], np.finfo(float).tiny)
@@ -57,16 +57,16 @@ def detection_metrics(scores: NDArray[np.float64], is_anomalous: NDArray[np.bool
     )
 
 
-def score_spearman(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+def score_spearman(scores: NDArray[np.float64], other_scores: NDArray[np.float64]) -> float:
     """Spearman's rank correlation of two detectors' scores (N,) of the same images, in [−1, 1].
 
-    0 where either gives one and the same score to all.
+    0 if one of them gives all images the same score.
     """
-    if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+    if np.ptp(scores) == 0 or np.ptp(other_scores) == 0:
         return 0.0
-    return float(spearmanr(ours, theirs).statistic)
+    return float(spearmanr(scores, other_scores).statistic)
 
 
 def quantile_threshold(normal_scores: NDArray[np.float64], quantile: float = THRESHOLD_QUANTILE) -> float:
-    """The score that this share of normal training images stays at or below: the deployed threshold."""
+    """The deployed threshold: this quantile of the scores of normal images."""
     return float(np.quantile(normal_scores, quantile))

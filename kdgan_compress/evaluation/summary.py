@@ -1,4 +1,4 @@
-"""Figures over trials: mean, standard deviation and 95 % interval."""
+"""Mean, standard deviation and 95 % confidence interval of a metric over trials."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Summary:
-    """One figure over trials.
+class MeanStd:
+    """One metric over trials.
 
     Attributes:
         mean: Arithmetic mean.
-        std: Standard deviation of a trial (n − 1 in the denominator); None of one trial.
-        ci95: Half the width of the mean's 95 % confidence interval by Student's t; None of one trial.
+        std: Sample standard deviation (n − 1 in the denominator); None for one trial.
+        ci95: Half-width of the mean's 95 % confidence interval by Student's t; None for one trial.
         num_trials: n.
     """
 
@@ -26,10 +26,10 @@ class Summary:
     num_trials: int
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Mean and spread of at least one value; the interval supposes trials that differ by a normal error."""
+def mean_std(values: Sequence[float]) -> MeanStd:
+    """Mean and spread of n ≥ 1 values; the confidence interval assumes normally distributed values."""
     mean, num = float(np.mean(values)), len(values)
     if num == 1:
-        return Summary(mean, None, None, 1)
+        return MeanStd(mean, None, None, 1)
     std = float(np.std(values, ddof=1))
-    return Summary(mean, std, float(stats.t.ppf((1 + CONFIDENCE) / 2, num - 1)) * std / num**0.5, num)
+    return MeanStd(mean, std, float(stats.t.ppf((1 + CONFIDENCE) / 2, num - 1)) * std / num**0.5, num)

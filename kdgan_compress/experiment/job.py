@@ -133,8 +133,8 @@ def distillation_job(
     """
     checkpoint = load_model(teacher)
     if not resume:
-        settings = checkpoint.data.override(data, checkpoint.data.normal, data_root, novel=checkpoint.data.novel)
-        recipe = _with_teacher(recipe, checkpoint, teacher).model_copy(update={"data": settings.absolute()})
+        settings = checkpoint.data.relocate(data, data_root).absolute()
+        recipe = _with_teacher(recipe, checkpoint, teacher).model_copy(update={"data": settings})
     section = recipe.distillation
     training = section.training
     check_device(training.device)

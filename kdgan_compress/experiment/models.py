@@ -1,4 +1,4 @@
-"""From what a user names, a run folder or a file, to a loaded model."""
+"""Finding and loading the model that a user names by a run folder or a file."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from kdgan_compress.experiment.run_folder import MODEL_FILE
 
 
 def model_path(model: str | Path) -> Path:
-    """The file behind a run folder or a file."""
+    """The model file of a run folder, or the file itself."""
     path = Path(model)
     return path / MODEL_FILE if path.is_dir() else path
 
 
 def load_model(model: str | Path) -> Checkpoint:
-    """Read a run folder's model or a model file.
+    """Load a run folder's model or a model file.
 
     Raises:
         KdganError: It is missing, unfinished, damaged or of a newer format.
@@ -26,7 +26,7 @@ def load_model(model: str | Path) -> Checkpoint:
 
 
 def model_name(model: str | Path) -> str:
-    """A short name: the run folder's, or the file's without its ending."""
+    """A short name: that of the run folder, or of the file without its suffix."""
     path = Path(model).resolve()
     if path.name == MODEL_FILE:
         path = path.parent

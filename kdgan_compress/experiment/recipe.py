@@ -180,10 +180,12 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     cleared = {MUTUALLY_EXCLUSIVE.get(key) for key in given} - given.keys()
     merged = {key: value for key, value in base.items() if key not in cleared}
     for key, value in given.items():
-        section = merged.get(key)
-        if isinstance(value, dict) and not isinstance(section, dict | None):
-            raise KdganError("A key of a recipe is a section or a value", f"{key} is given as both", HINT)
-        merged[key] = _merge(section if isinstance(section, dict) else {}, value) if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            section = merged.get(key, {})
+            if not isinstance(section, dict):
+                raise KdganError("A recipe's key must be either a section or a value", f"{key} is given as both", HINT)
+            value = _merge(section, value)
+        merged[key] = value
     return merged
 
 

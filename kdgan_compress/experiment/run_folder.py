@@ -1,4 +1,4 @@
-"""A run's folder: recipe, model, training state, one line of metrics an epoch, result."""
+"""A run folder: recipe, model, training state, scores, one line of metrics per epoch, result."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class RunFolder:
     """Paths and files of one run.
 
     Args:
-        path: The folder; ``create`` makes it.
+        path: The folder; ``create`` creates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,40 +32,40 @@ class RunFolder:
         self.result = path / "result.json"
 
     def create(self, recipe: str) -> None:
-        """Make the folder for a new run, with its resolved recipe as YAML.
+        """Create the folder of a new run, with its resolved recipe as YAML.
 
         Raises:
-            KdganError: It has a run in it already, or can't be written.
+            KdganError: It already has a run, or can't be written.
         """
         self.check_is_new()
         self.write_text(self.recipe, recipe)
 
     def check_is_new(self) -> None:
-        """Check that there is no run here yet.
+        """Check that the folder has no run yet.
 
         Raises:
-            KdganError: There is one.
+            KdganError: It has one.
         """
         if self.recipe.exists():
             raise KdganError(
-                "A new run must have a folder of its own",
+                "A new run needs a new folder",
                 f"found a run in {self.path}",
-                "Give another --out, or continue that one with --resume",
+                "Give another --out, or continue that run with --resume",
             )
 
     def check_is_run(self) -> None:
-        """Check that there is a run to be continued.
+        """Check that the folder has a run that can be resumed.
 
         Raises:
-            KdganError: There is none.
+            KdganError: It has none.
         """
         if not self.recipe.exists():
             raise KdganError(
-                "--resume must be given a run folder", f"found no run in {self.path}", "Check the path, or start one"
+                "--resume must be given a run folder", f"found no run in {self.path}", "Check the path, or start a run"
             )
 
     def write_text(self, path: Path, text: str) -> None:
-        """Write one of the folder's text files, whole or not at all."""
+        """Write one of the folder's text files atomically."""
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
@@ -80,31 +80,31 @@ class RunFolder:
             raise unwritable(self.metrics, error) from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl`` but one that was cut short; empty where there is none."""
+        """The lines of ``metrics.jsonl`` without an incomplete last one; empty if there is no file."""
         if not self.metrics.exists():
             return []
-        *whole, _ = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in whole]
+        *lines, _ = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines]
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Keep what ``--resume`` needs."""
+        """Write the state that ``--resume`` needs."""
         with atomic_path(self.state) as temporary:
             try:
                 torch.save(state, temporary)
-            except RuntimeError as error:  # what torch makes of a full disk
+            except RuntimeError as error:  # a full disk, for example
                 raise unwritable(self.state, OSError(first_line(error))) from None
 
     def load_state(self) -> dict[str, Any]:
-        """Read what ``save_state`` kept; nothing is unpickled but tensors and plain values.
+        """Read the saved state; only tensors and plain values are unpickled.
 
         Raises:
-            KdganError: No state, or one that is cut short.
+            KdganError: There is no state, or it is damaged.
         """
         fix = "Start the run again with another --out"
         if not self.state.exists():
-            raise KdganError("A run to be resumed must have finished an epoch", f"found no {self.state}", fix)
+            raise KdganError("Resuming needs a finished epoch", f"found no {self.state}", fix)
         try:
             state: dict[str, Any] = torch.load(self.state, weights_only=True, map_location="cpu")
-        except Exception as error:  # torch names no narrower class for a damaged archive
+        except Exception as error:  # torch documents no narrower class for a damaged archive
             raise KdganError("state.pt must be whole", f"{self.state}: {first_line(error)}", fix) from None
         return state

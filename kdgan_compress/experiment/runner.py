@@ -1,6 +1,7 @@
 """The runner: takes jobs to finished run folders. One job and many run the same way."""
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 
@@ -15,6 +16,22 @@ from kdgan_compress.experiment.training_run import TrainingRun
 from kdgan_compress.profiling.machine import num_threads
 
 
+class RunOptions(TypedDict, total=False):
+    """Options of every training.
+
+    Attributes:
+        fleet_size: Number of models trained together; by default the fastest.
+        track_auc: Measure AUC after every epoch, for logging only.
+        raw: Also measure the AUC of the weights without EMA.
+        show_progress: Called about every 512 images of a model with the progress of all.
+    """
+
+    fleet_size: int | None
+    track_auc: bool
+    raw: bool
+    show_progress: ShowProgress | None
+
+
 def run_jobs(
     jobs: Sequence[Job],
     *,
@@ -23,14 +40,7 @@ def run_jobs(
     raw: bool = False,
     show_progress: ShowProgress | None = None,
 ) -> RunResults:
-    """Run jobs, each in its own folder; a job that fails does not stop the others.
-
-    Args:
-        jobs: One, or several of one shape.
-        fleet_size: Models trained together; None for the fastest number.
-        track_auc: Measure AUC after every epoch, for logging only.
-        raw: Also measure the AUC of the weights without EMA.
-        show_progress: Called about every 512 images of a model with the progress of all.
+    """Run one job, or several of one shape, each in its own folder; a job that fails does not stop the others.
 
     Raises:
         KdganError: The jobs differ in shape, a folder has a run already, or so many do not fit into memory; nothing is

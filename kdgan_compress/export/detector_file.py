@@ -1,4 +1,4 @@
-"""Writing a detector: the graph in its precision, its metadata, and every check before the file appears."""
+"""Write a detector file: trace, passes, precision, validation, metadata. It appears only if every check passes."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,28 +7,35 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
-from onnx_ir.passes import common as passes
+from onnx_ir.passes import common as common_passes
 from torch import nn
 
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.export.core import OPSET, trace
-from kdgan_compress.export.gate import Agreement, Judged, Judges, ThresholdRule, agreement, judge
-from kdgan_compress.export.graph import assemble, tidy
-from kdgan_compress.export.latent import find_latent, truncate_latent
-from kdgan_compress.export.parity import check_parity, parity, relative_difference
-from kdgan_compress.export.precision import to_fp16, to_int8
-from kdgan_compress.export.rewrites import rewrite
-from kdgan_compress.export.settings import FOR_FLOATS, ExportSettings, Precision
+from kdgan_compress.export.graph.assemble import add_pre_and_postprocessing, canonicalize_names
+from kdgan_compress.export.graph.passes import run_passes
+from kdgan_compress.export.graph.passes.latent import find_latent, truncate_latent
+from kdgan_compress.export.graph.trace import OPSET, trace
+from kdgan_compress.export.precisions import find_precision
+from kdgan_compress.export.settings import ExportSettings
+from kdgan_compress.export.validation.gate import (
+    Agreement,
+    ThresholdRule,
+    ValidationData,
+    ValidationScores,
+    agreement,
+    score_validation_data,
+)
+from kdgan_compress.export.validation.parity import check_parity, parity, relative_difference
 from kdgan_compress.files import atomic_path
 from kdgan_compress.gans import ImageFormat, anomaly_score, normalize_images
 from kdgan_compress.profiling import count
 from kdgan_compress.runtime import Detector
+from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, write_checksum
 from kdgan_compress.runtime.detector import SCHEMA_VERSION
-from kdgan_compress.runtime.seal import OPEN_SEAL, SEAL_KEY, seal
+from kdgan_compress.runtime.session import onnxruntime
 
-IMAGES_HELD_AGAINST_TORCH = 64
+NUM_PARITY_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -37,20 +44,20 @@ class ExportReport:
 
     Attributes:
         path: The file.
-        precision: Of weights and arithmetic.
-        size_bytes: Of the whole file.
-        opset: ONNX operator set, as read back from the file.
-        threshold: Default of the input of that name.
-        threshold_rule: How it was found, in words.
+        precision: Precision of weights and arithmetic.
+        size_bytes: Size of the file.
+        opset: ONNX opset, as read from the file.
+        threshold: Default value of the input ``threshold``.
+        threshold_rule: How the threshold was set, as text.
         parity_max_rel: Largest relative difference of scores between torch and ONNX Runtime over images of several
-            sizes; of what is not exact it is a figure, not a bound.
-        rewrites: How often each rewrite found something to change.
-        latent_lost: Share of the latent weights' energy that ``latent_rank`` dropped; None without it.
-        agreement: With fp32, of what is not exact.
+            sizes; a bound for exact exports, a measurement for the others.
+        rewrites: Number of matches that each graph pass replaced.
+        latent_lost: Fraction of the latent weights' energy that ``latent_rank`` dropped; None without it.
+        agreement: Agreement with fp32; None for exact exports.
     """
 
     path: str
-    precision: Precision
+    precision: str
     size_bytes: int
     opset: int
     threshold: float
@@ -62,7 +69,7 @@ class ExportReport:
 
 
 def write_detector(
-    path: Path,
+    path: str | Path,
     generator: nn.Module,
     image_format: ImageFormat,
     threshold: float,
@@ -70,62 +77,64 @@ def write_detector(
     settings: ExportSettings | None = None,
     *,
     x_hat: str | None = None,
-    judges: Judges | None = None,
+    validation: ValidationData | None = None,
     rule: ThresholdRule | None = None,
     gate: bool = True,
 ) -> ExportReport:
-    """Write one ``.onnx`` file that takes pixels and gives score and verdict.
+    """Write one ``.onnx`` file that maps pixels to a score and a decision.
 
-    The file appears only after ONNX Runtime has loaded it and its scores agree: fp32's with torch's on images of
-    several sizes, a lower precision's with those of fp32 on the judges.
+    The file appears only if its scores agree: fp32 with torch on images of several sizes, a lossy export with fp32
+    on the validation data.
 
     Args:
-        path: Where to.
-        generator: With ``anomaly_score``; left as it was, but for evaluation mode.
-        image_format: Of the generator; an ``Architecture`` leaves its whole description in the file.
-        threshold: Score above which an image is an anomaly, for fp32; anything else finds its own on the judges.
-        threshold_rule: How it was found, in words.
-        settings: None for fp32 as it is by default.
-        x_hat: Dotted path of the submodule that gives the reconstruction; maps need it.
-        judges: Needed for all that is not exact.
-        rule: Find the threshold by it on the judges, in place of the one given.
-        gate: False writes a precision that doesn't agree with fp32, to be measured and not used.
+        path: The ``.onnx`` file.
+        generator: Network with ``anomaly_score``; set to evaluation mode, otherwise unchanged.
+        image_format: Size and channels of its images; an ``Architecture`` is stored in the metadata.
+        threshold: Scores above it are anomalies. Lossy exports compute their own from the validation data.
+        threshold_rule: How the threshold was set, as text.
+        settings: None for fp32 with default settings.
+        x_hat: Dotted path of the submodule that outputs the reconstruction; required for maps.
+        validation: Required for lossy exports and for ``rule``.
+        rule: Compute the threshold by this rule from the validation data instead.
+        gate: False skips the accuracy gate, for measurements.
 
     Raises:
-        KdganError: The path can't be written, scores differ, the gate of a precision doesn't hold, or judges, maps, the
-            opset or the rank asked for can't be had.
+        KdganError: The path cannot be written, scores disagree, or the settings cannot be fulfilled.
+
+    Example:
+        >>> write_detector(Path("d.onnx"), gan.generator, architecture, 0.5, "by hand")  # doctest: +SKIP
     """
-    settings = settings or ExportSettings()
+    path, settings = Path(path), settings or ExportSettings()
     generator.eval()
     if rule is None and not settings.is_exact:
         rule = ThresholdRule()
-    _check_given(settings, x_hat, judges, rule)
-    core = trace(generator, image_format, x_hat if settings.interface.maps else None, settings.opset)
+    _check_arguments(settings, x_hat, validation, rule)
+    core = trace(generator, image_format, x_hat if settings.io.needs_reconstruction else None, settings.opset)
     reference = core.clone()
-    lost = None if settings.latent_rank is None else _truncate(core, settings.latent_rank)
-    counts = rewrite(core, settings.chosen_rewrites)
-    core = _in_precision(core, settings.precision, judges)
+    latent_lost = None if settings.latent_rank is None else _shorten_latent(core, settings.latent_rank)
+    counts = run_passes(core, settings.selected_rewrites)
+    core = _convert_precision(core, settings.precision, validation)
     found = None
-    if rule is not None and judges is not None:
-        ours = judge(core, image_format, judges, rule)
+    if rule is not None and validation is not None:
+        scores = score_validation_data(core, image_format, validation, rule)
         if not settings.is_exact:
-            found = agreement(ours, _judge_fp32(reference, generator, image_format, judges, rule), judges)
+            found = agreement(scores, _fp32_scores(reference, generator, image_format, validation, rule), validation)
             if gate:
-                found.require(settings.name)
-        threshold, threshold_rule = ours.threshold, rule.describe(judges)
-    assemble(core, image_format, threshold, settings.interface)
-    counts |= rewrite(core, settings.chosen_rewrites & {"scale"})
+                found.check(settings.name, find_precision(settings.precision).gate)
+        threshold, threshold_rule = scores.threshold, rule.describe(validation)
+    add_pre_and_postprocessing(core, image_format, threshold, settings.io)
+    counts |= run_passes(core, settings.selected_rewrites & {"scale"})
     metadata = _metadata(generator, image_format, settings, counts, threshold, threshold_rule)
-    content = _serialised(core, metadata | {"num_weights": str(_num_weights(core))})
-    difference, written = _write_checked(path, content, generator, image_format, settings)
+    content = _serialize(core, metadata | {"num_weights": str(_num_weights(core))})
+    difference, opset = _write_if_parity_holds(path, content, generator, image_format, settings)
     size = path.stat().st_size
     return ExportReport(
-        str(path), settings.precision, size, written, threshold, threshold_rule, difference, counts, lost, found
+        str(path), settings.precision, size, opset, threshold, threshold_rule, difference, counts, latent_lost, found
     )
 
 
 def weights_sha256(generator: nn.Module) -> str:
-    """A hash of all weights and buffers, in order of their names."""
+    """SHA-256 of all weights and buffers, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(generator.state_dict().items()):
         digest.update(name.encode())
@@ -133,70 +142,79 @@ def weights_sha256(generator: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_given(
-    settings: ExportSettings, x_hat: str | None, judges: Judges | None, rule: ThresholdRule | None
+def _check_arguments(
+    settings: ExportSettings, x_hat: str | None, validation: ValidationData | None, rule: ThresholdRule | None
 ) -> None:
-    if rule is not None and judges is None:
-        must = f"{settings.precision} with its own threshold must have normal images"
-        raise KdganError(must, "found none", "Give images that the model was trained on")
-    if settings.interface.maps and x_hat is None:
-        raise KdganError("Maps must have a reconstruction", "found no tap x_hat", "Leave them out, or name the tap")
+    if rule is not None and validation is None:
+        problem = f"{settings.name} needs normal images to set its threshold"
+        raise KdganError(problem, "got none", "Give images of the kind that the model was trained on")
+    needed = find_precision(settings.precision).min_calibration_images
+    if validation is not None and len(validation.train) < needed:
+        raise KdganError(
+            f"{settings.precision} needs at least {needed} normal images for calibration",
+            f"got {len(validation.train)}",
+            "Add normal images, or export fp32 or fp16",
+        )
+    if settings.io.needs_reconstruction and x_hat is None:
+        raise KdganError("Maps need a reconstruction", "the model has no tap x_hat", "Leave them out, or name the tap")
 
 
-def _truncate(core: ir.Model, rank: int) -> float:
-    """Shorten the latent; the share that is lost."""
+def _shorten_latent(core: ir.Model, rank: int) -> float:
+    """Keep ``rank`` latent coordinates; returns the fraction that is lost."""
     latent = find_latent(core.graph)
     if latent is None:
         raise KdganError(
-            "A latent rank must have a latent between two bare convolutions", "found none in this graph", "Leave it out"
+            "A latent rank needs a latent between two convolutions without norm or activation",
+            "this graph has none",
+            "Leave the latent rank out",
         )
     if not 1 <= rank < latent.size:
         raise KdganError(
-            f"The latent rank must be 1 to {latent.size - 1}", f"got {rank}", "Leave it out to keep the latent whole"
+            f"The latent rank must be 1 to {latent.size - 1}", f"got {rank}", "Leave it out to keep the whole latent"
         )
     return truncate_latent(core, rank)
 
 
-def _in_precision(core: ir.Model, precision: Precision, judges: Judges | None) -> ir.Model:
-    if precision == "fp16":
-        to_fp16(core)
-    elif precision == "int8":
-        assert judges is not None, "the caller has looked"
-        return to_int8(core, judges.train)
-    return core
+def _convert_precision(core: ir.Model, name: str, validation: ValidationData | None) -> ir.Model:
+    precision = find_precision(name)
+    if precision.convert is None:
+        return core
+    return precision.convert(core, None if validation is None else validation.train)
 
 
-def _judge_fp32(
-    reference: ir.Model, generator: nn.Module, image_format: ImageFormat, judges: Judges, rule: ThresholdRule
-) -> Judged:
-    """fp32's scores of the judges, which another precision's are held against, themselves held against torch's."""
-    rewrite(reference, FOR_FLOATS)
-    judged = judge(reference, image_format, judges, rule)
-    images = torch.from_numpy(judges.normals[:IMAGES_HELD_AGAINST_TORCH]).permute(0, 3, 1, 2)
+def _fp32_scores(
+    reference: ir.Model,
+    generator: nn.Module,
+    image_format: ImageFormat,
+    validation: ValidationData,
+    rule: ThresholdRule,
+) -> ValidationScores:
+    """The scores of the fp32 core, to which a lossy export is compared; checked against torch."""
+    scores = score_validation_data(reference, image_format, validation, rule)
+    images = torch.from_numpy(validation.normals[:NUM_PARITY_IMAGES]).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = anomaly_score(generator, normalize_images(images)).numpy()
-    check_parity(relative_difference(judged.normals[: len(images)], expected))
-    return judged
+    check_parity(relative_difference(scores.normals[: len(images)], expected))
+    return scores
 
 
-def _write_checked(
+def _write_if_parity_holds(
     path: Path, content: bytes, generator: nn.Module, image_format: ImageFormat, settings: ExportSettings
 ) -> tuple[float, int]:
-    """Write the file if its scores and opset are as they must be; the largest difference of scores, and the opset."""
+    """Write the file if parity and opset are as required; returns the largest difference of scores and the opset."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
         difference = parity(Detector(temporary), generator, image_format)
         if settings.is_exact:
             check_parity(difference)
-        return difference, _opset_read_back(temporary, settings.opset)
+        return difference, _read_opset(temporary, settings.opset)
 
 
-def _opset_read_back(path: Path, asked: int) -> int:
-    """The opset of a file, which must be the one that was asked for."""
+def _read_opset(path: Path, requested: int) -> int:
     (written,) = (opset.version for opset in onnx.load(path).opset_import if opset.domain == "")
-    if written != asked:
+    if written != requested:
         raise KdganError(
-            f"The file must be of opset {asked}",
+            f"The file needs opset {requested}",
             f"the exporter made opset {written}",
             f"Leave --opset out for {OPSET}; no file was written",
         )
@@ -204,7 +222,7 @@ def _opset_read_back(path: Path, asked: int) -> int:
 
 
 def _num_weights(core: ir.Model) -> int:
-    """Numbers that the file stores."""
+    """Number of values that the file stores."""
     return sum(value.const_value.size for value in core.graph.initializers.values() if value.const_value)
 
 
@@ -232,14 +250,14 @@ def _metadata(
         "weights_sha256": weights_sha256(generator),
         "versions": f"kdgan-compress {version('kdgan-compress')}, torch {torch.__version__}, onnx {onnx.__version__}, "
         f"onnxruntime {onnxruntime.__version__}",
-        SEAL_KEY: OPEN_SEAL,
+        CHECKSUM_KEY: CHECKSUM_PLACEHOLDER,
     }
 
 
-def _serialised(model: ir.Model, metadata: dict[str, str]) -> bytes:
-    """A checked model's bytes, sealed; the same on every export."""
-    passes.RemoveUnusedNodesPass()(model)
-    tidy(model)
+def _serialize(model: ir.Model, metadata: dict[str, str]) -> bytes:
+    """The bytes of a valid model with its checksum; the same for every export of a model."""
+    common_passes.RemoveUnusedNodesPass()(model)
+    canonicalize_names(model)
     model.graph.name = "detector"
     model.producer_name, model.producer_version = "kdgan-compress", None
     model.metadata_props.clear()
@@ -253,4 +271,4 @@ def _serialised(model: ir.Model, metadata: dict[str, str]) -> bytes:
         raise KdganError(
             "The graph must pass ONNX's checker", first_line(error), "Leave --opset out; no file was written"
         ) from None
-    return seal(proto.SerializeToString(deterministic=True))
+    return write_checksum(proto.SerializeToString(deterministic=True))

@@ -1,64 +1,56 @@
-"""What kind of detector file to write."""
+"""Settings of an exported detector file."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export.core import OPSET
-from kdgan_compress.export.graph import Interface
-from kdgan_compress.export.rewrites import REWRITES
-
-Precision = Literal["fp32", "fp16", "int8"]
-
-FOR_FLOATS = frozenset(REWRITES) - {"conv-transpose", "score"}
-"""Floats on a CPU pay for the 2.25 times arithmetic of split transposed convolutions, and for a norm in four steps."""
-
-FOR_BYTES = frozenset(REWRITES) - {"difference", "opening"}
-"""What int8 and phones take. ONNX Runtime has no int8 product that takes a computed float along, Core ML not the Pad
-that ``difference`` needs, and as an int8 product the opening takes 30 times as long as a convolution."""
+from kdgan_compress.export.graph.assemble import IOSpec
+from kdgan_compress.export.graph.passes import REWRITES
+from kdgan_compress.export.graph.trace import OPSET
+from kdgan_compress.export.precisions import DEFAULT_PRECISION, INT8_SKIPPED, find_precision
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What kind of file to write.
+    """Settings of an exported detector file.
 
     Attributes:
-        precision: ``fp32``; ``fp16``: half the bytes, for devices that compute so; ``int8``: a quarter, and faster
-            wherever the network isn't too narrow.
-        rewrites: Names in ``REWRITES``; None for those that help.
-        latent_rank: Keep that many coordinates of the latent, at a loss; None for all.
-        interface: What the file takes and gives.
-        opset: Of ONNX's own operators.
-        mobile: Take the rewrites that phones need.
+        precision: A name in ``PRECISIONS``. ``fp16`` halves the bytes and suits devices that compute in half precision;
+            ``int8`` quarters them and is faster unless the network is very narrow.
+        rewrites: Names in ``REWRITES`` (graph passes) to apply; None for the default of the precision.
+        latent_rank: Number of latent coordinates to keep (lossy); None for all.
+        io: Inputs and outputs of the file.
+        opset: Version of ONNX's operator set.
+        mobile: Apply the graph passes that phones need.
     """
 
-    precision: Precision = "fp32"
+    precision: str = DEFAULT_PRECISION
     rewrites: frozenset[str] | None = None
     latent_rank: int | None = None
-    interface: Interface = field(default_factory=Interface)
+    io: IOSpec = field(default_factory=IOSpec)
     opset: int = OPSET
     mobile: bool = False
 
     def __post_init__(self) -> None:
+        find_precision(self.precision)
         unknown = sorted((self.rewrites or frozenset()) - set(REWRITES))
         if unknown:
             raise KdganError(
-                f"A rewrite must be one of {', '.join(REWRITES)}", f"got {', '.join(unknown)}", "Name those"
+                f"A rewrite must be one of {', '.join(REWRITES)}", f"got {', '.join(unknown)}", "Choose among these"
             )
 
     @property
-    def chosen_rewrites(self) -> frozenset[str]:
-        """Those that are made."""
+    def selected_rewrites(self) -> frozenset[str]:
+        """Names of the graph passes that are applied."""
         if self.rewrites is not None:
             return self.rewrites
-        return FOR_BYTES if self.mobile or self.precision == "int8" else FOR_FLOATS
+        return frozenset(REWRITES) - (INT8_SKIPPED if self.mobile else find_precision(self.precision).skipped_passes)
 
     @property
     def is_exact(self) -> bool:
-        """Whether scores are torch's to rounding."""
-        return self.precision == "fp32" and self.latent_rank is None
+        """Whether the scores equal torch's up to rounding."""
+        return find_precision(self.precision).convert is None and self.latent_rank is None
 
     @property
     def name(self) -> str:
-        """In a word or two: ``int8``, ``fp32 of rank 32``."""
+        """Short description for messages: ``int8``, ``fp32 of rank 32``."""
         return self.precision + ("" if self.latent_rank is None else f" of rank {self.latent_rank}")

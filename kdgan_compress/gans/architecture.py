@@ -1,4 +1,4 @@
-"""What has to be known to build a network again: family, channel plan, image, latent size and norm."""
+"""The description from which a network is built: family, channels, image format, latent size and norm."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ MIN_IMAGE_SIZE = 16
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What images a network takes; all that counting and exporting a generator of any make need to know.
+    """The images that a network takes; enough to count and export a user's generator.
 
     Attributes:
         image_size: Side of the square image in pixels.
@@ -32,12 +32,12 @@ class Architecture(ImageFormat):
 
     Attributes:
         family: A name in ``FAMILIES``.
-        channels: Output channels of the encoder's strided blocks, outermost first; one block a halving of the image
-            down to 4×4, so three numbers at 32×32 (Table II of P-KDGAN).
+        channels: Output channels of the encoder's strided blocks, outermost first; one per halving of the image
+            down to 4×4, so three at 32×32 (Table II of P-KDGAN).
         image_size: Side of the square image in pixels, a power of two ≥ 16.
         latent_size: Length of z1 and z2.
-        norm: ``"instance"``: each image is normalised by its own statistics, what batch norm at batch 1 does in
-            training. ``"batch"``: batch norm, with running statistics in evaluation.
+        norm: ``"instance"``: instance norm, which equals batch norm in training at batch size 1. ``"batch"``: batch
+            norm, with running statistics in evaluation.
         num_clusters: K, the Gaussians of ``cvgad``'s latent space; None in families that have none.
     """
 
@@ -51,44 +51,40 @@ class Architecture(ImageFormat):
         expected = num_blocks(self.image_size)
         if len(self.channels) != expected:
             raise KdganError(
-                f"A {self.image_size}×{self.image_size} image must have {expected} channel numbers",
+                f"A {self.image_size}×{self.image_size} image needs {expected} channel numbers",
                 f"got {len(self.channels)} ({self.channels_str})",
                 f"Name {expected} numbers, or give --width u for u, 2u, 4u, …",
             )
         if min(self.channels) < 1:
-            raise KdganError(
-                "Every channel number must be at least 1", f"got {self.channels_str}", "Choose a width of 1 or more"
-            )
+            raise KdganError("A channel number is below 1", f"got {self.channels_str}", "Choose a width of 1 or more")
         if self.image_channels not in (1, 3):
-            raise KdganError(
-                "Images must have 1 (grey) or 3 (RGB) channels", f"got {self.image_channels}", "Choose 1 or 3"
-            )
+            raise KdganError("Images have 1 (grey) or 3 (RGB) channels", f"got {self.image_channels}", "Choose 1 or 3")
         if self.latent_size < 1:
-            raise KdganError("The latent size must be at least 1", f"got {self.latent_size}", "The papers use 256")
+            raise KdganError("The latent size is below 1", f"got {self.latent_size}", "The papers use 256")
         if self.norm not in ("instance", "batch"):
-            raise KdganError("norm must be instance or batch", f"got {self.norm!r}", "Choose one of the two")
+            raise KdganError("norm is neither instance nor batch", f"got {self.norm!r}", "Choose one of the two")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise KdganError(
-                "The number of clusters K must be at least 1",
+                "The number of clusters K is below 1",
                 f"got {self.num_clusters}",
                 "Estimate how many kinds of normal images there are",
             )
 
     def describe(self) -> dict[str, str]:
         """Every attribute as text, for a detector's metadata."""
-        own = {
+        description = {
             "family": self.family,
             "channels": self.channels_str,
             "latent_size": str(self.latent_size),
             "norm": self.norm,
         }
         if self.num_clusters is not None:
-            own["num_clusters"] = str(self.num_clusters)
-        return super().describe() | own
+            description["num_clusters"] = str(self.num_clusters)
+        return super().describe() | description
 
     @property
     def channels_str(self) -> str:
-        """The channel plan as people write it: ``64-128-256``."""
+        """The channels as one text: ``64-128-256``."""
         return "-".join(map(str, self.channels))
 
 
@@ -96,7 +92,7 @@ def num_blocks(image_size: int) -> int:
     """Number of strided blocks that bring an image of this side (pixels) down to 4×4."""
     if image_size < MIN_IMAGE_SIZE or image_size & (image_size - 1):
         raise KdganError(
-            f"The image size must be a power of two of at least {MIN_IMAGE_SIZE}",
+            f"The image size is not a power of two of at least {MIN_IMAGE_SIZE}",
             f"got {image_size}",
             "Choose 16, 32, 64, 128, …; images are resized to it",
         )
@@ -104,9 +100,7 @@ def num_blocks(image_size: int) -> int:
 
 
 def channels_from_width(width: int, image_size: int = 32) -> tuple[int, ...]:
-    """Channel plan (u, 2u, 4u, …) of width u, one number a block (Table II, student units)."""
+    """Channels (u, 2u, 4u, …) of width u, one number per block (Table II, student units)."""
     if width < 1:
-        raise KdganError(
-            "The width must be at least 1", f"got {width}", "Try --width 2 (MNIST) or --width 8 (CIFAR-10)"
-        )
+        raise KdganError("The width is below 1", f"got {width}", "Try --width 2 (MNIST) or --width 8 (CIFAR-10)")
     return tuple(width << block for block in range(num_blocks(image_size)))

@@ -19,7 +19,7 @@ class FeatureExtractor(nn.Sequential):
     Shape: (B, image_channels, S, S) → (B, channels[-1], 4, 4).
 
     Args:
-        architecture: Says how many blocks of how many channels, and which norm.
+        architecture: The number of blocks, their channels and the norm.
         normalise: False leaves the norm layers out and gives the convolutions a bias instead.
     """
 
@@ -38,7 +38,7 @@ class FeatureExtractor(nn.Sequential):
         expected: tuple[Any, ...] = (self[0].in_channels, self._image_size, self._image_size)
         if tuple(images.shape[1:]) != expected:
             raise KdganError(
-                f"Images must be {expected} for this network (channels, height, width)",
+                f"The network takes images of {expected} (channels, height, width)",
                 f"got {tuple(images.shape[1:])}",
                 "Convert and resize them, or build the network for such images",
             )

@@ -4,10 +4,12 @@ The generator is the paper's CVAE (encoder, decoder, classifier p(y|z), means μ
 which shares the encoder's objective. The score needs encoder and decoder only.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdgan_compress.errors import KdganError
@@ -28,12 +30,12 @@ from kdgan_compress.losses import (
     wasserstein_loss,
 )
 
-MIN_SCORE_RANGE = 1e-6
-LOG_VAR_BOUND = 5.0
-"""|log σ²| stays below it: e^(log σ²) grows so fast that a single bad step could overflow."""
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-NUM_PHASES = 6
-CRITIC_PHASE, ADVERSARIAL_PHASE = 4, 5
+MIN_SCORE_RANGE = 1e-6
+LOG_VAR_BOUND = 5.0  # of |log σ²|, whose exponential could overflow after a single bad step
+NUM_PHASES, CRITIC_PHASE, ADVERSARIAL_PHASE = 6, 4, 5
 MAX_OUTLIER_DISTANCE_FACTOR = 1.5
 """Outlier codes are drawn at 1 to this many times the distance from which a code counts as an outlier."""
 
@@ -90,7 +92,6 @@ class Generator(nn.Module):
         score_scale: (2,) the ranges of −log SSIM and of L1 over training normals, set by ``fit_score_scale``.
     """
 
-    means: Tensor
     score_scale: Tensor
 
     def __init__(self, architecture: Architecture) -> None:
@@ -157,8 +158,7 @@ class CvgadObjective:
         w_adv: Weight of the critic's score; at 0 the critic is not trained either.
         w_negative: Weight of active negative training.
         w_penalty: λ of the critic's gradient penalty (Eq. 15).
-        negative_distance: Distance of outlier codes from every mean, in standard deviations
-            (``losses.is_outlier_code``).
+        negative_distance: Minimum distance of outlier codes from every mean, as ``losses.is_outlier_code`` takes it.
         latent_threshold: T: negative training waits until the latent loss is below it; 256 is one nat per component.
         distance: Of the latent loss: ``"norm"`` is its sum over components, as Eq. 4 is written.
     """
@@ -191,51 +191,40 @@ class CvgadObjective:
     ) -> dict[str, Tensor]:
         """Train on one batch (``gans.objective.Objective``)."""
         distillation: Tensor | float = 0.0 if k_l is None else k_l(state.forward(images))
-        if not (is_nonzero(weight_g) or is_nonzero(weight_d)):
-            state.update("generator", torch.as_tensor(distillation))
-            return {}
-        generator, critic = _networks(state.gan)
+        trains_g, trains_d = is_nonzero(weight_g), is_nonzero(weight_d)
         phase = step % NUM_PHASES
         losses: dict[str, Tensor] = {}
 
-        x_hat = _reconstruct(generator, images)
-        if phase <= CRITIC_PHASE and self.w_adv > 0 and is_nonzero(weight_d):
+        if trains_g or trains_d:
+            generator, critic = _networks(state.gan)
+            x_hat = _reconstruct(generator, images)
+        if trains_d and phase <= CRITIC_PHASE and self.w_adv > 0:
             t = torch.rand(len(images), device=images.device)
             losses["wasserstein"] = state.reduce(wasserstein_loss(critic(images), critic(x_hat.detach())))
             losses["penalty"] = state.reduce(gradient_penalty(critic, images, x_hat, t))
-            critic_loss = losses["wasserstein"] + self.w_penalty * losses["penalty"]
-            state.update("discriminator", weight_d * critic_loss)
+            state.update("discriminator", weight_d * (losses["wasserstein"] + self.w_penalty * losses["penalty"]))
 
-        trains_g = is_nonzero(weight_g) and phase != CRITIC_PHASE
-        if trains_g and phase == ADVERSARIAL_PHASE and self.w_adv > 0:
+        if trains_g and phase < CRITIC_PHASE:
+            self._update_on_reconstruction(state, images, x_hat, weight_g, distillation)
+            losses |= self._update_cvae(state, generator, images, weight_g)
+        elif trains_g and phase == ADVERSARIAL_PHASE and self.w_adv > 0:
             losses["adversarial"] = state.reduce(-critic(x_hat))
             state.update("generator", weight_g * self.w_adv * losses["adversarial"] + distillation)
-        elif trains_g and phase < CRITIC_PHASE:
-            losses |= self._update_cvae(state, generator, images, x_hat, weight_g, distillation)
-        elif k_l is not None:
-            state.update("generator", torch.as_tensor(distillation))
+        elif isinstance(distillation, Tensor):
+            state.update("generator", distillation)
         return losses
 
     def _update_cvae(
-        self,
-        state: GanState,
-        generator: Generator,
-        images: Tensor,
-        x_hat: Tensor,
-        weight_g: Weight,
-        distillation: Tensor | float,
+        self, state: GanState, generator: Generator, images: Tensor, weight_g: Weight
     ) -> dict[str, Tensor]:
-        """The CVAE's own updates (phases 0 to 3), one loss after the other."""
-        reconstruction, losses = self._reconstruction_loss(state, images, x_hat)
-        state.update("generator", weight_g * reconstruction + distillation)
-
+        """Update by the latent, negative and mutual-information losses, then once more by the reconstruction."""
         mu, log_var = generator.encoder(images)
         logits = generator.classifier(_reparameterize(mu, log_var))
         latent = latent_loss(mu, log_var, generator.means, logits.softmax(1), self.distance)
-        losses |= {"latent": state.reduce(latent), "categorical": state.reduce(categorical_loss(logits))}
+        losses = {"latent": state.reduce(latent), "categorical": state.reduce(categorical_loss(logits))}
         if self.w_latent > 0 or self.w_categorical > 0:
-            latent_sum = self.w_latent * losses["latent"] + self.w_categorical * losses["categorical"]
-            state.update("generator", weight_g * latent_sum)
+            weighted = self.w_latent * losses["latent"] + self.w_categorical * losses["categorical"]
+            state.update("generator", weight_g * weighted)
 
         if self.w_negative > 0 and losses["latent"] < self.latent_threshold:
             losses |= self._update_on_outliers(state, generator, len(images), weight_g)
@@ -247,28 +236,28 @@ class CvgadObjective:
             losses["mutual"] = state.reduce(mutual_information_loss(paired, shuffled))
             state.update("generator", weight_g * self.w_mutual * losses["mutual"])
 
-        reconstruction, last = self._reconstruction_loss(state, images, _reconstruct(generator, images))
-        state.update("generator", weight_g * reconstruction)
-        return {name: loss for name, loss in losses.items() if name not in last} | last
+        return losses | self._update_on_reconstruction(state, images, _reconstruct(generator, images), weight_g)
 
     def _update_on_outliers(
         self, state: GanState, generator: Generator, num_codes: int, weight_g: Weight
     ) -> dict[str, Tensor]:
-        """Active negative training, in evaluation mode so that outliers do not change batch norm's statistics."""
+        """Negative training, in evaluation mode so that outliers do not change batch norm's statistics."""
         codes = outlier_codes(generator.means.detach(), num_codes, self.negative_distance)
         if len(codes) == 0:
             return {}
         with eval_mode(generator):
-            with torch.no_grad():
-                outliers = generator.decoder(codes)
-            negative = negative_loss(outliers, _reconstruct(generator, outliers), self.w_ssim, self.w_l1)
-        losses = {"negative": state.reduce(negative)}
-        state.update("generator", weight_g * self.w_negative * losses["negative"])
-        return losses
+            outliers = generator.decoder(codes).detach()
+            loss = state.reduce(negative_loss(outliers, _reconstruct(generator, outliers), self.w_ssim, self.w_l1))
+        state.update("generator", weight_g * self.w_negative * loss)
+        return {"negative": loss}
 
-    def _reconstruction_loss(self, state: GanState, images: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _update_on_reconstruction(
+        self, state: GanState, images: Tensor, x_hat: Tensor, weight_g: Weight, k_l: Tensor | float = 0.0
+    ) -> dict[str, Tensor]:
         losses = {"ssim": state.reduce(ssim_loss(images, x_hat)), "l1": state.reduce(l1(images, x_hat))}
-        return self.w_ssim * losses["ssim"] + self.w_l1 * losses["l1"], losses
+        reconstruction = self.w_ssim * losses["ssim"] + self.w_l1 * losses["l1"]
+        state.update("generator", weight_g * reconstruction + k_l)
+        return losses
 
 
 def build(architecture: Architecture) -> Gan:
@@ -280,15 +269,12 @@ FAMILY = Family(build, CvgadObjective, has_clusters=True)
 
 
 def outlier_codes(means: Float[Tensor, "K d"], num_codes: int, distance: float) -> Float[Tensor, "N d"]:
-    """Codes that normal images do not have: drawn around random means in every direction.
+    """Draw codes around random means, in every direction, and keep those that are far from the other means too.
 
     Args:
         means: μ_y (K, d).
-        num_codes: How many are drawn.
+        num_codes: How many are drawn; N ≤ ``num_codes`` are returned.
         distance: See ``losses.is_outlier_code``.
-
-    Returns:
-        (N, d), N ≤ ``num_codes``: those that are outliers of every other mean too.
     """
     centres = means[torch.randint(len(means), (num_codes,), device=means.device)]
     directions = torch.randn(num_codes, means.shape[1], device=means.device)

@@ -4,10 +4,12 @@
 is used in training only and the score is ‖x − x̂‖₁, as Fig. 4(b) and its caption say (the body text differs).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdgan_compress.errors import KdganError
@@ -16,6 +18,10 @@ from kdgan_compress.gans.blocks import Decoder, Encoder, init_weights
 from kdgan_compress.gans.gan import Family, Gan
 from kdgan_compress.gans.objective import DistillationTerm, GanState, Weight, check_weights, is_nonzero
 from kdgan_compress.losses import Distance, discriminator_cross_entropy, l1, l2
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 LATENT_SCORE_FAMILY = "ede"
 WITHOUT_SECOND_ENCODER = "ed"

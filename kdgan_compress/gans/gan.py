@@ -1,4 +1,4 @@
-"""What training, distillation and export need to know about a GAN, whoever wrote it."""
+"""What training, distillation and export need to know about a GAN, built here or by a user."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ class Gan:
     """A detector's networks and the names of the features that are distilled.
 
     Attributes:
-        generator: Takes images (B, C, S, S) in [−1, 1]. It is only called and hooked, so any module will do. To be
+        generator: Takes images (B, C, S, S) in [−1, 1]. It is only called and hooked, so it may be any module. To be
             scored and exported it has a method ``anomaly_score``: images to scores (B,), higher is more anomalous. If
             the score is a sum of terms divided by their ranges on normal images, it also has ``score_terms`` (images
             to (B, T)) and ``fit_score_scale``, which takes the terms of normal images (N, T).

@@ -1,4 +1,4 @@
-"""Pure loss functions: tensors in, one value per sample out, shape (B,). Whoever calls them takes the mean."""
+"""Pure loss functions: tensors in, one value per sample out, shape (B,). The caller takes the mean."""
 
 from kdgan_compress.losses.adversarial import discriminator_cross_entropy, gradient_penalty, wasserstein_loss
 from kdgan_compress.losses.distances import Distance, l1, l2

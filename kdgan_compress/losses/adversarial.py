@@ -1,13 +1,18 @@
 """Losses of discriminators: S_ce of P-KDGAN's Table I, and WGAN-GP's critic in CVGAD (Eq. 13 to 15)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kdgan_compress.losses.distances import check_same_shape, mean_per_sample
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def discriminator_cross_entropy(
@@ -24,7 +29,11 @@ def discriminator_cross_entropy(
 
     Returns:
         (B,), ≥ 0, in nats; log 2 for a discriminator at chance level.
+
+    Raises:
+        KdganError: The shapes differ.
     """
+    check_same_shape(logit_real, logit_fake)
     cross_entropy = -logsigmoid(logit_real) - logsigmoid(-logit_fake)
     return mean_per_sample(cross_entropy) / 2
 
@@ -38,7 +47,11 @@ def wasserstein_loss(critic_real: Float[Tensor, " B"], critic_fake: Float[Tensor
 
     Returns:
         (B,), unbounded.
+
+    Raises:
+        KdganError: The shapes differ.
     """
+    check_same_shape(critic_real, critic_fake)
     return critic_fake - critic_real
 
 

@@ -80,6 +80,6 @@ def sample_dims(values: Tensor) -> tuple[int, ...]:
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
-    """A − b, (B, n, ...) with at least one element dimension."""
+    """The difference a − b as (B, n, ...), with at least one element dimension."""
     check_same_shape(a, b)
     return a - b if a.dim() > 1 else (a - b)[:, None]

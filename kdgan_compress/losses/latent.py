@@ -1,14 +1,19 @@
 """Losses that shape CVGAD's latent space (sections II-A, II-B): K Gaussians q(z|y) = N(μ_y, I), informative codes."""
 
-import math
+from __future__ import annotations
 
-from jaxtyping import Float
+import math
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.losses.adversarial import discriminator_cross_entropy
 from kdgan_compress.losses.distances import Distance, check_same_shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def latent_loss(

@@ -1,10 +1,16 @@
 """Active negative training (CVGAD, section II-E): codes that normal images do not have are reconstructed badly."""
 
-from jaxtyping import Bool, Float
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from kdgan_compress.losses.distances import l1
 from kdgan_compress.losses.similarity import ssim
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 def is_outlier_code(z: Float[Tensor, "B d"], means: Float[Tensor, "K d"], distance: float) -> Bool[Tensor, " B"]:

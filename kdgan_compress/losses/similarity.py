@@ -11,12 +11,19 @@ which is equal and avoids cancellation where image and reconstruction are simila
 form in float32, as in the usual libraries, scores of images with a white background differ by 1e-3 between runtimes.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
 from kdgan_compress.losses.distances import check_same_shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 WINDOW_SIZE, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2

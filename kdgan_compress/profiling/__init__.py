@@ -1,6 +1,6 @@
-"""Profiling: what a detector costs, counted and measured."""
+"""Profiling: parameters and operations of a model, measured latency."""
 
 from kdgan_compress.profiling.counts import Counts, count
-from kdgan_compress.profiling.latency import Latency, measure_latency, passing_through, scoring
+from kdgan_compress.profiling.latency import Latency, detector_call, identity_model_call, measure_latency
 
-__all__ = ["Counts", "Latency", "count", "measure_latency", "passing_through", "scoring"]
+__all__ = ["Counts", "Latency", "count", "detector_call", "identity_model_call", "measure_latency"]

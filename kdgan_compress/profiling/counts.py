@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of the deployed graph, counted on a copy in evaluation mode at batch 1."""
+"""Count parameters and multiply-accumulates of the deployed model, on a copy in evaluation mode at batch size 1."""
 
 import copy
 import warnings
@@ -12,13 +12,13 @@ from kdgan_compress.gans import ImageFormat, Scorer
 
 @dataclass(frozen=True)
 class Counts:
-    """Costs of scoring one image.
+    """Cost of scoring one image.
 
     Attributes:
-        num_params: Parameters that the score depends on, norm weights included.
+        num_params: Parameters that the score depends on, including those of norm layers.
         conv_macs: Multiply-accumulates of convolutions and transposed convolutions.
-        fvcore_flops: fvcore's total, which calls a multiply-accumulate a FLOP and counts norm layers and most
-            matrix products (``cvgad``'s SSIM) too.
+        fvcore_flops: fvcore's total, which counts a multiply-accumulate as one FLOP and includes norm layers and most
+            matrix products (such as those of ``cvgad``'s SSIM).
     """
 
     num_params: int
@@ -27,9 +27,9 @@ class Counts:
 
 
 def count(generator: nn.Module, image_format: ImageFormat) -> Counts:
-    """Count a generator that has ``anomaly_score``; it is left as it was."""
+    """Count a generator with ``anomaly_score``; it is not modified."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fvcore imports and traces by ways that torch has deprecated
+        warnings.simplefilter("ignore")  # fvcore uses deprecated parts of torch
         from fvcore.nn import FlopCountAnalysis
 
         scorer = Scorer(copy.deepcopy(generator)).eval().requires_grad_(True)
@@ -43,7 +43,7 @@ def count(generator: nn.Module, image_format: ImageFormat) -> Counts:
 
 
 def _num_used_parameters(scorer: nn.Module, image: Tensor) -> int:
-    """Parameters with a gradient from the score: ``ed_ehat``'s second encoder, say, is none of them."""
+    """Number of parameters that affect the score, which excludes, for example, ``ed_ehat``'s second encoder."""
     parameters = list(scorer.parameters())
     with torch.enable_grad():
         gradients = torch.autograd.grad(scorer(image).sum(), parameters, allow_unused=True)

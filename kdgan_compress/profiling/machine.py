@@ -1,4 +1,4 @@
-"""What stands beside every measured figure: the machine, its threads, the versions."""
+"""Hardware, threads and versions, which are reported with every measurement."""
 
 import os
 import platform
@@ -12,12 +12,12 @@ import torch
 
 from kdgan_compress.errors import KdganError
 
-WIDE = 64
+SINGLE_THREAD_BELOW_CHANNELS = 64
 MAX_THREADS = 4
 
 
 def machine_name(device: str = "cpu") -> str:
-    """Processor and number of cores, such as ``AMD EPYC (x86_64), 2 cores``; or the GPU's name."""
+    """Name of the processor and number of cores, such as ``AMD EPYC (x86_64), 2 cores``; or the name of the GPU."""
     if device == "cuda":
         return str(torch.cuda.get_device_name())
     cpu_info = Path("/proc/cpuinfo")
@@ -27,20 +27,20 @@ def machine_name(device: str = "cpu") -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
+    """Versions of the packages that a result depends on."""
     return {"kdgan-compress": version("kdgan-compress"), "torch": str(torch.__version__)}
 
 
 def choose_threads(widest_trained: int) -> int:
-    """Threads for training: 1 where the widest layer that is trained has fewer than 64 channels."""
-    return 1 if widest_trained < WIDE else min(MAX_THREADS, torch.get_num_threads())
+    """Number of threads for training: 1 if the widest trained layer has fewer than 64 channels."""
+    return 1 if widest_trained < SINGLE_THREAD_BELOW_CHANNELS else min(MAX_THREADS, torch.get_num_threads())
 
 
 def check_device(device: str) -> None:
-    """Check that torch can compute there.
+    """Check that torch can use the device.
 
     Raises:
-        KdganError: It can't.
+        KdganError: It cannot.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise KdganError(
@@ -49,7 +49,7 @@ def check_device(device: str) -> None:
 
 
 def peak_rss_mb() -> float | None:
-    """This process's largest resident memory so far, in MB; None on systems without that figure."""
+    """Peak resident memory of this process in MB; None if the system does not report it."""
     try:
         import resource
     except ModuleNotFoundError:

@@ -1,6 +1,6 @@
-"""What the device runs: an exported detector, with numpy, Pillow and onnxruntime alone."""
+"""What the device runs: an exported detector, with numpy, Pillow and onnxruntime only."""
 
+from kdgan_compress.runtime.batch_scoring import FileScore, score_files
 from kdgan_compress.runtime.detector import Detector, Scores
-from kdgan_compress.runtime.folders import FileScore, score_files
 
 __all__ = ["Detector", "FileScore", "Scores", "score_files"]

@@ -24,7 +24,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, PngImagePlugin
 
-from kdgan_compress.export.web import ORT_WEB_VERSION, write_page
+from kdgan_compress.export.packaging.web import ORT_WEB_VERSION, write_page
 from kdgan_compress.runtime.images import read_image
 
 selenium = pytest.importorskip("selenium", reason="the page's test must have selenium: pip install selenium")
@@ -46,17 +46,17 @@ pytestmark = [
 ]
 
 CHANNELS = {"rgb": 3, "grey": 1, "float": 3}
-FRAME = (24, 40)
+INPUT_SIZE = (24, 40)
 THRESHOLD = 0.07
 SIZE = 8
 TOLERANCE = 1e-4
 
 
 def tiny_detector(kind: str) -> onnx.ModelProto:
-    """Score: how far 8×8 pixels are from their 3×3 means. RGB has maps, grey none, float a fixed frame and maps."""
+    """Score: how far 8×8 pixels are from their 3×3 means. RGB has maps, grey none, float a fixed size and maps."""
     channels = CHANNELS[kind]
     floats = kind == "float"
-    shape = (1, channels, *FRAME) if floats else ("N", "H", "W", channels)
+    shape = (1, channels, *INPUT_SIZE) if floats else ("N", "H", "W", channels)
     kernel = np.full((channels, 1, 3, 3), 1 / 9, np.float32)
     constants = {"size": np.int64([1, channels, SIZE, SIZE]), "kernel": kernel, "all": np.int64([1, 2, 3])}
     constants |= {"scale": np.float32(255), "colours": np.int64([1]), "threshold": np.float32(THRESHOLD)}
@@ -76,8 +76,8 @@ def tiny_detector(kind: str) -> onnx.ModelProto:
         helper.make_tensor_value_info("is_anomaly", TensorProto.BOOL, ["N"]),
     ]
     if kind != "grey":
-        nodes.append(helper.make_node("ReduceMean", ["error", "colours"], ["error_map"], keepdims=0))
-        outputs.append(helper.make_tensor_value_info("error_map", TensorProto.FLOAT, ["N", SIZE, SIZE]))
+        nodes.append(helper.make_node("ReduceMean", ["error", "colours"], ["anomaly_map"], keepdims=0))
+        outputs.append(helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["N", SIZE, SIZE]))
     if kind == "rgb":
         nodes += [
             helper.make_node("Mul", ["x_hat", "scale"], ["bright"]),
@@ -132,7 +132,7 @@ def site(tmp_path_factory) -> Iterator[SimpleNamespace]:
         model.write_bytes(tiny_detector(kind).SerializeToString())
         oracles[kind] = Oracle(kind, model)
         cases: list[dict] = []
-        for height, width in (FRAME,) * 2 if kind == "float" else ((97, 64), (29, 37), (32, 32), (5, 7)):
+        for height, width in (INPUT_SIZE,) * 2 if kind == "float" else ((97, 64), (29, 37), (32, 32), (5, 7)):
             pixels = texture(height, width, channels, len(cases))
             score, is_anomaly = oracles[kind](pixels)
             case = {"height": height, "width": width, "channels": channels, "score": score, "is_anomaly": is_anomaly}
@@ -145,7 +145,7 @@ def site(tmp_path_factory) -> Iterator[SimpleNamespace]:
             "cases": cases,
         }
         about |= {"file_sha256": hashlib.sha256(model.read_bytes()).hexdigest(), "tolerance": TOLERANCE}
-        about |= {"input": "float" if kind == "float" else "uint8", "frame": FRAME if kind == "float" else None}
+        about |= {"input": "float" if kind == "float" else "uint8", "frame": INPUT_SIZE if kind == "float" else None}
         about |= {"image_channels": channels, "image_size": SIZE, "threshold": THRESHOLD, "threshold_rule": "a guess"}
         golden = root / f"{kind}.json"
         golden.write_text(json.dumps(about))

@@ -34,8 +34,8 @@ from kdgan_compress.gans import cvgad
         (["--protocol", "gpnd-5fold", "--outliers", "1.5"], ["between 0 and 1", "1.5"]),
         (["--protocol", "gpnd-5fold", "--trial", "-1"], ["trial", "-1"]),
         (["--protocol", "miso-8020", "--normal", "1"], ["--normal", "--novel"]),
-        (["--protocol", "coil100", "--num-categories", "0"], ["At least one", "0"]),
-        (["--data", "coil100", "--normal", "3"], ["coil100 has none", "--protocol"]),
+        (["--protocol", "coil100", "--num-categories", "0"], ["At least one category", "got 0"]),
+        (["--data", "coil100", "--normal", "3"], ["coil100 has none", "--protocol miso-8020, gpnd-5fold, coil100"]),
         (["--data", "coil100", "--protocol", "coil100", "--data-root", "."], ["coil100.npz", "--data-root"]),
         (["--data", "folder:x", "--protocol", "ocgan-p1"], ["folder", "simo"]),
         (["--family", "cvgad", "--num-clusters", "0"], ["model.num_clusters", "greater than or equal to 1"]),
@@ -82,7 +82,7 @@ def test_output_that_cannot_be_written(cli: Cli, npz: Path, runs: dict[str, Path
 def test_a_run_is_never_overwritten(cli: Cli, npz: Path, runs: dict[str, Path]) -> None:
     before = (runs["teacher"] / "model.safetensors").read_bytes()
     data = ["--data", f"npz:{npz}", "--normal", "0", "--width", "1"]
-    assert_refused(cli("train", *data, "--out", runs["teacher"]), f"found a run in {runs['teacher']}", "--resume")
+    assert_refused(cli("train", *data, "--out", runs["teacher"]), "needs a new folder", "--resume")
     assert (runs["teacher"] / "model.safetensors").read_bytes() == before
 
 
@@ -246,7 +246,7 @@ def test_a_test_split_without_outliers_cannot_be_evaluated(
 def test_the_limits_of_the_papers_mode(
     cli: Cli, runs: dict[str, Path], families: dict[str, Path], tmp_path: Path
 ) -> None:
-    assert_refused(cli("evaluate", "--model", families["ede"], "--mode", "paper"), "cvgad", "Leave out --mode")
+    assert_refused(cli("evaluate", "--model", families["ede"], "--mode", "paper"), "cvgad", "Leave out --mode paper")
     assert_refused(cli("evaluate", "--model", runs["detector"], "--mode", "paper"), "a detector has only the score")
 
 

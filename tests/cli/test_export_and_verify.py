@@ -19,13 +19,14 @@ from traces import trace_once
 from kdgan_compress.cli.main import run
 from kdgan_compress.data import DataSettings, load_split
 from kdgan_compress.experiment.checkpoint import load_checkpoint
-from kdgan_compress.export import detector_file, web
+from kdgan_compress.export import PRECISIONS, Precision, detector_file
+from kdgan_compress.export.graph import quantize
+from kdgan_compress.export.packaging import web
 from kdgan_compress.runtime import Detector
 
 KEYS = {"path", "precision", "size_bytes", "opset", "threshold", "parity_max_rel"}
 MORE_KEYS = {
-    "threshold_rule", "rewrites", "latent_lost", "agreement", "auc", "latency_us", "slower_than_fp32", "usability",
-    "files", "page",
+    "threshold_rule", "rewrites", "latent_lost", "agreement", "auc", "usability", "files", "page",
 }  # fmt: skip
 SIDE = 32
 
@@ -83,17 +84,29 @@ def names_in(folder: Path) -> set[str]:
 
 
 def signature(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Types and shapes of a file's inputs and outputs, as ONNX Runtime tells them."""
+    """Types and shapes of a file's inputs and outputs, as read by ONNX Runtime."""
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return tuple(
         {one.name: (one.type, one.shape) for one in of} for of in (session.get_inputs(), session.get_outputs())
     )  # type: ignore[return-value]
 
 
+# Help.
+
+
+@pytest.mark.parametrize("command", ["export", "profile", "verify", "score"])
+def test_help_fits_one_screen(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert len(out.splitlines()) <= 40
+    assert max(map(len, out.splitlines())) <= 80
+
+
 # Export.
 
 
-def test_all_that_is_told_of_a_default_export(
+def test_the_result_of_a_default_export(
     cli: Cli, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -115,29 +128,44 @@ def test_all_that_is_told_of_a_default_export(
     assert (told["threshold"], told["threshold_rule"]) == (checkpoint.threshold, checkpoint.threshold_rule)
     assert told["auc"] == json.loads((runs["student"] / "result.json").read_text())["auc"]
     assert 0 <= told["parity_max_rel"] <= 1e-4
-    assert list(told["latency_us"]) == ["this file", "its teacher in fp32", "an identity graph"]
-    assert all(0 < each["p10"] <= each["median"] for each in told["latency_us"].values())
-    assert told["latency_us"]["an identity graph"]["median"] < told["latency_us"]["this file"]["median"]
-    nothing = ("agreement", "latent_lost", "slower_than_fp32", "usability", "page")
+    nothing = ("agreement", "latent_lost", "usability", "page")
     assert [told[key] for key in nothing] == [None] * len(nothing)
     card = (folder / "card.md").read_text()
     assert f"{told['size_bytes']:,} bytes" in card
     assert f"{100 * told['auc']:.2f} % on the test split" in card
     assert "distilled from the teacher `teacher`" in card
-    for name, latency in told["latency_us"].items():
-        assert f"| {name} | {latency['median']:.1f} | {latency['p10']:.1f} |" in card
+    assert "## Latency\n\nNot measured." in card
     golden = json.loads((folder / "golden.json").read_text())
     assert (golden["detector"], golden["threshold"]) == ("student.onnx", checkpoint.threshold)
     assert cli("verify", told["path"])[0] == 0
 
 
-def test_what_people_are_told(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_text_of_an_export(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
     code, out, _ = cli("export", "--model", runs["student"], "-o", tmp_path / "d.onnx")
     size = (tmp_path / "d.onnx").stat().st_size
     assert code == 0
     assert out.startswith(f"{tmp_path / 'd.onnx'}: {size:,} bytes, fp32, opset 18, threshold ")
-    assert "beside it: golden.npz, golden.json, card.md\n" in out
+    assert "also written: golden.npz, golden.json, card.md\n" in out
+
+
+def test_profile_measures_the_file_and_fills_its_card(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
+    assert cli("export", "--model", runs["student"], "-o", tmp_path / "d.onnx")[0] == 0
+    command = ["profile", "--model", runs["student"], "--card", tmp_path / "card.md"]
+    code, out, err = cli(*command, "--json")
+    told = only_json(out)
+    assert (code, err) == (0, "")
+    latency = {row["name"]: row["latency_us"] for row in told["models"]} | {"an identity graph": told["identity_us"]}
+    assert list(latency) == ["this file", "its teacher in fp32", "an identity graph"]
+    assert all(0 < each["p10"] <= each["median"] for each in latency.values())
+    assert latency["an identity graph"]["median"] < latency["this file"]["median"]
+    assert told["slower_than_fp32"] is None
+    card = (tmp_path / "card.md").read_text()
+    for name, each in latency.items():
+        assert f"| {name} | {each['median']:.1f} | {each['p10']:.1f} |" in card
+    code, out, _ = cli(*command)
+    assert code == 0
     assert re.search(r"^ +[\d.]+ µs  this file +1\.00 times", out, re.MULTILINE)
+    assert cli("verify", tmp_path / "d.onnx")[0] == 0
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -168,14 +196,39 @@ def test_a_precision_is_held_against_fp32(
     by_numpy = np.quantile(Detector(lower).score(normals).score, 0.99)
     assert told["threshold"] == pytest.approx(by_numpy, rel=1e-5)
     assert told["threshold_rule"] == f"0.99 quantile of {len(normals)} normal images' scores"
-    latency = told["latency_us"]
+    command = ["profile", "--model", runs["student"], "--card", lower.with_name("card.md"), "--json"]
+    measured = only_json(cli(*command)[1])
+    latency = {row["name"]: row["latency_us"] for row in measured["models"]}
     assert list(latency)[:2] == ["this file", "the same in fp32"]
     ratio = latency["this file"]["median"] / latency["the same in fp32"]["median"]
-    assert told["slower_than_fp32"] == (ratio > 1.05)
+    assert measured["slower_than_fp32"] == (ratio > 1.05)
     assert cli("verify", lower)[0] == 0
     text = cli(*model[:-1], "-o", lower, *data, "--precision", precision)[1]
-    assert "100.00 % of verdicts the same" in text or "verdicts the same" in text
-    assert "against fp32: AUC " in text
+    assert "% of decisions equal" in text
+    assert "compared with fp32: AUC " in text
+
+
+def test_a_new_precision_is_one_row(
+    cli: Cli, runs: dict[str, Path], larger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def halve_mantissa(model: Any, _: Any) -> Any:
+        for value in model.graph.initializers.values():
+            array = value.const_value.numpy()
+            if array.dtype == np.float32 and array.ndim > 1:
+                value.const_value = onnx_ir.tensor(array.astype(np.float16).astype(np.float32), name=value.name)
+        return model
+
+    monkeypatch.setitem(PRECISIONS, "fp16-weights", Precision(halve_mantissa))
+    file = tmp_path / "s.onnx"
+    options = ["--precision", "fp16-weights", "--data", f"npz:{larger}", "--json"]
+    told = only_json(cli("export", "--model", runs["student"], "-o", file, *options)[1])
+    assert (told["precision"], told["agreement"]["num_images"]) == ("fp16-weights", 60)
+    assert "| precision | fp16-weights |" in (tmp_path / "card.md").read_text()
+    assert cli("verify", file, "--against", runs["student"])[0] == 0
+    code, out, _ = cli("profile", "--model", runs["student"], "--all", "--json")
+    rows = only_json(out)["models"]
+    assert code == 0
+    assert [row["variant"] for row in rows if row["name"] == "student"][-1] == "fp16-weights"
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -191,8 +244,8 @@ def test_no_file_of_a_precision_that_says_something_else(
                 value.const_value = onnx_ir.tensor(shuffled, name=value.name)
         return made
 
-    convert = getattr(detector_file, f"to_{precision}")
-    monkeypatch.setattr(detector_file, f"to_{precision}", spoilt)
+    convert = getattr(quantize, f"to_{precision}")
+    monkeypatch.setattr(quantize, f"to_{precision}", spoilt)
     result = cli(
         "export", "--model", runs["student"], "-o", tmp_path / "s.onnx", "--data", f"npz:{larger}",
         "--precision", precision, "--web", tmp_path / "page",
@@ -212,7 +265,7 @@ def test_no_file_of_a_precision_that_says_something_else(
         (["--latent-rank", "0"], ["latent rank must be 1 to 15", "got 0"]),
         (["--latent-rank", "16"], ["latent rank must be 1 to 15", "got 16"]),
         (["--quantile", "1"], ["between 0 and 1", "1.0"]),
-        (["--frame", "0x64"], ["at least 1×1"]),
+        (["--input-size", "0x64"], ["at least 1×1"]),
         (["--data", "npz:nowhere.npz", "--quantile", "0.9"], ["nowhere.npz"]),
         (["--web", "page", "--ort-web", "nowhere"], ["onnxruntime-web", "nowhere"]),
     ],
@@ -231,8 +284,8 @@ def test_what_is_refused_leaves_nothing(
     [
         ["--best-f1"],
         ["--best-f1", "--quantile", "0.9", "--data", "sample"],
-        ["--frame", "48"],
-        ["--frame", "48x-3"],
+        ["--input-size", "48"],
+        ["--input-size", "48x-3"],
         ["--batch", "2"],
         ["--input", "bytes"],
         ["--precision", "int4"],
@@ -271,29 +324,29 @@ def test_a_model_that_is_none(cli: Cli, runs: dict[str, Path], tmp_path: Path) -
 def test_the_interface_asked_for(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
     plain, other = tmp_path / "plain" / "s.onnx", tmp_path / "other" / "s.onnx"
     model = ["export", "--model", runs["student"], "-o"]
-    assert cli(*model, plain, "--reconstruction", "--error-map")[0] == 0
+    assert cli(*model, plain, "--reconstruction", "--anomaly-map")[0] == 0
     inputs, outputs = signature(plain)
     assert inputs == {"image": ("tensor(uint8)", ["N", "H", "W", 1])}
     assert outputs == {
         "score": ("tensor(float)", ["N"]),
         "is_anomaly": ("tensor(bool)", ["N"]),
         "reconstruction": ("tensor(uint8)", ["N", SIDE, SIDE, 1]),
-        "error_map": ("tensor(float)", ["N", SIDE, SIDE]),
+        "anomaly_map": ("tensor(float)", ["N", SIDE, SIDE]),
     }
-    options = ["--input", "float", "--frame", "48x64", "--batch", "1", "--error-map"]
+    options = ["--input", "float", "--input-size", "48x64", "--batch", "1", "--anomaly-map"]
     assert cli(*model, other, *options)[0] == 0
     inputs, outputs = signature(other)
     assert inputs == {"image": ("tensor(float)", [1, 1, 48, 64])}
-    assert outputs.keys() == {"score", "is_anomaly", "error_map"}
+    assert outputs.keys() == {"score", "is_anomaly", "anomaly_map"}
     assert outputs["score"] == ("tensor(float)", [1])
     images = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 1), dtype=np.uint8)
     ours, theirs = (Detector(path).score(images, maps=True) for path in (other, plain))
     np.testing.assert_allclose(ours.score, theirs.score, rtol=1e-4)
-    np.testing.assert_allclose(ours.error_map, theirs.error_map, atol=1e-4)
+    np.testing.assert_allclose(ours.anomaly_map, theirs.anomaly_map, atol=1e-4)
     exact = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 1), dtype=np.uint8)
     maps = Detector(plain).score(exact, maps=True)
     by_hand = np.abs(exact.astype(float) - maps.reconstruction.astype(float))[..., 0] / 255
-    np.testing.assert_allclose(maps.error_map, by_hand, atol=0.51 / 255)
+    np.testing.assert_allclose(maps.anomaly_map, by_hand, atol=0.51 / 255)
     assert cli("verify", plain, "--against", runs["student"])[0] == 0
     assert cli("verify", other, "--against", runs["student"])[0] == 0
 
@@ -375,7 +428,6 @@ def test_a_shorter_latent(cli: Cli, runs: dict[str, Path], larger: Path, tmp_pat
     told = only_json(out)
     assert 0 <= told["latent_lost"] < 1
     assert told["agreement"]["num_images"] == 60
-    assert list(told["latency_us"])[:2] == ["this file", "the same in fp32"]
     assert Detector(tmp_path / "s.onnx").metadata["latent_rank"] == "15"
     images, novel = test_images(larger)
     assert told["auc"] == pytest.approx(roc_auc_score(novel, Detector(tmp_path / "s.onnx").score(images).score))
@@ -412,12 +464,12 @@ def test_for_a_phone(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
     assert cli("verify", file, "--against", runs["student"])[0] == 0
 
 
-def test_for_a_phone_with_a_frame_of_floats(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_for_a_phone_with_a_fixed_size_of_floats(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
     file = tmp_path / "s.onnx"
-    options = ["--mobile", "--frame", "40X48", "--input", "float"]
+    options = ["--mobile", "--input-size", "40X48", "--input", "float"]
     code, out, _ = cli("export", "--model", runs["student"], "-o", file, *options)
     assert code == 0
-    assert "NNAPI: before " in out
+    assert "NNAPI: plain graph " in out
     assert signature(file)[0] == {"image": ("tensor(float)", [1, 1, 40, 48])}
 
 
@@ -483,7 +535,7 @@ def test_no_npm_no_page_and_no_file(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(web.shutil, "which", lambda name: None)
     out = ["-o", tmp_path / "out" / "s.onnx", "--web", tmp_path / "page"]
-    assert_refused(cli("export", "--model", runs["student"], *out), "found no npm", "--ort-web")
+    assert_refused(cli("export", "--model", runs["student"], *out), "npm was not found", "--ort-web")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -567,7 +619,7 @@ def test_against_its_own_run(cli: Cli, fresh: Path, runs: dict[str, Path], npz: 
     assert 0 <= told["score_max_rel"] <= 1e-4
     assert re.fullmatch(r"test image \d+|sample images", told["worst"])
     text = cli("verify", fresh, "--against", runs["student"], "--data", f"npz:{npz}")[1]
-    assert "100.00 % the same" in text
+    assert "100.00 % equal to torch's" in text
     assert text.endswith("\nok\n")
 
 
@@ -577,7 +629,7 @@ def test_against_another_run(cli: Cli, fresh: Path, runs: dict[str, Path], npz: 
     told = only_json(out)
     assert code == 1
     assert (told["ok"], told["weights_match"]) == (False, False)
-    assert f"it was not made of the weights of {runs['teacher']}" in told["failed"]
+    assert f"it was not exported from the weights of {runs['teacher']}" in told["failed"]
     assert any(reason.startswith("scores differ from torch's") for reason in told["failed"])
     code, out, err = cli("verify", fresh, *against)
     assert (code, out.splitlines()[-1]) == (1, "not ok")

@@ -1,4 +1,4 @@
-"""Protocols and trials by the commands: which images, which draws, what is reported."""
+"""Protocols and trials by the commands: images, random splits and reports."""
 
 import json
 from pathlib import Path
@@ -148,7 +148,7 @@ def test_trials_end_to_end(cli: Cli, pool: Path, tmp_path: Path) -> None:
     assert "an oracle" in out
 
     other = settings(pool, **{"training.batch_size": 4})
-    assert_refused(cli("trials", *other, "--out", tmp_path / "t"), "of one recipe", "--out")
+    assert_refused(cli("trials", *other, "--out", tmp_path / "t"), "have one recipe", "--out")
     assert_refused(cli(*call, "--num-trials", 0), "at least 1")
     assert_refused(cli(*call, "--jobs", 0), "at least 1")
 

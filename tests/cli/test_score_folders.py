@@ -76,7 +76,7 @@ BAD = {
     "01-junk.jpg": "not an image",
     "03-empty.png": "not an image",
     "05-pages.tif": "has 3",
-    "06-deep.png": "8 bits a channel",
+    "06-deep.png": "8 bits per channel",
     "07-print.jpg": "CMYK",
     "09-cut.jpg": "truncated",
     "10-exif.jpg": "integer",
@@ -179,7 +179,7 @@ def test_one_image_needs_no_count(cli: Cli, detector: Path, archive: Path) -> No
 def test_what_is_refused_before_anything_is_scored(cli: Cli, detector: Path, archive: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_refused(cli("score", detector, archive, tmp_path / "empty"), "must hold images", "empty")
-    assert_refused(cli("score", archive / "00-good.png", archive), "whole ONNX file", "00-good.png")
+    assert_refused(cli("score", archive / "00-good.png", archive), "complete ONNX file", "00-good.png")
     assert_refused(cli("score", tmp_path / "none.onnx", archive), "must be a file", "none.onnx")
     changed = tmp_path / "changed.onnx"
     changed.write_bytes(detector.read_bytes().replace(b"brightness", b"Brightness"))

@@ -32,20 +32,20 @@ def test_the_worked_example_distils_a_foreign_gan_in_under_40_lines(
     assert Detector("own.onnx").threshold == namespace["threshold"]
 
 
-def test_the_readmes_lines_for_the_device_score_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lines_for_the_device_score_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     architecture = Architecture(channels=(1, 2, 4), image_channels=3)
     write_detector(Path("student.onnx"), build(architecture).generator, architecture, 0.5, "a guess")
     Image.new("RGB", (50, 40), (200, 100, 0)).save("photo.jpg")
     namespace: dict[str, object] = {}
-    exec(compile(python_blocks("README.md")[0], "README.md", "exec"), namespace)
+    exec(compile(python_blocks("docs/photos.md")[0], "docs/photos.md", "exec"), namespace)
     score, is_anomaly = Detector("student.onnx").score_file("photo.jpg")
     assert namespace["score"] == pytest.approx([score])
     assert namespace["is_anomaly"] == [is_anomaly]
 
 
 def test_the_python_api_of_the_readme_exists() -> None:
-    code = python_blocks("README.md")[1]
+    (code,) = python_blocks("README.md")
     assert len(code.splitlines()) <= 10
     used = set(re.findall(r"kc\.(\w+)", code))
     assert all(callable(getattr(kdgan_compress, name)) for name in used)
@@ -55,10 +55,21 @@ def test_the_python_api_of_the_readme_exists() -> None:
 def test_every_command_line_of_the_documents_is_one_the_program_has() -> None:
     text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
     commands = re.findall(r"(?:^ +|`)kdgan-compress ([a-z]+)", text, re.MULTILINE)
-    assert {"train", "distill", "evaluate", "profile", "export", "score"} <= set(commands) <= set(main.cli.commands)
+    assert {"train", "distill", "evaluate", "profile", "export", "score"} <= set(commands) <= set(main.COMMANDS)
     options = re.findall(r"`(--[a-z0-9-]+)", text)
-    known = {opt for command in main.cli.commands.values() for param in command.params for opt in param.opts}
+    known = {opt for name in main.COMMANDS for param in main.cli.get_command(None, name).params for opt in param.opts}
     assert set(options) <= known
+
+
+def test_every_link_between_documents_resolves() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+        missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+        assert not missing, page
+
+
+def test_the_readme_fits_a_screen_and_a_half() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdgan_compress.export.golden import read_golden
+from kdgan_compress.export.validation.golden import read_golden
 from kdgan_compress.runtime import Detector
-from kdgan_compress.runtime.seal import SEAL_KEY
+from kdgan_compress.runtime.checksum import CHECKSUM_KEY
 
 ROOT = Path(__file__).parents[2]
 EXPORTS = ROOT / "exports"
@@ -23,7 +23,7 @@ def test_there_are_four_and_all_of_it_is_small() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_committed_detector_replays_its_golden_vectors(name: str) -> None:
     detector, golden = Detector(EXPORTS / name / f"{name}.onnx"), read_golden(EXPORTS / name / "golden.npz")
-    assert golden.file_sha256 == detector.metadata[SEAL_KEY]
+    assert golden.file_sha256 == detector.metadata[CHECKSUM_KEY]
     assert detector.metadata["channels"] == NAMES[name]
     scores = [detector.score(image[None]) for image in golden.images]
     np.testing.assert_allclose([each.score[0] for each in scores], golden.score, rtol=golden.tolerance)
@@ -31,16 +31,16 @@ def test_a_committed_detector_replays_its_golden_vectors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_card_tells_the_file_beside_it(name: str) -> None:
+def test_a_card_describes_its_file(name: str) -> None:
     file, card = EXPORTS / name / f"{name}.onnx", (EXPORTS / name / "card.md").read_text()
     detector = Detector(file)
     assert f"{file.stat().st_size:,} bytes" in card
-    assert detector.metadata[SEAL_KEY] in card
+    assert detector.metadata[CHECKSUM_KEY] in card
     assert detector.metadata["threshold_rule"] in card
     assert f"| [{name}]({name}/card.md)" in (EXPORTS / "README.md").read_text()
     assert f"{file.stat().st_size:,}" in (EXPORTS / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "most"), [("sneaker-1-2-4", 90_000), ("digit-8-2-4-8", 300_000)])
-def test_the_sizes_that_were_asked_for(name: str, most: int) -> None:
+def test_sizes(name: str, most: int) -> None:
     assert (EXPORTS / name / f"{name}.onnx").stat().st_size <= most

@@ -49,11 +49,11 @@ def test_what_was_saved_is_read_back_exactly(tmp_path, dtype, memory_mb):
     folder = CacheFolder(tmp_path / "caches", memory_mb)
     assert folder.load(KEY) == (None, "none yet")
     save(folder, dtype=dtype)
-    cache, found = folder.load(KEY)
+    cache, note = folder.load(KEY)
     assert cache.rows.dtype == getattr(torch, dtype)
     assert torch.equal(cache.rows, make_rows(dtype))
     assert list(cache.shapes.items()) == list(SHAPES.items())  # the order of the columns
-    assert found == f"read from {folder.path / KEY}.npy"
+    assert note == f"read from {folder.path / KEY}.npy"
     assert torch.equal(cache.rows[torch.tensor([5, 0, 5])], make_rows(dtype)[[5, 0, 5]])
 
 
@@ -108,9 +108,9 @@ def test_the_limit_is_in_millions_of_bytes(tmp_path):
 
 
 def assert_damaged(folder):
-    cache, found = folder.load(KEY)
+    cache, note = folder.load(KEY)
     assert cache is None
-    assert found == f"{folder.path / KEY}.npy was damaged"
+    assert note == f"{folder.path / KEY}.npy was damaged"
 
 
 def flip(path, place, bit):
@@ -158,7 +158,7 @@ def test_half_a_cache_is_none(saved, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["npy", "json"])
-def test_a_folder_in_a_files_place_is_none(saved, suffix):
+def test_a_folder_in_place_of_a_file_is_none(saved, suffix):
     path = saved.path / f"{KEY}.{suffix}"
     path.unlink()
     path.mkdir()
@@ -194,7 +194,7 @@ def test_a_description_of_something_else_is_noticed(saved, about):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"no json", b'{"shapes": '])
-def test_a_description_that_is_no_json_is_noticed(saved, content):
+def test_a_description_that_is_not_json_is_noticed(saved, content):
     (saved.path / f"{KEY}.json").write_bytes(content)
     assert_damaged(saved)
 
@@ -227,7 +227,7 @@ def test_a_damaged_cache_can_be_written_again(saved):
     assert torch.equal(saved.load(KEY)[0].rows, make_rows())
 
 
-def test_fewer_rows_than_said_are_noticed(folder):
+def test_fewer_rows_than_described_are_noticed(folder):
     folder.save(KEY, SHAPES, NUM_IMAGES, "float32", make_rows()[:5].split(3))
     assert_damaged(folder)
 
@@ -237,7 +237,7 @@ def test_fewer_rows_than_said_are_noticed(folder):
 
 @pytest.mark.parametrize("error", [KdganError("This must hold", "got that", "Mend it"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("had_one", [False, True])
-def test_rows_that_break_off_leave_nothing(folder, error, had_one):
+def test_interrupted_rows_leave_nothing(folder, error, had_one):
     if had_one:
         save(folder)
 
@@ -291,7 +291,7 @@ class FullDisk:
 
 @pytest.mark.parametrize("room", [0, 128, 200, 128 + NUM_IMAGES * WIDTH * 4 - 1])
 @pytest.mark.parametrize("had_one", [False, True])
-def test_a_full_disk_is_told_and_nothing_is_left(folder, monkeypatch, room, had_one):
+def test_a_full_disk_is_reported_and_nothing_is_left(folder, monkeypatch, room, had_one):
     if had_one:
         save(folder)
     original = Path.open
@@ -309,7 +309,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(folder, monkeypatch, room, had_
         assert torch.equal(folder.load(KEY)[0].rows, make_rows())
 
 
-def test_a_disk_that_is_full_when_the_description_is_due_is_told_and_nothing_is_left(folder, monkeypatch):
+def test_a_disk_that_is_full_when_the_description_is_due_is_reported_and_nothing_is_left(folder, monkeypatch):
     def write_text(self, *_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -320,7 +320,7 @@ def test_a_disk_that_is_full_when_the_description_is_due_is_told_and_nothing_is_
     assert names(folder) == []
 
 
-def test_a_folder_that_can_not_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path):
     (tmp_path / "file").write_text("content")
     folder = CacheFolder(tmp_path / "file" / "caches", 1)
     with pytest.raises(KdganError, match="must be writable"):

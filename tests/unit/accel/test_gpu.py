@@ -1,16 +1,18 @@
-"""What only a CUDA GPU can show: the step recorded as a graph is the step made call by call, and the CPU's."""
+"""What only a CUDA GPU can show: the step captured as a graph is the step made call by call, and the CPU's."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from kdgan_compress.distillation import trainer as engine
-from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.accel import engine
+from kdgan_compress.accel.engine import fast_engine
+from kdgan_compress.accel.optimizers import FusedAdam
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
-from kdgan_compress.distillation.scheduler import Schedule, run_together
+from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import TrainingSettings
+from kdgan_compress.distillation.trainer import Engine, train_schedulers
 from kdgan_compress.gans import Architecture, build, to_device
 
 pytestmark = [
@@ -22,32 +24,33 @@ pytestmark = [
 STUDENT = Architecture(channels=(2, 4), image_size=16, latent_size=8)
 TEACHER = dataclasses.replace(STUDENT, channels=(4, 8))
 SIZES = (21, 13, 30)
-CHAINS = [("alone",), (1,), (2,), (3,), (4,), (2, 3)]
+CHAINS = [("from-scratch",), (1,), (2,), (3,), (4,), (2, 3)]
 
 
-def make_schedule(chain, member, device, precision="float32"):
-    """Eight images a step, so that every epoch ends with a smaller one."""
-    losses = [FROM_SCRATCH if structure == "alone" else STRUCTURES[structure] for structure in chain]
-    stages = [Stage(str(name), own, 3, 1e-3 * (1 + member), 2e-4) for name, own in zip(chain, losses, strict=True)]
+def make_scheduler(chain, member, device, precision="float32", norm="instance", make_optimizer=FusedAdam):
+    """Batch size 8, so that every epoch ends with a smaller batch."""
+    losses = [FROM_SCRATCH if structure == "from-scratch" else STRUCTURES[structure] for structure in chain]
+    stages = [Stage(str(name), each, 3, 1e-3 * (1 + member), 2e-4) for name, each in zip(chain, losses, strict=True)]
     images = torch.randint(0, 256, (SIZES[member], 1, 16, 16), generator=torch.Generator().manual_seed(member))
-    return Schedule(
+    student = to_device(build(dataclasses.replace(STUDENT, norm=norm), member), device)
+    return ProgressiveScheduler(
         stages,
-        TrainState(to_device(build(STUDENT, member), device)),
+        TrainState(student, make_optimizer=make_optimizer),
         images.to(torch.uint8).to(device),
-        TrainState(to_device(build(TEACHER, 10 + member), device)),
-        Distillation(),
+        TrainState(to_device(build(TEACHER, 10 + member), device), make_optimizer=make_optimizer),
+        DistillationLoss(),
         TrainingSettings(8, seed=member, precision=precision),
     )
 
 
-def train(chain, members, device, **settings):
-    schedules = [make_schedule(chain, member, device, **settings) for member in range(members)]
-    records = [record for _, record in run_together(schedules)]
+def run(chain, members, device, make_engine=fast_engine, **settings):
+    schedulers = [make_scheduler(chain, member, device, **settings) for member in range(members)]
+    records = [record for _, record in train_schedulers(schedulers, make_engine)]
     weights = [
         parameter.detach().cpu()
-        for schedule in schedules
-        for learner in (schedule.student, schedule.teacher)
-        for network in (*learner.gan.networks().values(), learner.ema_generator)
+        for scheduler in schedulers
+        for state in (scheduler.student, scheduler.teacher)
+        for network in (*state.gan.networks().values(), state.ema_generator)
         for parameter in network.parameters()
     ]
     return weights, [record.losses for record in records]
@@ -55,20 +58,33 @@ def train(chain, members, device, **settings):
 
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_recorded_step_is_the_step_call_by_call(chain, members, monkeypatch):
-    recorded = train(chain, members, "cuda")
-    monkeypatch.setattr(engine, "can_be_captured", lambda device, learners: False)
-    torch.testing.assert_close(recorded, train(chain, members, "cuda"), rtol=1e-3, atol=1e-4)
+def test_a_captured_step_is_the_step_call_by_call(chain, members, monkeypatch):
+    captured = run(chain, members, "cuda")
+    monkeypatch.setattr(engine, "supports_cuda_graph", lambda run: False)
+    torch.testing.assert_close(captured, run(chain, members, "cuda"), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_gpu_trains_what_a_cpu_trains(chain, members):
-    torch.testing.assert_close(train(chain, members, "cuda"), train(chain, members, "cpu"), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(run(chain, members, "cuda"), run(chain, members, "cpu"), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("chain", [(2,), (4,)])
+def test_batch_norm_students_train_on_a_gpu_as_on_a_cpu(chain, members):
+    gpu, cpu = (run(chain, members, device, norm="batch") for device in ("cuda", "cpu"))
+    torch.testing.assert_close(gpu, cpu, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("chain", [(1,), (4,)])
+def test_the_plain_engine_with_torchs_adam_trains_the_same_on_a_gpu(chain):
+    plain = run(chain, 1, "cuda", Engine, make_optimizer=torch.optim.Adam)
+    torch.testing.assert_close(run(chain, 1, "cuda"), plain, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-def test_coarser_products_still_train(precision):
-    weights, losses = train((2,), 3, "cuda", precision=precision)
+def test_lower_precision_still_trains(precision):
+    weights, losses = run((2,), 3, "cuda", precision=precision)
     assert all(weight.isfinite().all() for weight in weights)
     assert losses[-1]["k1"] < 10

@@ -12,7 +12,7 @@ CONVOLUTIONS = {
     "grey": (1, 2, 4, 2, 1, (16, 16)),
     "rgb": (3, 2, 4, 2, 1, (16, 16)),
     "small": (4, 3, 4, 2, 1, (8, 8)),
-    "edge": (4, 2, 4, 2, 1, (32, 32)),  # at batch 1 exactly LARGEST_PATCHES
+    "edge": (4, 2, 4, 2, 1, (32, 32)),  # at batch 1 exactly MAX_UNFOLD_NUMEL
     "large": (5, 2, 4, 2, 1, (32, 32)),
     "large rgb": (3, 2, 4, 2, 1, (64, 64)),
     "oblong": (2, 3, (3, 4), (1, 2), (0, 1), (5, 8)),
@@ -44,20 +44,20 @@ def noise(*shape, seed=0):
 
 
 def make_pair(kind, case, groups=1, bias=False):
-    """Ours and torch's with the same weights, in training mode."""
+    """The fast layer and torch's with the same weights, in training mode."""
     before, after, kernel, stride, padding, _ = (CONVOLUTIONS if kind == "Conv2d" else TRANSPOSED)[case]
-    ours, theirs = (
+    fast, plain = (
         getattr(module, kind)(groups * before, groups * after, kernel, stride, padding, groups=groups, bias=bias)
         for module in (layers, nn)
     )
-    return with_same_weights(ours, theirs)
+    return with_same_weights(fast, plain)
 
 
-def with_same_weights(ours, theirs):
-    for seed, parameter in enumerate(theirs.double().parameters()):
+def with_same_weights(fast, plain):
+    for seed, parameter in enumerate(plain.double().parameters()):
         parameter.data = noise(*parameter.shape, seed=seed + 5)
-    ours.double().load_state_dict(theirs.state_dict())
-    return ours.train(), theirs.train()
+    fast.double().load_state_dict(plain.state_dict())
+    return fast.train(), plain.train()
 
 
 def make_images(kind, case, batch, groups=1):
@@ -97,64 +97,64 @@ def operators(layer, images):
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("kind", "case"), CASES)
 def test_a_convolution_is_torchs(kind, case, groups, batch):
-    ours, theirs = make_pair(kind, case, groups)
+    fast, plain = make_pair(kind, case, groups)
     images = make_images(kind, case, batch, groups)
-    torch.testing.assert_close(derivatives(ours, images), derivatives(theirs, images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(derivatives(fast, images), derivatives(plain, images), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("kind", "case"), [case for case in CASES if "large" not in case[1]])
 def test_a_bias_is_torchs(kind, case, groups):
-    ours, theirs = make_pair(kind, case, groups, bias=True)
-    assert ours.bias is not None
+    fast, plain = make_pair(kind, case, groups, bias=True)
+    assert fast.bias is not None
     images = make_images(kind, case, 2, groups)
-    torch.testing.assert_close(derivatives(ours, images), derivatives(theirs, images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(derivatives(fast, images), derivatives(plain, images), rtol=1e-9, atol=1e-9)
 
 
 def test_a_kernel_that_fits_once_into_a_larger_image_is_torchs():
-    ours, theirs = with_same_weights(layers.Conv2d(2, 3, 4, stride=2), nn.Conv2d(2, 3, 4, stride=2))
+    fast, plain = with_same_weights(layers.Conv2d(2, 3, 4, stride=2), nn.Conv2d(2, 3, 4, stride=2))
     images = noise(2, 2, 5, 5)  # the last row and column are not looked at
-    torch.testing.assert_close(derivatives(ours, images), derivatives(theirs, images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(derivatives(fast, images), derivatives(plain, images), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, "sliced"], ids=str)
 @pytest.mark.parametrize(("kind", "case"), [case for case in CASES if "large" not in case[1]])
-def test_images_may_lie_in_memory_as_they_like(kind, case, layout):
-    ours, theirs = make_pair(kind, case)
+def test_images_may_have_any_memory_layout(kind, case, layout):
+    fast, plain = make_pair(kind, case)
     images = make_images(kind, case, 2)
     if layout == "sliced":
         images = torch.stack([images, -images], 4)[..., 0]
         assert not images.is_contiguous()
     else:
         images = images.to(memory_format=layout)
-    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fast(images), plain(images), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("kind", "case"), CASES)
 def test_large_ones_of_many_channels_are_torchs_operator_and_others_products(kind, case, groups, batch):
-    ours, _ = make_pair(kind, case, groups)
+    fast, _ = make_pair(kind, case, groups)
     is_large = (case == "large") or (case == "edge" and batch > 1)
-    seen = operators(ours, make_images(kind, case, batch, groups))
+    seen = operators(fast, make_images(kind, case, batch, groups))
     assert ("convolution" in seen) == is_large
     assert ("bmm" in seen) != is_large
 
 
 @pytest.mark.parametrize(("kind", "case"), CASES)
 def test_in_evaluation_a_convolution_is_torchs_operator(kind, case):
-    ours, theirs = make_pair(kind, case)
+    fast, plain = make_pair(kind, case)
     images = make_images(kind, case, 1)
-    seen = operators(ours.eval(), images)
+    seen = operators(fast.eval(), images)
     assert "convolution" in seen
     assert not seen & {"im2col", "col2im", "bmm", "mm"}
-    assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(fast(images), plain(images))
 
 
-def test_the_limits_are_those_that_these_cases_stand_on_both_sides_of():
+def test_the_cases_lie_on_both_sides_of_the_limits():
     channels, _, kernel, _, _, (side, _) = CONVOLUTIONS["edge"]
-    assert channels * kernel**2 * (side // 2) ** 2 == layers.LARGEST_PATCHES
-    assert CONVOLUTIONS["large rgb"][0] == layers.FEW_CHANNELS < channels
+    assert channels * kernel**2 * (side // 2) ** 2 == layers.MAX_UNFOLD_NUMEL
+    assert CONVOLUTIONS["large rgb"][0] == layers.MAX_NARROW_CHANNELS < channels
 
 
 # The norm
@@ -167,23 +167,80 @@ def make_norms(channels):
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize(("channels", "side"), [(1, 4), (6, 8), (12, 3)])
 def test_the_norm_is_torchs(channels, side, batch):
-    ours, theirs = make_norms(channels)
+    fast, plain = make_norms(channels)
     images = 3 * noise(batch, channels, side, side) + 1
-    torch.testing.assert_close(derivatives(ours, images), derivatives(theirs, images), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(derivatives(fast, images), derivatives(plain, images), rtol=1e-8, atol=1e-9)
 
 
 def test_the_norm_of_a_flat_image_is_torchs():
-    ours, theirs = make_norms(2)
+    fast, plain = make_norms(2)
     images = torch.full((3, 2, 4, 4), 0.5, dtype=torch.float64)
     images[1, 1, 2, 2] += 1e-3  # near the ε under the root
-    torch.testing.assert_close(derivatives(ours, images), derivatives(theirs, images), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(derivatives(fast, images), derivatives(plain, images), rtol=1e-6, atol=1e-9)
 
 
 def test_in_evaluation_the_norm_is_torchs_operator():
-    ours, theirs = make_norms(2)
+    fast, plain = make_norms(2)
     images = noise(3, 2, 4, 4)
-    assert "native_group_norm" in operators(ours, images)
-    seen = operators(ours.eval(), images)
+    assert "native_group_norm" in operators(fast, images)
+    seen = operators(fast.eval(), images)
     assert "native_batch_norm" in seen
     assert "native_group_norm" not in seen
-    assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(fast(images), plain(images))
+
+
+# Swapped into a network and out again
+
+
+def make_network():
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 4, 2, 1),
+        nn.InstanceNorm2d(3, affine=True),
+        nn.ReLU(),
+        nn.Sequential(nn.ConvTranspose2d(3, 2, 4, 2, 1), nn.BatchNorm2d(2)),
+    ).double()
+
+
+def test_fast_layers_compute_the_same_with_the_same_weights_and_are_swapped_back():
+    network, images = make_network(), noise(2, 1, 8, 8)
+    before, parameters = [type(module) for module in network.modules()], list(network.parameters())
+    expected = derivatives(network, images)
+    with layers.fast_layers(network):
+        assert [type(module) for module in network.modules()] == [layers.FAST_LAYERS.get(t, t) for t in before]
+        assert all(one is other for one, other in zip(network.parameters(), parameters, strict=True))
+        assert "convolution" not in operators(network, images)
+        torch.testing.assert_close(derivatives(network, images), expected, rtol=1e-8, atol=1e-9)
+    assert [type(module) for module in network.modules()] == before
+    assert "convolution" in operators(network, images)
+
+
+def test_fast_layers_are_swapped_back_after_an_error_and_may_be_nested():
+    network = make_network()
+    before = [type(module) for module in network.modules()]
+    with layers.fast_layers(network):
+        with pytest.raises(ZeroDivisionError), layers.fast_layers(network):
+            raise ZeroDivisionError
+        assert type(network[0]) is layers.Conv2d
+    assert [type(module) for module in network.modules()] == before
+
+
+class UsersConv2d(nn.Conv2d):
+    pass
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        UsersConv2d(1, 2, 3),
+        nn.Conv2d(1, 2, 3, padding="same"),
+        nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(1, 2, 3, dilation=2),
+        nn.ConvTranspose2d(1, 2, 3, stride=2, output_padding=1),
+        nn.InstanceNorm2d(1, track_running_stats=True),
+    ],
+    ids=repr,
+)
+def test_layers_with_other_options_stay_torchs(layer):
+    kind = type(layer)
+    with layers.fast_layers(nn.Sequential(layer)):
+        assert type(layer) is kind

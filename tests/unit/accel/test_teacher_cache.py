@@ -8,24 +8,23 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout
 
-from kdgan_compress.accel import teacher_cache as cache
+from kdgan_compress.accel.engine import fast_engine
 from kdgan_compress.accel.teacher_cache import (
     TeacherCache,
     cache_key,
     cache_shapes,
     cache_size_bytes,
-    cacheable_stages,
     teacher_rows,
 )
-from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
-from kdgan_compress.distillation.scheduler import Schedule, run_together
+from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings, num_frozen_stages
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import TrainingSettings
+from kdgan_compress.distillation.trainer import train_schedulers
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Gan, build
 
-RE_ENCODING = Distillation(re_encode=True)
+RE_ENCODING = DistillationLoss(re_encode=True)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,17 +34,17 @@ def make_images(number, seed=0):
 
 
 def make_gan(channels=(2, 4), seed=1, **changes):
-    """Weights far from 0.02, with which images would be all the same to it."""
+    """Weights far from 0.02, with which all images would have nearly the same features."""
     gan = build(Architecture(**{"channels": channels, "image_size": 16, "latent_size": 8} | changes), seed)
-    for place, parameter in enumerate(gan.generator.parameters()):
-        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * seed + place)) * 0.4
+    for i, parameter in enumerate(gan.generator.parameters()):
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * seed + i)) * 0.4
     return gan
 
 
-def make_cache(teacher, images, distillation=None, dtype="float32"):
-    distillation = distillation or Distillation()
-    shapes = cache_shapes(teacher, images, distillation)
-    return TeacherCache(torch.cat(list(teacher_rows(teacher, images, distillation, dtype))), shapes)
+def make_cache(teacher, images, k_l=None, dtype="float32"):
+    k_l = k_l or DistillationLoss()
+    shapes = cache_shapes(teacher, images, k_l)
+    return TeacherCache(torch.cat(list(teacher_rows(teacher, images, k_l, dtype))), shapes)
 
 
 def one_by_one(gan, images):
@@ -76,13 +75,13 @@ def one_by_one(gan, images):
     ],
     ids=str,
 )
-def test_rows_are_what_the_teacher_says_of_each_image(changes, dtype):
+def test_rows_are_the_teachers_features_of_each_image(changes, dtype):
     teacher, images = make_gan(**changes), make_images(130).repeat(1, changes.get("image_channels", 1), 1, 1)
     with torch.no_grad():  # batch norm has statistics of its own
         teacher.generator(images[:50] / 127.5 - 1)
-    portions = list(teacher_rows(teacher, images, RE_ENCODING, dtype))
-    assert [len(portion) for portion in portions] == [64, 64, 2]
-    rows = torch.cat(portions)
+    batches = list(teacher_rows(teacher, images, RE_ENCODING, dtype))
+    assert [len(batch) for batch in batches] == [64, 64, 2]
+    rows = torch.cat(batches)
     assert rows.dtype == getattr(torch, dtype)
     expected = one_by_one(teacher, images)
     assert expected.std(0).median() > 1e-2
@@ -95,21 +94,21 @@ def test_rows_are_what_the_teacher_says_of_each_image(changes, dtype):
 
 def test_without_re_encoding_a_teacher_without_z2_has_none():
     teacher, images = make_gan(family="ed"), make_images(3)
-    shapes = cache_shapes(teacher, images, Distillation())
+    shapes = cache_shapes(teacher, images, DistillationLoss())
     assert set(shapes) == {"z1", "x_hat"}
-    (rows,) = teacher_rows(teacher, images, Distillation(), "float32")
+    (rows,) = teacher_rows(teacher, images, DistillationLoss(), "float32")
     torch.testing.assert_close(rows, one_by_one(teacher, images)[:, : 8 + 256], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_a_teacher_is_as_before_even_where_rows_are_broken_off(norm):
+def test_a_teacher_is_unchanged_even_where_the_rows_are_interrupted(norm):
     teacher, images = make_gan(norm=norm), make_images(70)
     teacher.generator.train()
     teacher.generator.decoder.eval()
     before = copy.deepcopy(teacher.generator.state_dict())
     modes = [module.training for module in teacher.generator.modules()]
-    cache_shapes(teacher, images, Distillation())
-    rows = teacher_rows(teacher, images, Distillation(), "float32")
+    cache_shapes(teacher, images, DistillationLoss())
+    rows = teacher_rows(teacher, images, DistillationLoss(), "float32")
     next(rows)
     rows.close()
     make_cache(teacher, images)
@@ -119,7 +118,7 @@ def test_a_teacher_is_as_before_even_where_rows_are_broken_off(norm):
     assert not any(module._forward_hooks for module in teacher.generator.modules())
 
 
-def test_rows_hold_no_graph_and_draw_nothing():
+def test_rows_have_no_graph_and_use_no_random_numbers():
     torch.manual_seed(1)
     before = torch.get_rng_state()
     rows = make_cache(make_gan(), make_images(3)).rows
@@ -128,7 +127,7 @@ def test_rows_hold_no_graph_and_draw_nothing():
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [("float16", 1e6), ("float32", float("nan"))])
-def test_rows_that_are_not_finite_are_told(dtype, scale):
+def test_rows_that_are_not_finite_are_refused(dtype, scale):
     teacher = make_gan()
     teacher.generator.encoder.head.weight.data.mul_(scale)
     with pytest.raises(KdganError, match=f"must be finite in {dtype} to be cached"):
@@ -139,7 +138,7 @@ def test_rows_that_are_not_finite_are_told(dtype, scale):
 
 
 class Teacher(nn.Module):
-    """Anybody's network, with something done to its code."""
+    """A user's network that changes its code."""
 
     def __init__(self, change):
         super().__init__()
@@ -151,7 +150,7 @@ class Teacher(nn.Module):
         return z1, self.decoder(z1)
 
 
-def users(change):
+def users_gan(change):
     torch.manual_seed(0)
     return Gan(Teacher(change), {"z1": "code", "x_hat": "decoder"})
 
@@ -168,39 +167,47 @@ OF_THE_BATCH = {
 
 
 @pytest.mark.parametrize("change", RANDOM.values(), ids=RANDOM)
-def test_a_random_teacher_is_told(change):
-    with pytest.raises(KdganError, match=r"same for an image every time .*; z1 differs from one pass .*--cache off"):
-        cache_shapes(users(change), make_images(20), Distillation())
+def test_a_random_teacher_is_refused(change):
+    with pytest.raises(KdganError, match=r"always the same can be cached; z1 differs from one pass .*--cache off"):
+        cache_shapes(users_gan(change), make_images(20), DistillationLoss())
 
 
-def test_finding_out_that_a_teacher_is_random_leaves_the_random_state_alone():
-    # The training then goes on without a cache, and must be the one that --cache off gives.
-    teacher, images = users(RANDOM["noise"]), make_images(20)
+def test_checking_a_random_teacher_leaves_the_random_state_unchanged():
+    # The training continues without a cache and equals the one with --cache off.
+    teacher, images = users_gan(RANDOM["noise"]), make_images(20)
     before = torch.get_rng_state()
     with pytest.raises(KdganError):
-        cache_shapes(teacher, images, Distillation())
+        cache_shapes(teacher, images, DistillationLoss())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("change", OF_THE_BATCH.values(), ids=OF_THE_BATCH)
-def test_a_teacher_that_looks_at_the_batch_is_told(change):
-    with pytest.raises(KdganError, match=r"same for an image every time .*; z1 depends on the batch\. .*--cache off"):
-        cache_shapes(users(change), make_images(20), Distillation())
+def test_a_teacher_that_depends_on_the_batch_is_refused(change):
+    with pytest.raises(KdganError, match=r"always the same can be cached; z1 depends on the batch\. .*--cache off"):
+        cache_shapes(users_gan(change), make_images(20), DistillationLoss())
 
 
 @pytest.mark.parametrize("change", [nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Identity()], ids=repr)
-def test_what_is_still_in_evaluation_can_be_cached(change):
-    teacher = users(change)
-    assert cache_shapes(teacher, make_images(20), Distillation()) == {"z1": (8,), "x_hat": (256,)}
+def test_layers_that_are_deterministic_in_evaluation_can_be_cached(change):
+    teacher = users_gan(change)
+    assert cache_shapes(teacher, make_images(20), DistillationLoss()) == {"z1": (8,), "x_hat": (256,)}
 
 
 @pytest.mark.parametrize(
     ("chain", "number"),
-    [((1,), 1), ((2,), 1), ((1, 2), 2), ((2, 3), 1), ((2, 1, 4, 2), 2), (("alone", 2), 2), (("alone", 2, 3), 2)],
+    [
+        ((1,), 1),
+        ((2,), 1),
+        ((1, 2), 2),
+        ((2, 3), 1),
+        ((2, 1, 4, 2), 2),
+        (("from-scratch", 2), 2),
+        (("from-scratch", 2, 3), 2),
+    ],
     ids=str,
 )
-def test_stages_may_be_cached_until_the_teacher_trains(chain, number):
-    assert cacheable_stages(make_stages(chain)) == number
+def test_stages_can_be_cached_until_the_teacher_is_trained(chain, number):
+    assert num_frozen_stages(make_stages(chain)) == number
 
 
 @pytest.mark.parametrize(
@@ -210,24 +217,24 @@ def test_stages_may_be_cached_until_the_teacher_trains(chain, number):
         ((4, 2), "stage s0 trains the teacher"),
         ((3, 2), "stage s0 trains the teacher"),
         ((LossSet(beta=0.1, lam=1),), "stage s0 trains the teacher"),
-        (("alone",), "no teacher is asked before it trains"),
-        (("alone", 3), "no teacher is asked before it trains"),
+        (("from-scratch",), "no stage before that uses the teacher"),
+        (("from-scratch", 3), "no stage before that uses the teacher"),
     ],
     ids=str,
 )
-def test_where_no_stage_may_be_cached_it_is_told_why(chain, reason):
-    with pytest.raises(KdganError, match=rf"must stay the same to be cached; {reason}\. .*--cache off"):
-        cacheable_stages(make_stages(chain))
+def test_where_no_stage_can_be_cached_the_reason_is_given(chain, reason):
+    with pytest.raises(KdganError, match=rf"Only a frozen teacher.s outputs can be cached; {reason}\. .*--cache off"):
+        num_frozen_stages(make_stages(chain))
     with pytest.raises(KdganError, match=reason):
-        make_schedule(chain, cached=TeacherCache(torch.zeros(10, 272), {}))
+        make_scheduler(chain, cached=TeacherCache(torch.zeros(10, 272), {}))
 
 
 # The key
 
 
-def key(teacher=None, images=None, distillation=None, dtype="float32"):
+def key(teacher=None, images=None, k_l=None, dtype="float32"):
     teacher, images = teacher or make_gan(norm="batch"), make_images(5) if images is None else images
-    return cache_key(teacher, images, distillation or Distillation(), dtype)
+    return cache_key(teacher, images, k_l or DistillationLoss(), dtype)
 
 
 def test_the_key_is_64_hex_digits_and_always_the_same():
@@ -242,18 +249,18 @@ def test_any_weight_or_statistic_makes_another_key():
     tensors = teacher.generator.state_dict()
     assert any("running_var" in name for name in tensors)
     for tensor in tensors.values():
-        for place in {0, tensor.numel() - 1}:
-            tensor.view(-1)[place] += 1
+        for index in {0, tensor.numel() - 1}:
+            tensor.view(-1)[index] += 1
             keys.add(key(teacher))
-            tensor.view(-1)[place] -= 1
+            tensor.view(-1)[index] -= 1
     assert len(keys) == 1 + sum(1 + (tensor.numel() > 1) for tensor in tensors.values())
 
 
 def test_any_pixel_their_order_and_their_shape_make_another_key():
     images, keys = make_images(5), {key()}
-    for place in range(0, images.numel(), 97):
+    for index in range(0, images.numel(), 97):
         other = images.clone()
-        other.view(-1)[place] ^= 1
+        other.view(-1)[index] ^= 1
         keys.add(key(images=other))
     changed = [images[:4], images.flip(0), images.reshape(5, 1, 8, 32), images.view(torch.int8), images.float()]
     keys |= {key(images=other) for other in changed}
@@ -267,8 +274,8 @@ def test_taps_dtype_and_re_encoding_make_another_key():
         {"z1": "encoder2", "x_hat": "decoder", "z2": "encoder"},
         {"z1": "encoder", "x_hat": "decoder", "z2": "encoder2.head"},
     ]
-    keys = [key(dataclasses.replace(teacher, taps=own)) for own in taps]
-    keys += [key(), key(dtype="float16"), key(distillation=RE_ENCODING)]
+    keys = [key(dataclasses.replace(teacher, taps=each)) for each in taps]
+    keys += [key(), key(dtype="float16"), key(k_l=RE_ENCODING)]
     assert len(set(keys)) == 6
 
 
@@ -290,7 +297,7 @@ def test_nothing_else_makes_another_key():
     assert key(dataclasses.replace(teacher, discriminator=None)) == before
     teacher.generator.eval().requires_grad_(False)
     assert key(teacher) == before
-    assert key(distillation=Distillation(w1=1, wx=2, w2=3, reduction="norm")) == before
+    assert key(k_l=DistillationLoss(w1=1, wx=2, w2=3, distance="norm")) == before
     assert key(images=images.transpose(2, 3).contiguous().transpose(2, 3)) == before
     assert key(images=torch.cat([images, images])[:5]) == before
     torch.manual_seed(99)
@@ -300,170 +307,183 @@ def test_nothing_else_makes_another_key():
 def test_rows_of_other_taps_have_another_key():
     # Without a weight for K_2 nothing is encoded again, so that rows have no z2.
     teacher, images = make_gan(family="ed"), make_images(5)
-    with_k_2, without = Distillation(re_encode=True), Distillation(re_encode=True, w2=0)
+    with_k_2, without = DistillationLoss(re_encode=True), DistillationLoss(re_encode=True, w2=0)
     assert set(cache_shapes(teacher, images, with_k_2)) != set(cache_shapes(teacher, images, without))
-    assert key(teacher, distillation=with_k_2) != key(teacher, distillation=without)
+    assert key(teacher, k_l=with_k_2) != key(teacher, k_l=without)
 
 
 # Training with a cache
 
 
-@pytest.fixture
-def exact(double, monkeypatch):
-    """Float64 throughout, so that float32's rounding of the rows is all that a cache may change."""
-    monkeypatch.setattr(cache, "normalize_images", lambda images: images.double() / 127.5 - 1)
-
-
 def make_stages(chain, epochs=2):
-    losses = [each if isinstance(each, LossSet) else STRUCTURES.get(each, FROM_SCRATCH) for each in chain]
-    return [Stage(f"s{place}", own, epochs, 2e-3, 5e-4) for place, own in enumerate(losses)]
+    loss_sets = [each if isinstance(each, LossSet) else STRUCTURES.get(each, FROM_SCRATCH) for each in chain]
+    return [Stage(f"s{i}", loss_set, epochs, 2e-3, 5e-4) for i, loss_set in enumerate(loss_sets)]
 
 
-def make_schedule(chain, member=0, cached=None, teacher=None, student=None, distillation=None, without_teacher=False):
+def make_scheduler(chain, member=0, cached=None, teacher=None, student=None, k_l=None, without_teacher=False):
     images = make_images(10 + member, member)
     teacher = teacher or make_gan(seed=10 + member)
-    if cached == "its own":
-        cached = make_cache(teacher, images, distillation)
-    return Schedule(
+    if cached == "each its own":
+        cached = make_cache(teacher, images, k_l)
+    scheduler = ProgressiveScheduler(
         make_stages(chain, 2 + member),
         TrainState(student or make_gan((1, 2), seed=20 + member)),
         images,
         None if without_teacher else TrainState(teacher),
-        distillation,
+        k_l,
         TrainingSettings(4, seed=member),
-        cached,
     )
+    if cached is not None:
+        scheduler.use_targets(cached)
+    return scheduler
 
 
-def states(schedules):
-    return [
+def states(schedulers):
+    """Networks and moments of every model."""
+    saved = [
         {"student": each.student.state_dict(), "teacher": None if each.teacher is None else each.teacher.state_dict()}
-        for each in schedules
+        for each in schedulers
     ]
+    for state in (state for both in saved for state in both.values() if state is not None):
+        state["optimizers"] = {name: optimizer["state"] for name, optimizer in state["optimizers"].items()}
+    return saved
 
 
-def losses(schedules):
-    told = [[] for _ in schedules]
-    for member, record in run_together(schedules):
-        told[member].append(record.losses)
-    return told
+def losses(schedulers):
+    records = [[] for _ in schedulers]
+    for member, record in train_schedulers(schedulers, fast_engine):
+        records[member].append(record.losses)
+    return records
 
 
-def assert_near(ours, theirs, rtol=1e-4, atol=1e-6):
-    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
+def assert_near(value, expected, rtol=1e-4, atol=1e-6):
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=atol)
 
 
-@pytest.mark.usefixtures("exact")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("members", [1, 3])
-@pytest.mark.parametrize("chain", [(1,), (2,), (2, 3), ("alone", 2)], ids=str)
+@pytest.mark.parametrize("chain", [(1,), (2,), (2, 3), ("from-scratch", 2)], ids=str)
 def test_a_training_with_a_cache_is_the_training_without(chain, members):
     with_cache, without = (
-        [make_schedule(chain, member, cached) for member in range(members)] for cached in ("its own", None)
+        [make_scheduler(chain, member, cached) for member in range(members)] for cached in ("each its own", None)
     )
     assert_near(losses(with_cache), losses(without))
     assert_near(states(with_cache), states(without))
 
 
-@pytest.mark.usefixtures("exact")
-def test_half_precision_rows_teach_nearly_the_same():
+@pytest.mark.usefixtures("double")
+def test_half_precision_rows_train_nearly_the_same():
     teacher, images = make_gan(seed=10), make_images(10)
     cached = make_cache(teacher, images, dtype="float16")
-    ours, theirs = losses([make_schedule((1,), cached=cached)]), losses([make_schedule((1,))])
-    assert_near(ours, theirs, rtol=1e-2, atol=1e-3)
-    assert ours != theirs
+    half, exact = losses([make_scheduler((1,), cached=cached)]), losses([make_scheduler((1,))])
+    assert_near(half, exact, rtol=1e-2, atol=1e-3)
+    assert half != exact
 
 
-@pytest.mark.usefixtures("exact")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("members", [1, 2])
-def test_it_is_the_cache_that_teaches(members):
-    schedules = [make_schedule((1,), member, "its own") for member in range(members)]
+def test_the_targets_come_from_the_cache(members):
+    schedulers = [make_scheduler((1,), member, "each its own") for member in range(members)]
     calls = []
-    for schedule in schedules:
-        schedule.teacher.gan.generator.encoder.register_forward_hook(lambda *_: calls.append(1))
-        for parameter in schedule.teacher.gan.generator.parameters():
+    for scheduler in schedulers:
+        scheduler.teacher.gan.generator.encoder.register_forward_hook(lambda *_: calls.append(1))
+        for parameter in scheduler.teacher.gan.generator.parameters():
             parameter.data.zero_()
-    without = [make_schedule((1,), member) for member in range(members)]
-    assert_near(losses(schedules), losses(without))
-    assert len(calls) <= members  # one look at shapes
+    without = [make_scheduler((1,), member) for member in range(members)]
+    assert_near(losses(schedulers), losses(without))
+    assert len(calls) <= members  # one pass for the shapes
 
 
-@pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("latent_size", [8, 5], ids=["alike", "connectors"])
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("latent_size", [8, 5], ids=["equal latents", "connectors"])
 def test_a_cache_is_enough_without_the_teacher(latent_size):
     trained = []
     for without_teacher in (True, False):
         student = make_gan((1, 2), seed=20, latent_size=latent_size)
         torch.manual_seed(4)  # connectors are drawn
-        schedule = make_schedule((2,), cached="its own", student=student, without_teacher=without_teacher)
-        trained.append((losses([schedule]), states([schedule])[0]["student"]))
+        scheduler = make_scheduler((2,), cached="each its own", student=student, without_teacher=without_teacher)
+        trained.append((losses([scheduler]), states([scheduler])[0]["student"]))
     torch.testing.assert_close(*trained, rtol=0, atol=0)
 
 
-def test_a_stage_that_trains_the_teacher_wants_it_whatever_is_cached():
-    schedule = make_schedule((2, 3), cached="its own", without_teacher=True)
-    with pytest.raises(KdganError, match="Stage s1 must have a teacher; found none"):
-        list(schedule.run())
+def test_a_stage_that_trains_the_teacher_needs_it_whatever_is_cached():
+    scheduler = make_scheduler((2, 3), cached="each its own", without_teacher=True)
+    with pytest.raises(KdganError, match="Stage s1 needs a teacher; found none"):
+        list(train_schedulers([scheduler]))
 
 
-@pytest.mark.usefixtures("exact")
-def test_the_cache_is_left_when_the_teacher_trains():
+@pytest.mark.usefixtures("double")
+def test_the_cache_is_not_used_once_the_teacher_is_trained():
     teacher, images = make_gan(seed=10), make_images(10)
     wrong = make_cache(teacher, images)
     wrong.rows.zero_()
-    right, spoiled, neither = (make_schedule((2, 3), cached=own) for own in (make_cache(teacher, images), wrong, None))
-    epochs = [losses([schedule])[0] for schedule in (right, spoiled, neither)]
+    right, spoiled, neither = (
+        make_scheduler((2, 3), cached=each) for each in (make_cache(teacher, images), wrong, None)
+    )
+    epochs = [losses([scheduler])[0] for scheduler in (right, spoiled, neither)]
     assert_near(epochs[0], epochs[2])
     assert epochs[1][0]["k1"] != pytest.approx(epochs[2][0]["k1"], rel=0.01)
     assert [list(epoch) for epoch in epochs[1]] == [list(epoch) for epoch in epochs[2]]
-    # Students differ by then, yet the targets in stage 3 are the living teacher's, which has moved alike.
+    # The students differ by then, but the targets in stage 3 are the trained teacher's, which is the same.
     assert_near(states([spoiled])[0]["teacher"], states([neither])[0]["teacher"])
     assert [epoch["teacher_s_con"] for epoch in epochs[1][2:]] == [epoch["teacher_s_con"] for epoch in epochs[2][2:]]
 
 
-@pytest.mark.usefixtures("exact")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("student", ["ede", "ed"])
 def test_re_encoded_codes_are_cached_too(student):
-    distillation, trained = Distillation(re_encode=True), []
-    for cached in ("its own", None):
-        schedule = make_schedule(
+    k_l, trained = DistillationLoss(re_encode=True), []
+    for cached in ("each its own", None):
+        scheduler = make_scheduler(
             (2,),
             cached=cached,
             teacher=make_gan(seed=10, family="ed"),
             student=make_gan((1, 2), seed=20, family=student),
-            distillation=distillation,
+            k_l=k_l,
         )
-        trained.append((losses([schedule]), states([schedule])))
+        trained.append((losses([scheduler]), states([scheduler])))
     assert_near(*trained)
     assert "k2" in trained[0][0][0][0]
 
 
-@pytest.mark.usefixtures("exact")
-def test_cached_teachers_of_a_fleet_may_be_of_unlike_widths():
+@pytest.mark.usefixtures("double")
+def test_cached_teachers_of_a_fleet_may_have_different_widths():
     widths = ((2, 4), (3, 5), (4, 4))
     with_cache, alone = (
         [
-            make_schedule((2,), member, cached, teacher=make_gan(channels, seed=10))
+            make_scheduler((2,), member, cached, teacher=make_gan(channels, seed=10))
             for member, channels in enumerate(widths)
         ]
-        for cached in ("its own", None)
+        for cached in ("each its own", None)
     )
-    assert_near(losses(with_cache), [losses([schedule])[0] for schedule in alone])
+    assert_near(losses(with_cache), [losses([scheduler])[0] for scheduler in alone])
     assert_near(states(with_cache), states(alone))
 
 
-@pytest.mark.usefixtures("exact")
-def test_a_fleet_of_which_some_have_a_cache_trains_as_one_without():
+@pytest.mark.usefixtures("double")
+def test_a_fleet_in_which_some_have_a_cache_equals_one_without():
     mixed, without = (
-        [make_schedule((2,), member, cached) for member, cached in enumerate(own)]
-        for own in (("its own", None, "its own"), (None, None, None))
+        [make_scheduler((2,), member, cached) for member, cached in enumerate(caches)]
+        for caches in (("each its own", None, "each its own"), (None, None, None))
     )
     assert_near(losses(mixed), losses(without))
 
 
-def test_cached_teachers_of_unlike_taps_are_no_fleet():
-    schedules = [
-        make_schedule((1,), member, "its own", teacher=make_gan(seed=10, family=family))
+def test_cached_teachers_with_different_taps_are_refused():
+    schedulers = [
+        make_scheduler((1,), member, "each its own", teacher=make_gan(seed=10, family=family))
         for member, family in enumerate(("ede", "ed"))
     ]
-    with pytest.raises(KdganError, match="fleet must"):
-        losses(schedules)
+    with pytest.raises(KdganError, match="Teachers of a fleet differ in their taps"):
+        losses(schedulers)
+
+
+@pytest.mark.usefixtures("double")
+def test_stored_targets_may_be_any_callable_for_one_model_but_not_in_a_fleet():
+    schedulers = [make_scheduler((1,), member, "each its own") for member in range(2)]
+    for scheduler in schedulers:
+        cache = scheduler.stage_run(0).targets
+        scheduler.use_targets(lambda images, indices, cache=cache: cache(images, indices))
+    with pytest.raises(KdganError, match="stored targets are teacher caches; got function"):
+        losses(schedulers)
+    assert losses([schedulers[0]]) == losses([make_scheduler((1,), 0, "each its own")])

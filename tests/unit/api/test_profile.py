@@ -5,8 +5,10 @@ import onnx
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from kdgan_compress.api import profile as module
-from kdgan_compress.api.profile import ModelProfile, profile, profile_forms, ratios
+from kdgan_compress.api import profile as measuring
+from kdgan_compress.api import profile_variants as module
+from kdgan_compress.api.profile import ModelProfile, profile, ratios
+from kdgan_compress.api.profile_variants import profile_variants
 from kdgan_compress.cli.main import run
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint
@@ -15,44 +17,44 @@ from kdgan_compress.profiling import Latency, count
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")
 
-FORMS = ["fp32, no rewrites", "fp32", "fp16", "int8"]
-PLANS = (
+VARIANTS = ["fp32, no rewrites", "fp32", "fp16", "int8"]
+PAPER_ARCHITECTURES = (
     Architecture(channels=(2, 4), image_size=16, latent_size=32, norm="batch"),
     Architecture(channels=(1, 2), image_size=16, latent_size=32, image_channels=3, norm="instance"),
 )
 
 
-def of(report, name):
-    return {row.form: row for row in report.models if row.name == name}
+def variants_of(report, name):
+    return {row.variant: row for row in report.models if row.name == name}
 
 
 @pytest.fixture(scope="module")
 def plans(traced_once):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "PLANS", PLANS)
-        return profile_forms()
+        patched.setattr(module, "PAPER_ARCHITECTURES", PAPER_ARCHITECTURES)
+        return profile_variants()
 
 
 @pytest.fixture(scope="module")
 def of_run(pair, traced_once):
-    return profile_forms(pair / "student")
+    return profile_variants(pair / "student")
 
 
-def test_every_form_of_every_plan_has_a_row(plans):
-    names = ["2-4 batch", "1-2 per_image"]
-    assert [(row.name, row.form) for row in plans.models] == [(name, form) for name in names for form in FORMS]
-    for plan, name in zip(PLANS, names, strict=True):
+def test_every_variant_of_every_architecture_has_a_row(plans):
+    names = ["2-4 batch", "1-2 instance"]
+    assert [(row.name, row.variant) for row in plans.models] == [(name, form) for name in names for form in VARIANTS]
+    for plan, name in zip(PAPER_ARCHITECTURES, names, strict=True):
         generator = build(plan, seed=0).generator
         counts = count(generator, plan)
-        rows = of(plans, name)
+        rows = variants_of(plans, name)
         assert {row.num_params for row in rows.values()} == {counts.num_params}
         assert {row.conv_macs for row in rows.values()} == {counts.conv_macs}
         assert {(row.family, row.channels, row.image_channels) for row in rows.values()} == {
             ("ede", plan.channels_str, plan.image_channels)
         }
         assert rows["fp16"].size_bytes < rows["fp32"].size_bytes < rows["fp32, no rewrites"].size_bytes
-        assert max(rows[form].parity_max_rel for form in FORMS[:2]) <= 1e-4
-        assert min(rows[form].parity_max_rel for form in FORMS[2:]) > 1e-6
+        assert max(rows[form].parity_max_rel for form in VARIANTS[:2]) <= 1e-4
+        assert min(rows[form].parity_max_rel for form in VARIANTS[2:]) > 1e-6
 
 
 def test_fresh_weights_agree_with_nothing_worth_telling(plans):
@@ -69,32 +71,32 @@ def test_the_identity_graph_is_the_measure(plans):
 
 def test_every_figure_of_one_run_goes_to_its_own_row(monkeypatch):
     """Latencies that say which call they are of."""
-    monkeypatch.setattr(module, "PLANS", PLANS)
-    monkeypatch.setattr(module, "passing_through", lambda size, channels: ("identity", size, channels))
-    monkeypatch.setattr(module, "scoring", lambda detector: detector)
+    monkeypatch.setattr(module, "PAPER_ARCHITECTURES", PAPER_ARCHITECTURES)
+    monkeypatch.setattr(measuring, "identity_model_call", lambda size, channels: ("identity", size, channels))
+    monkeypatch.setattr(measuring, "detector_call", lambda detector: detector)
     given = []
 
     def measure(calls):
         given.extend(calls)
         return [Latency(float(10 + i), float(i)) for i in range(len(calls))]
 
-    monkeypatch.setattr(module, "measure_latency", measure)
-    report = profile_forms()
+    monkeypatch.setattr(measuring, "measure_latency", measure)
+    report = profile_variants()
     assert given[:2] == [("identity", 16, 1), ("identity", 16, 3)]
     assert [row.latency_us.p10 for row in report.models] == list(range(2, 10))
     assert [row.times_identity for row in report.models[:4]] == [n / 10 for n in (12, 13, 14, 15)]
     assert [row.times_identity for row in report.models[4:]] == [n / 11 for n in (16, 17, 18, 19)]
     for row, detector in zip(report.models, given[2:], strict=True):
         assert detector.metadata["channels"] == row.channels
-        assert detector.metadata["precision"] == row.form[:4]
-        assert (detector.metadata["rewrites"] == "") == (row.form == "fp32, no rewrites")
+        assert detector.metadata["precision"] == row.variant[:4]
+        assert (detector.metadata["rewrites"] == "") == (row.variant == "fp32, no rewrites")
 
 
-def test_a_run_comes_with_its_teacher_and_is_judged_on_its_own_data(of_run, pair):
+def test_a_run_comes_with_its_teacher_and_is_validated_on_its_own_data(of_run, pair):
     names = ["teacher", "student"]
-    assert [(row.name, row.form) for row in of_run.models] == [(name, form) for name in names for form in FORMS]
+    assert [(row.name, row.variant) for row in of_run.models] == [(name, form) for name in names for form in VARIANTS]
     for name in names:
-        rows = of(of_run, name)
+        rows = variants_of(of_run, name)
         assert (rows["fp32"].agreement, rows["fp32, no rewrites"].agreement) == (None, None)
         for form in ("fp16", "int8"):
             found = rows[form].agreement
@@ -116,14 +118,14 @@ def auc_by_torch(folder, pair):
 
 
 def test_a_model_without_a_teacher_is_alone(pair):
-    report = profile_forms(pair / "teacher")
-    assert [(row.name, row.form) for row in report.models] == [("teacher", form) for form in FORMS]
+    report = profile_variants(pair / "teacher")
+    assert [(row.name, row.variant) for row in report.models] == [("teacher", form) for form in VARIANTS]
 
 
 def test_a_teacher_that_is_named_must_be_there(pair, tmp_path):
     with pytest.raises(KdganError, match="nowhere"):
-        profile_forms(pair / "student", tmp_path / "nowhere")
-    report = profile_forms(pair / "student", pair / "student" / "model.safetensors")
+        profile_variants(pair / "student", tmp_path / "nowhere")
+    report = profile_variants(pair / "student", pair / "student" / "model.safetensors")
     assert [row.name for row in report.models] == ["student"] * 8
 
 
@@ -146,10 +148,10 @@ def test_a_model_without_convolutions_has_no_ratio_of_them():
 
 
 def test_fresh_weights_of_an_architecture():
-    report = profile(PLANS[0])
+    report = profile(PAPER_ARCHITECTURES[0])
     (row,) = report.models
     assert (row.name, report.ratios) == ("ede 2-4", None)
-    assert row.num_params == sum(p.numel() for p in build(PLANS[0]).generator.parameters())
+    assert row.num_params == sum(p.numel() for p in build(PAPER_ARCHITECTURES[0]).generator.parameters())
 
 
 def test_a_detector_file_is_measured_as_it_is(pair, tmp_path):
@@ -162,10 +164,10 @@ def test_a_detector_file_is_measured_as_it_is(pair, tmp_path):
 
 
 def test_the_command(pair, monkeypatch, capsys):
-    monkeypatch.setattr(module, "PLANS", PLANS)
+    monkeypatch.setattr(module, "PAPER_ARCHITECTURES", PAPER_ARCHITECTURES)
     assert run(["profile", "--all", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [(row["name"], row["form"]) for row in told["models"]][:4] == [("2-4 batch", form) for form in FORMS]
+    assert [(row["name"], row["variant"]) for row in told["models"]][:4] == [("2-4 batch", form) for form in VARIANTS]
     assert run(["profile", "--all", "--model", str(pair / "student")]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert "identity" in header

@@ -1,4 +1,4 @@
-"""Trials: each is the run of its own seed and draw, whoever starts it; the summary is theirs."""
+"""Trials: each is the run of its seed and split, whether resumed or in another process, and is part of the mean."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def figures_of(report):
     return [(trial.trial, trial.figures) for trial in report.trials]
 
 
-def test_each_trial_is_its_seeds_and_draws_own_run(recipe, tmp_path):
+def test_each_trial_is_the_run_of_its_seed_and_split(recipe, tmp_path):
     announced = []
     report = trials(recipe, tmp_path / "out", num_trials=3, announce=announced.append)
     assert announced == report.trials
@@ -92,7 +92,7 @@ def test_processes_change_nothing(recipe, tmp_path):
 
 def test_finished_trials_are_kept_and_more_are_added(recipe, tmp_path, monkeypatch):
     out, started = tmp_path / "out", []
-    monkeypatch.setattr(module, "train", lambda own, path: (started.append(path), train(own, path))[1])
+    monkeypatch.setattr(module, "train", lambda recipe, path: (started.append(path), train(recipe, path))[1])
     first = trials(recipe, out, num_trials=1)
     before = (out / "trial-0" / "model.safetensors").stat().st_mtime_ns
     report = trials(recipe, out, num_trials=2)
@@ -137,11 +137,11 @@ def test_students_are_distilled_from_their_trials_model(recipe, tmp_path):
 
 def test_a_folder_of_another_recipe_is_refused(recipe, tmp_path):
     trials(recipe, tmp_path / "out", num_trials=1)
-    with pytest.raises(KdganError, match=r"of one recipe; .*recipe\.yaml is another\. Give another --out"):
+    with pytest.raises(KdganError, match=r"have one recipe; .*recipe\.yaml is another\. Give another --out"):
         trials(recipe.replace({"training": {"batch_size": 4}}), tmp_path / "out", num_trials=1)
     other = tmp_path / "run"
     train(recipe, other)
-    with pytest.raises(KdganError, match="of one recipe"):
+    with pytest.raises(KdganError, match="have one recipe"):
         trials(recipe, other, num_trials=1)
     assert not (other / "trial-0").exists()
 
@@ -153,6 +153,6 @@ def test_bad_numbers(recipe, tmp_path, numbers):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_wrong_in_a_trial_is_told(recipe, tmp_path):
+def test_an_error_in_a_trial_is_reported(recipe, tmp_path):
     with pytest.raises(KdganError, match=r"must exist; found none at .*nowhere"):
         trials(recipe.replace({"data": {"source": "npz:/nowhere.npz"}}), tmp_path / "out", num_trials=2)

@@ -107,7 +107,7 @@ def test_an_auc_that_differs_fails_at_any_precision(files, pair, monkeypatch):
         assert found.auc_diff == pytest.approx(found.auc - roc_auc_score(novel, swap_best(theirs)), abs=1e-6)
         assert found.auc_diff > 0.005
         assert [reason for reason in found.failed if "AUC differs from torch's" in reason]
-        assert [reason for reason in found.failed if "verdicts" in reason] or precision == "fp16"
+        assert [reason for reason in found.failed if "decisions" in reason] or precision == "fp16"
 
 
 def test_a_run_of_another_shape_is_another(files, tmp_path):

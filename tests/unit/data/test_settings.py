@@ -186,9 +186,9 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(KdganError) as caught:
         DataSettings(**changes)
     assert message in str(caught.value)
-    with pytest.raises(ValidationError) as told:
+    with pytest.raises(ValidationError) as wrapped:
         TypeAdapter(DataSettings).validate_python(changes)
-    assert message in str(told.value)
+    assert message in str(wrapped.value)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -285,7 +285,7 @@ def test_coil100_files_of_two_sizes_are_refused(tmp_path):
     (tmp_path / "coil-100").mkdir()
     for number, size in ((1, 16), (2, 20)):
         Image.fromarray(np.zeros((size, 16, 3), np.uint8)).save(tmp_path / f"coil-100/obj{number}__0.png")
-    with pytest.raises(KdganError, match=r"must have one size; .*(20×16.*16×16|16×16.*20×16)"):
+    with pytest.raises(KdganError, match=r"need one size; .*(20×16.*16×16|16×16.*20×16)"):
         read("coil100", tmp_path)
 
 

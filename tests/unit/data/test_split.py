@@ -163,11 +163,11 @@ def test_folder_pixels_are_pillows_to_two_levels(bottle, channels, mode):
     """One level from the resize and one from luma."""
     split = load_split(settings(bottle), SIZE, channels)
     files = ["train/good/000.png", "train/good/001.png", "train/good/more/002.bmp"]
-    for name, ours in zip(files, split.train, strict=True):
+    for name, image_read in zip(files, split.train, strict=True):
         with Image.open(bottle / name) as image:
-            theirs = np.asarray(image.convert(mode).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
-        theirs = theirs.reshape(SIZE, SIZE, channels).transpose(2, 0, 1)
-        assert np.abs(ours.numpy().astype(int) - theirs).max() <= 2
+            expected = np.asarray(image.convert(mode).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+        expected = expected.reshape(SIZE, SIZE, channels).transpose(2, 0, 1)
+        assert np.abs(image_read.numpy().astype(int) - expected).max() <= 2
 
 
 def test_folder_without_test(tmp_path):

@@ -9,7 +9,7 @@ from kdgan_compress.distillation.hooks import Connectors, FeatureHooks
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
 
-ONCE = "must fire exactly once per forward pass; fired"
+ONCE = "did not fire exactly once in the forward pass; fired"
 
 
 class Net(nn.Module):
@@ -93,7 +93,7 @@ def test_nothing_is_tracked_under_no_grad():
     torch.testing.assert_close(output, by_hand(network.first, x))
 
 
-def test_hooks_are_there_inside_with_only():
+def test_hooks_exist_inside_with_only():
     network = net()
     taps = FeatureHooks(network, {"a": "first", "b": "second"})
     assert num_hooks(network) == 0
@@ -118,7 +118,7 @@ def test_hooks_are_removed_after_an_exception_in_the_network():
     assert num_hooks(network) == 0
 
 
-def test_a_pass_that_broke_off_leaves_nothing_in_the_next():
+def test_an_interrupted_pass_leaves_nothing_in_the_next():
     network, x = net(fails_on_a_negative_sum), torch.ones(1, 3)
     with FeatureHooks(network, {"a": "first"}) as taps:
         with pytest.raises(RuntimeError, match="the network broke"):
@@ -161,7 +161,9 @@ def test_an_unknown_path_lists_what_exists_and_suggests():
     with pytest.raises(KdganError) as caught:
         FeatureHooks(generator, {"z2": "encoder_2"})
     message = str(caught.value)
-    assert message.startswith("Tap 'z2' must name a submodule; got 'encoder_2', there are encoder, encoder.features,")
+    assert message.startswith(
+        "Tap 'z2' does not name a submodule; got 'encoder_2', there are encoder, encoder.features,"
+    )
     assert "decoder.head" in message
     assert message.endswith("perhaps 'encoder2'.")
 
@@ -245,11 +247,11 @@ def test_a_network_first_called_inside_with_may_be_compiled(fresh_compiler, comp
                 torch.testing.assert_close(taps(x)["a"], by_hand(network.first, x))
 
 
-def test_an_output_that_is_no_tensor_is_an_error():
+def test_an_output_that_is_not_a_tensor_is_an_error():
     generator = build(Architecture(channels=(2, 4, 8), latent_size=16)).generator
     with (
         FeatureHooks(generator, {"all": ""}) as taps,
-        pytest.raises(KdganError, match="must give one tensor; got tuple"),
+        pytest.raises(KdganError, match="did not return one tensor; got tuple"),
     ):
         taps(noise(1, 1, 32, 32))
 
@@ -277,11 +279,11 @@ def test_the_layer_that_works_in_place_can_be_tapped_itself():
 
 def test_taps_outside_with_are_an_error():
     taps = FeatureHooks(net(), {"a": "first"})
-    with pytest.raises(KdganError, match="must be attached"):
+    with pytest.raises(KdganError, match="outside `with`"):
         taps(noise(1, 3))
     with taps:
         taps(noise(1, 3))
-    with pytest.raises(KdganError, match="must be attached"):
+    with pytest.raises(KdganError, match="outside `with`"):
         taps(noise(1, 3))
 
 
@@ -294,7 +296,7 @@ def outputs_of(**shapes):
 
 def test_connectors_exist_only_where_shapes_differ():
     student = outputs_of(z1=(2, 16), x_hat=(2, 1, 8, 8), f=(2, 4, 5, 5), mine=(2, 7))
-    teacher = outputs_of(z1=(2, 24), x_hat=(2, 1, 8, 8), f=(2, 6, 5, 5), theirs=(2, 9))
+    teacher = outputs_of(z1=(2, 24), x_hat=(2, 1, 8, 8), f=(2, 6, 5, 5), other=(2, 9))
     connectors = seeded(lambda: Connectors(student, teacher))
     assert set(connectors.maps) == {"z1", "f"}
     connected = connectors(student)
@@ -319,7 +321,7 @@ def test_connectors_are_linear_in_the_channels_and_without_bias():
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("student", "teacher"),
     [
         ((2, 3, 32, 32), (2, 3, 16, 16)),
         ((2, 3, 32, 32), (2, 1, 32, 16)),
@@ -329,11 +331,11 @@ def test_connectors_are_linear_in_the_channels_and_without_bias():
     ],
     ids=["side", "side and channels", "rank", "sequence", "batch"],
 )
-def test_a_difference_other_than_in_channels_is_an_error(ours, theirs):
+def test_a_difference_other_than_in_channels_is_an_error(student, teacher):
     with pytest.raises(KdganError) as caught:
-        Connectors(outputs_of(x_hat=ours), outputs_of(x_hat=theirs))
-    assert str(caught.value).startswith("Teacher and student must agree in x_hat")
-    assert f"got {theirs} and {ours}" in str(caught.value)
+        Connectors(outputs_of(x_hat=student), outputs_of(x_hat=teacher))
+    assert str(caught.value).startswith("Teacher and student differ in x_hat")
+    assert f"got {teacher} and {student}" in str(caught.value)
 
 
 def test_connectors_are_made_in_the_order_of_the_taps():
@@ -356,9 +358,9 @@ def test_the_gradient_reaches_student_and_connectors_and_the_teacher_stays_as_it
         with torch.no_grad():
             targets = teacher_taps(images)
         kept = {name: target.clone() for name, target in targets.items()}
-        ours = student_taps(images)
-        connectors = seeded(lambda: Connectors(ours, targets))
-        connected = connectors(ours)
+        outputs = student_taps(images)
+        connectors = seeded(lambda: Connectors(outputs, targets))
+        connected = connectors(outputs)
         sum((connected[name] - targets[name]).square().sum() for name in targets).backward()
 
     assert set(connectors.maps) == {"z1", "z2"}
@@ -371,7 +373,7 @@ def test_the_gradient_reaches_student_and_connectors_and_the_teacher_stays_as_it
     assert num_hooks(teacher.generator) == num_hooks(student.generator) == 0
 
 
-def test_inference_mode_is_no_obstacle() -> None:
+def test_inference_mode_works() -> None:
     network = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     with FeatureHooks(network, {"first": "0"}) as taps, torch.inference_mode():
         images = torch.ones(2, 4)

@@ -48,7 +48,7 @@ def test_the_teacher_is_frozen_in_1_and_2_and_trained_in_3_and_4(structure, trai
     assert STRUCTURES[structure].needs_teacher
 
 
-def test_alone_has_the_students_own_losses_and_no_teacher():
+def test_from_scratch_has_the_students_losses_and_no_teacher():
     assert dataclasses.astuple(FROM_SCRATCH) == (0, 0, 1, 1, 0)
     assert not FROM_SCRATCH.trains_teacher
     assert not FROM_SCRATCH.needs_teacher
@@ -69,14 +69,14 @@ def test_no_coefficient_is_negative(name):
 
 @few
 @given(alpha=st.floats(0, 10), beta=st.floats(0, 10), nu=st.floats(0, 10))
-def test_some_loss_must_train_the_students_generator(alpha, beta, nu):
+def test_some_loss_trains_the_students_generator(alpha, beta, nu):
     with pytest.raises(KdganError, match="train the student's generator"):
         LossSet(alpha=alpha, beta=beta, nu=nu)
     for weight in ("mu", "lam"):
         assert LossSet(alpha=alpha, beta=beta, nu=nu, **{weight: 1e-6}).nu == nu
 
 
-def test_a_loss_set_can_not_be_changed():
+def test_a_loss_set_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         FROM_SCRATCH.mu = 2.0
 
@@ -113,7 +113,7 @@ def test_every_chain_of_structures_is_read_back(chain, arrow):
     "text",
     ["", " ", "5", "0", "-1", "2-3", "2,3", "2>3", "->", "2->", "->3", "2->->3", "2->5", "23", "2.0", "two", "②"],
 )
-def test_what_is_no_schedule_is_refused(text):
+def test_what_is_not_a_schedule_is_refused(text):
     with pytest.raises(KdganError, match="structures 1 to 4 joined by ->") as caught:
         parse_schedule(text)
     assert repr(text) in str(caught.value)

@@ -1,31 +1,33 @@
-"""One stage of training against a loop written out by hand: own losses, own order, own average, torch's Adam."""
+"""One stage of training against a loop written by hand: losses, order of updates, EMA and torch's Adam."""
 
 import copy
+import re
 from collections import defaultdict
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import softplus
 
-from kdgan_compress.distillation import train_log as meter
-from kdgan_compress.distillation import trainer as engine
+from kdgan_compress.distillation import train_log
 from kdgan_compress.distillation.hooks import Connectors
-from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
+from kdgan_compress.distillation.scheduler import StageRun, TrainingSettings
 from kdgan_compress.distillation.train_log import DivergedError
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import StageRun, TrainingSettings, begin_stage, run_stage
+from kdgan_compress.distillation.trainer import Engine, StageProgress, epoch_order, train_stage
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
-from kdgan_compress.gans.objective import Update
+from kdgan_compress.gans.ede import GanomalyObjective
 
 BETAS = (0.5, 0.99)
 DECAY = 0.3
 RATE, TEACHER_RATE = 2e-3, 5e-4
+MOMENTS = "exp_avg", "exp_avg_sq", "step"
 OBJECTIVE = GanomalyObjective(w_con=7, w_enc=3, w_adv=2)
-DISTILLATION = Distillation(w1=4, wx=5, w2=6)
+K_L = DistillationLoss(w1=4, wx=5, w2=6)
 FIFTH = LossSet(alpha=0.7, mu=0.3, nu=2, lam=0.5)
 
 
@@ -50,32 +52,33 @@ class Spy:
     """GANomaly's objective, and a list of the batches that it was asked to train on."""
 
     def __init__(self):
-        self.asked = []
+        self.batches, self.steps = [], []
 
-    def updates(self, batch):
-        self.asked.append(batch)
-        yield from OBJECTIVE.updates(batch)
+    def train_step(self, state, images, weight_g, weight_d, step=0, k_l=None):
+        self.batches.append(images)
+        self.steps.append(step)
+        return OBJECTIVE.train_step(state, images, weight_g, weight_d, step, k_l)
 
-    @property
-    def batches(self):
-        return [batch.images for batch in self.asked]
+
+def records_of(run):
+    """The records of one stage, which begins at once."""
+    run.begin()
+    return (record for _, record in train_stage([StageProgress(run)]))
 
 
 def train(loss_set, student, teacher, images, batch_size=4, epochs=2, stage_index=0, **settings):
-    """The engine's way: learners, records and the batches that the student saw."""
+    """The trainer's way: states, records and the batches that the student saw."""
     betas, decay = settings.pop("betas", BETAS), settings.pop("ema_decay", DECAY)
     spies = Spy(), Spy()
-    learners = [gan and TrainState(gan, betas, decay, spy) for gan, spy in zip((student, teacher), spies, strict=True)]
+    states = [gan and TrainState(gan, betas, decay, spy) for gan, spy in zip((student, teacher), spies, strict=True)]
     stage = Stage("x", loss_set, epochs, RATE, TEACHER_RATE)
-    begin_stage(StageRun(stage, 0, *learners, images, DISTILLATION, TrainingSettings()))
-    plan = TrainingSettings(batch_size, **settings)
-    records = list(run_stage(StageRun(stage, stage_index, *learners, images, DISTILLATION, plan)))
-    ours, theirs = (spy.asked for spy in spies)
-    assert len(theirs) == (len(ours) if loss_set.trains_teacher else 0)
-    for of_student, of_teacher in zip(ours, theirs, strict=False):
-        assert torch.equal(of_student.images, of_teacher.images)
-        assert of_student.step == of_teacher.step
-    return *learners, records, spies[0].batches
+    records = list(
+        records_of(StageRun(stage, stage_index, *states, images, K_L, TrainingSettings(batch_size, **settings)))
+    )
+    of_student, of_teacher = spies
+    assert of_teacher.steps == (of_student.steps if loss_set.trains_teacher else [])
+    assert all(map(torch.equal, of_student.batches, of_teacher.batches))
+    return *states, records, of_student.batches
 
 
 class Plain:
@@ -130,18 +133,18 @@ class Plain:
         return {name: term.item() for name, term in terms.items()}
 
 
-def train_plainly(loss_set, student, teacher, batches, falls=True):
+def train_plainly(loss_set, student, teacher, batches, decays=True):
     """The same stage by hand; each epoch's mean losses."""
     epochs, sums, seen = [], defaultdict(float), 0
     for step, x in enumerate(batches):
-        fall = 1 - step / len(batches) if falls else 1
+        factor = 1 - step / len(batches) if decays else 1
         terms, targets = {}, None
         if loss_set.alpha > 0 or loss_set.beta > 0:
-            own = teacher.step(x, loss_set.alpha, loss_set.beta, TEACHER_RATE * fall)
-            terms |= {f"teacher_{name}": value for name, value in own.items()}
+            of_teacher = teacher.step(x, loss_set.alpha, loss_set.beta, TEACHER_RATE * factor)
+            terms |= {f"teacher_{name}": value for name, value in of_teacher.items()}
         if loss_set.lam > 0:
             targets = [output.detach() for output in teacher.gan.generator(x)]
-        terms |= student.step(x, loss_set.mu, loss_set.nu, RATE * fall, targets, loss_set.lam)
+        terms |= student.step(x, loss_set.mu, loss_set.nu, RATE * factor, targets, loss_set.lam)
         for name, value in terms.items():
             sums[name] += value * len(x)
         seen += len(x)
@@ -151,39 +154,40 @@ def train_plainly(loss_set, student, teacher, batches, falls=True):
     return epochs
 
 
-def assert_near(ours, theirs):
-    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10)
+def assert_near(value, expected):
+    torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-10)
 
 
-def assert_same_training(learner, plain, gan):
-    """Weights, the optimisers' moments and the average, to a rounding error."""
+def assert_same_training(state, plain, gan):
+    """Weights, the optimisers' moments and step counts, and the EMA, to a rounding error."""
     for name, network in gan.networks().items():
         assert_near(network.state_dict(), plain.gan.networks()[name].state_dict())
-    for name, saved in learner.state_dict()["optimizers"].items():
-        states = plain.adam[name].state_dict()["state"].values()
-        for ours, theirs in (("means", "exp_avg"), ("squares", "exp_avg_sq")):
-            assert_near(saved[ours], [state[theirs] for state in states])
-        assert [steps.tolist() for steps in saved["steps"]] == [[state["step"].item()] for state in states]
+    for name, saved in state.state_dict()["optimizers"].items():
+        expected = plain.adam[name].state_dict()["state"]
+        assert saved["state"].keys() == expected.keys()
+        for index, parameter in expected.items():
+            for moment in MOMENTS:
+                assert_near(saved["state"][index][moment], parameter[moment])
     if plain.steps:
-        assert_near([parameter.detach() for parameter in learner.ema_generator.parameters()], plain.average)
+        assert_near([parameter.detach() for parameter in state.ema_generator.parameters()], plain.average)
 
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("batch_size", "num_images"), [(1, 3), (4, 10)], ids=["batch1", "batch4-4-2"])
 @pytest.mark.parametrize(
-    "loss_set", [*STRUCTURES.values(), FROM_SCRATCH, FIFTH], ids=["1", "2", "3", "4", "alone", "fractions"]
+    "loss_set", [*STRUCTURES.values(), FROM_SCRATCH, FIFTH], ids=["1", "2", "3", "4", "from-scratch", "fractions"]
 )
 def test_a_stage_is_the_loop_written_by_hand(loss_set, batch_size, num_images):
     student, teacher = make_pair()
     by_hand = copy.deepcopy((student, teacher))
     images = make_images(num_images)
-    learner, teacher_learner, records, batches = train(loss_set, student, teacher, images, batch_size)
+    state, teacher_state, records, batches = train(loss_set, student, teacher, images, batch_size)
     plain, plain_teacher = Plain(by_hand[0]), Plain(by_hand[1])
     epochs = train_plainly(loss_set, plain, plain_teacher, batches)
 
     assert len(batches) == 6
-    assert_same_training(learner, plain, student)
-    assert_same_training(teacher_learner, plain_teacher, teacher)
+    assert_same_training(state, plain, student)
+    assert_same_training(teacher_state, plain_teacher, teacher)
     assert [(r.stage, r.epoch, r.epoch_done, r.num_images) for r in records] == [
         ("x", 1, True, num_images),
         ("x", 2, True, num_images),
@@ -193,14 +197,14 @@ def test_a_stage_is_the_loop_written_by_hand(loss_set, batch_size, num_images):
 
 
 @pytest.mark.usefixtures("double")
-def test_constant_rate_and_no_average():
+def test_constant_learning_rate_and_no_ema():
     student, _ = make_pair()
     plain = Plain(copy.deepcopy(student))
     settings = {"learning_rate_decay": "constant", "ema_decay": 0.0}
-    learner, _, _, batches = train(FROM_SCRATCH, student, None, make_images(10), **settings)
-    train_plainly(FROM_SCRATCH, plain, None, batches, falls=False)
+    state, _, _, batches = train(FROM_SCRATCH, student, None, make_images(10), **settings)
+    train_plainly(FROM_SCRATCH, plain, None, batches, decays=False)
     assert_near(student.generator.state_dict(), plain.gan.generator.state_dict())
-    assert learner.ema_generator is student.generator
+    assert state.ema_generator is student.generator
 
 
 @pytest.mark.usefixtures("double")
@@ -208,13 +212,13 @@ def test_connectors_are_trained_where_latent_sizes_differ():
     student, teacher = make_pair(latent=8)
     images = make_images(10)
     torch.manual_seed(5)
-    learner, _, _, batches = train(STRUCTURES[2], copy.deepcopy(student), teacher, images)
-    trained = learner.connectors
+    state, _, _, batches = train(STRUCTURES[2], copy.deepcopy(student), teacher, images)
+    trained = state.connectors
 
     torch.manual_seed(5)
     fresh = TrainState(student, BETAS, DECAY)
     stage = Stage("x", STRUCTURES[2], 2, RATE, TEACHER_RATE)
-    begin_stage(StageRun(stage, 0, fresh, TrainState(teacher, BETAS, DECAY), images, DISTILLATION, TrainingSettings()))
+    StageRun(stage, 0, fresh, TrainState(teacher, BETAS, DECAY), images, K_L, TrainingSettings()).begin()
     start = copy.deepcopy(fresh.connectors.state_dict())
     plain = Plain(student, connectors=fresh.connectors)
     train_plainly(STRUCTURES[2], plain, Plain(teacher), batches)
@@ -225,11 +229,11 @@ def test_connectors_are_trained_where_latent_sizes_differ():
     }
     assert not any(torch.equal(start[name], weight) for name, weight in trained.state_dict().items())
     assert_near(trained.state_dict(), fresh.connectors.state_dict())
-    assert_near(learner.gan.generator.state_dict(), student.generator.state_dict())
+    assert_near(state.gan.generator.state_dict(), student.generator.state_dict())
 
 
-def test_connectors_follow_the_order_of_the_taps():
-    # A process with another hash seed must draw the same weights and number their optimiser's states alike.
+def test_connectors_have_the_order_of_the_taps():
+    # A process with another hash seed draws the same weights and has the same order of parameters in its optimiser.
     names = [f"tap{i}" for i in range(12)]
     connectors = Connectors({n: torch.zeros(1, 2) for n in names}, {n: torch.zeros(1, 3) for n in reversed(names)})
     assert list(connectors.maps) == names
@@ -264,22 +268,22 @@ def test_a_frozen_teacher_with_batch_norm_uses_its_running_statistics():
         for _ in range(20):
             teacher.generator(torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1)))
     plain, plain_teacher = Plain(copy.deepcopy(student)), Plain(copy.deepcopy(teacher))
-    learner, _, _, batches = train(STRUCTURES[1], student, teacher, make_images(10))
+    state, _, _, batches = train(STRUCTURES[1], student, teacher, make_images(10))
     plain_teacher.gan.generator.eval()
     train_plainly(STRUCTURES[1], plain, plain_teacher, batches)
-    assert_same_training(learner, plain, student)
+    assert_same_training(state, plain, student)
 
 
-def test_teacher_flags_come_back_when_a_stage_is_broken_off():
+def test_the_teachers_flags_are_restored_when_a_stage_is_interrupted():
     student, teacher = make_pair()
-    learners = [TrainState(gan, BETAS, DECAY) for gan in (student, teacher)]
+    states = [TrainState(gan, BETAS, DECAY) for gan in (student, teacher)]
     stage = Stage("x", STRUCTURES[2], 2, RATE, TEACHER_RATE)
-    begin_stage(StageRun(stage, 0, *learners, make_images(3), DISTILLATION, TrainingSettings()))
-    running = run_stage(StageRun(stage, 0, *learners, make_images(3), DISTILLATION, TrainingSettings(1)))
+    running = records_of(StageRun(stage, 0, *states, make_images(3), K_L, TrainingSettings(1)))
     next(running)
     assert not teacher.generator.training
     assert not any(parameter.requires_grad for parameter in teacher.generator.parameters())
     running.close()
+    del running
     assert teacher.generator.training
     assert all(parameter.requires_grad for parameter in teacher.generator.parameters())
     assert not any(module._forward_hooks for gan in (student, teacher) for module in gan.generator.modules())
@@ -287,27 +291,26 @@ def test_teacher_flags_come_back_when_a_stage_is_broken_off():
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("structure", [3, 4])
-def test_a_moving_teacher_trains_as_if_alone(structure, norm):
+def test_a_trained_teacher_is_trained_as_if_alone(structure, norm):
     teacher = make_gan((2, 4, 8), 2, norm=norm)
     start, alone = copy.deepcopy(teacher), copy.deepcopy(teacher)
     images = make_images(10)
-    _, learner, _, batches = train(STRUCTURES[structure], make_gan((1, 2, 4), 1), teacher, images)
+    _, state, _, batches = train(STRUCTURES[structure], make_gan((1, 2, 4), 1), teacher, images)
     spy = Spy()
-    alone_learner = TrainState(alone, BETAS, DECAY, spy)
     stage = Stage("x", FROM_SCRATCH, 2, TEACHER_RATE, 1.0)
-    begin_stage(StageRun(stage, 0, alone_learner, None, images, DISTILLATION, TrainingSettings()))
-    list(run_stage(StageRun(stage, 0, alone_learner, None, images, DISTILLATION, TrainingSettings(4))))
+    alone_state = TrainState(alone, BETAS, DECAY, spy)
+    list(records_of(StageRun(stage, 0, alone_state, None, images, K_L, TrainingSettings(4))))
 
-    for ours, theirs in zip(spy.batches, batches, strict=True):
-        assert torch.equal(ours, theirs)
+    assert len(spy.batches) == len(batches)
+    assert all(map(torch.equal, spy.batches, batches))
     for name, network in alone.networks().items():
-        ours, theirs = dict(teacher.networks()[name].named_parameters()), dict(network.named_parameters())
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        weights = dict(teacher.networks()[name].named_parameters())
+        torch.testing.assert_close(weights, dict(network.named_parameters()), rtol=0, atol=0)
         assert not torch.equal(start.networks()[name].encoder.head.weight, network.encoder.head.weight)
-    assert learner.ema_generator is not teacher.generator
+    assert state.ema_generator is not teacher.generator
 
 
-def test_a_loss_set_without_a_discriminator_loss_leaves_the_discriminator():
+def test_a_loss_set_without_a_discriminator_loss_does_not_change_the_discriminator():
     student, _ = make_pair()
     before = copy.deepcopy(student.discriminator.state_dict())
     train(LossSet(mu=1), student, None, make_images(6))
@@ -326,36 +329,33 @@ def test_an_epoch_sees_each_image_once(batch_size, num_images, sizes):
     images = make_images(num_images)
     _, _, _, batches = train(FROM_SCRATCH, make_gan((1, 2, 4), 1), None, images, batch_size)
     assert [len(batch) for batch in batches] == sizes * 2
-    places = [
+    indices = [
         next(i for i, image in enumerate(images) if torch.equal(image / 127.5 - 1, x)) for x in torch.cat(batches)
     ]
-    assert sorted(places[:num_images]) == sorted(places[num_images:]) == list(range(num_images))
+    assert sorted(indices[:num_images]) == sorted(indices[num_images:]) == list(range(num_images))
     if num_images > 3:
-        assert places[:num_images] != places[num_images:]
+        assert indices[:num_images] != indices[num_images:]
 
 
 def test_the_order_depends_on_seed_stage_and_epoch_alone():
     orders = {
-        tuple(engine.epoch_order(50, seed, stage, epoch).tolist())
-        for seed in (0, 1)
-        for stage in (0, 1)
-        for epoch in (1, 2)
+        tuple(epoch_order(50, seed, stage, epoch).tolist()) for seed in (0, 1) for stage in (0, 1) for epoch in (1, 2)
     }
     assert len(orders) == 8
-    first = engine.epoch_order(50, 3, 1, 2)
+    first = epoch_order(50, 3, 1, 2)
     torch.manual_seed(99)
-    assert torch.equal(first, engine.epoch_order(50, 3, 1, 2))
+    assert torch.equal(first, epoch_order(50, 3, 1, 2))
 
 
 def test_the_order_leaves_the_random_state_alone():
     before = torch.get_rng_state()
-    engine.epoch_order(5, 0, 0, 1)
+    epoch_order(5, 0, 0, 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.usefixtures("double")
 def test_records_between_epochs_hold_the_means_so_far(monkeypatch):
-    monkeypatch.setattr(meter, "RECORD_EVERY_IMAGES", 6)
+    monkeypatch.setattr(train_log, "RECORD_EVERY_IMAGES", 6)
     student, _ = make_pair()
     plain = Plain(copy.deepcopy(student))
     _, _, records, batches = train(FROM_SCRATCH, student, None, make_images(10), epochs=1)
@@ -366,42 +366,44 @@ def test_records_between_epochs_hold_the_means_so_far(monkeypatch):
     assert 0 < records[0].seconds < records[1].seconds
 
 
-def test_epochs_done_are_passed_over():
+def test_finished_epochs_are_skipped():
     images = make_images(6)
     _, _, whole, batches = train(FROM_SCRATCH, make_gan((1, 2, 4), 1), None, images, epochs=3)
     spy = Spy()
     student = TrainState(make_gan((1, 2, 4), 1), BETAS, DECAY, spy)
     stage = Stage("x", FROM_SCRATCH, 3, RATE, RATE)
-    begin_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings()))
-    rest = list(run_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4), epochs_done=2)))
-    assert [batch.step for batch in spy.asked] == [4, 5]
+    rest = list(records_of(StageRun(stage, 0, student, None, images, K_L, TrainingSettings(4), epochs_done=2)))
+    assert spy.steps == [4, 5]
     assert [record.epoch for record in rest] == [3]
     assert [record.epoch for record in whole] == [1, 2, 3]
-    for ours, theirs in zip(spy.batches, batches[-2:], strict=True):
-        assert torch.equal(ours, theirs)
+    assert all(map(torch.equal, spy.batches, batches[-2:]))
 
 
 class Scripted:
-    """An objective that moves nothing and whose terms are told beforehand, a dict a batch."""
+    """An objective that updates nothing and whose losses are given, a dict per batch."""
 
     def __init__(self, script):
         self.script = script
 
-    def updates(self, batch):
-        terms = {name: torch.tensor(value) for name, value in self.script[batch.step].items()}
-        yield Update("generator", None, terms)
+    def train_step(self, state, images, weight_g, weight_d, step=0, k_l=None):
+        return {name: torch.tensor(value) for name, value in self.script[step].items()}
 
 
 def play(script, epochs=2, epochs_done=0, num_images=10):
     student = TrainState(make_gan((1, 2, 4), 1), BETAS, DECAY, Scripted(script))
     stage, images = Stage("x", FROM_SCRATCH, epochs, RATE), make_images(num_images)
-    begin_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings()))
-    return run_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4), epochs_done))
+    return records_of(StageRun(stage, 0, student, None, images, K_L, TrainingSettings(4), epochs_done))
+
+
+def error_message(record):
+    assert isinstance(record, DivergedError)
+    assert isinstance(record, KdganError)
+    return str(record)
 
 
 @pytest.mark.parametrize("every", [4, 8, 512])
-def test_a_terms_mean_is_over_the_images_that_had_it(monkeypatch, every):
-    monkeypatch.setattr(meter, "RECORD_EVERY_IMAGES", every)
+def test_a_losss_mean_is_over_the_images_that_had_it(monkeypatch, every):
+    monkeypatch.setattr(train_log, "RECORD_EVERY_IMAGES", every)
     script = [{"a": 1.0}, {"a": 4.0, "b": 5.0}, {"b": 8.0, "c": 7.0}]  # batches of 4, 4 and 2
     records = list(play([*script, {}, {}, {"b": 1.0}]))
     first, second = (record.losses for record in records if record.epoch_done)
@@ -413,40 +415,52 @@ def test_a_terms_mean_is_over_the_images_that_had_it(monkeypatch, every):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("epochs_done", [0, 1])
-def test_a_loss_that_is_no_number_ends_the_training(value, epochs_done):
-    script = [{"a": 1.0}] * 4 + [{"a": 2.0, "b": value}, {"a": value, "b": value}]  # three batches an epoch
-    running = play(script, 3, epochs_done)
-    assert [next(running).epoch for _ in range(1 - epochs_done)] == [1][epochs_done:]
-    with pytest.raises(DivergedError, match=rf"finite; b is {value} at step 5 of stage x \(epoch 2\)") as caught:
-        next(running)
-    assert isinstance(caught.value, KdganError)
+def test_a_loss_that_is_not_finite_ends_the_training(value, epochs_done):
+    script = [{"a": 1.0}] * 4 + [{"a": 2.0, "b": value}, {"a": value, "b": value}]  # three batches per epoch
+    *records, last = play(script, 3, epochs_done)
+    assert [record.epoch for record in records] == [1][epochs_done:]
+    assert re.search(rf"finite; b is {value} at step 5 of stage x \(epoch 2\)", error_message(last))
 
 
-def test_a_loss_that_is_no_number_is_told_at_the_next_record(monkeypatch):
-    monkeypatch.setattr(meter, "RECORD_EVERY_IMAGES", 4)
-    running = play([{"a": 1.0}, {"b": float("nan")}, {}])
-    assert next(running).losses == {"a": 1.0}
-    with pytest.raises(DivergedError, match="b is nan at step 2 "):
-        next(running)
+def test_a_loss_that_is_not_finite_is_reported_at_the_next_record(monkeypatch):
+    monkeypatch.setattr(train_log, "RECORD_EVERY_IMAGES", 4)
+    first, last = play([{"a": 1.0}, {"b": float("nan")}, {}])
+    assert first.losses == {"a": 1.0}
+    assert "b is nan at step 2 " in error_message(last)
 
 
-def test_a_rate_that_is_far_too_large_is_told():
-    images = make_images(8)
+def test_the_first_of_several_losses_that_are_not_finite_is_reported():
+    (last,) = play([{"a": 1.0, "b": float("inf"), "c": float("nan")}, {"a": float("nan")}, {}])
+    assert "b is inf at step 1 " in error_message(last)
+
+
+def test_a_learning_rate_that_is_far_too_large_is_reported():
     student = TrainState(make_gan((1, 2, 4), 1), BETAS, DECAY)
-    stage = Stage("alone", FROM_SCRATCH, 5, 1e30)
-    begin_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings()))
-    with pytest.raises(DivergedError, match=r"at step \d+ of stage alone \(epoch \d\). Lower the learning rate"):
-        list(run_stage(StageRun(stage, 0, student, None, images, DISTILLATION, TrainingSettings(4))))
+    stage = Stage("from-scratch", FROM_SCRATCH, 5, 1e30)
+    *_, last = records_of(StageRun(stage, 0, student, None, make_images(8), K_L, TrainingSettings(4)))
+    pattern = r"at step \d+ of stage from-scratch \(epoch \d\)\. Lower the learning rate"
+    assert re.search(pattern, error_message(last))
 
 
-def test_a_moving_teachers_bad_loss_is_told_by_its_name():
-    images = make_images(4)
+def test_a_trained_teachers_bad_loss_is_reported_by_its_name():
     script = [{"bad": float("nan")}]
-    student, teacher = (
-        TrainState(make_gan((1, 2, 4), 1)),
-        TrainState(make_gan((2, 4, 8), 2), objective=Scripted(script)),
+    student = TrainState(make_gan((1, 2, 4), 1))
+    teacher = TrainState(make_gan((2, 4, 8), 2), objective=Scripted(script))
+    (last,) = records_of(
+        StageRun(Stage("x", STRUCTURES[3], 1, RATE), 0, student, teacher, make_images(4), K_L, TrainingSettings(4))
     )
-    stage = Stage("x", STRUCTURES[3], 1, RATE)
-    begin_stage(StageRun(stage, 0, student, teacher, images, DISTILLATION, TrainingSettings()))
-    with pytest.raises(DivergedError, match="teacher_bad is nan at step 1"):
-        list(run_stage(StageRun(stage, 0, student, teacher, images, DISTILLATION, TrainingSettings(4))))
+    assert "teacher_bad is nan at step 1" in error_message(last)
+
+
+def test_the_plain_engine_trains_one_model():
+    run = StageRun(
+        Stage("x", FROM_SCRATCH, 1, RATE),
+        0,
+        TrainState(make_gan((1, 2, 4), 1)),
+        None,
+        make_images(4),
+        K_L,
+        TrainingSettings(),
+    )
+    with ExitStack() as stack, pytest.raises(KdganError, match=r"one model; got 2.*fast_engine"):
+        Engine([run, run], stack)

@@ -1,18 +1,17 @@
-"""The engine with CVGAD as teacher and student, and between families: who moves, what K_2 is, that K_l falls."""
+"""CVGAD as teacher and student, and distillation between families: what is trained, what K_2 is, that K_l falls."""
 
 import copy
 
 import pytest
 import torch
 
-from kdgan_compress.distillation.loss import Distillation
+from kdgan_compress.distillation import trainer
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
-from kdgan_compress.distillation.scheduler import Schedule
+from kdgan_compress.distillation.scheduler import ProgressiveScheduler, StageRun, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.distillation.trainer import StageRun, TrainingSettings, begin_stage, run_stage
-from kdgan_compress.gans import Architecture, build
-from kdgan_compress.gans.cvgad_objective import CvgadObjective
-from kdgan_compress.gans.objectives import OBJECTIVES
+from kdgan_compress.gans import FAMILIES, Architecture, build
+from kdgan_compress.gans.cvgad import CvgadObjective
 
 BETAS = (0.5, 0.999)
 ALWAYS_NEGATIVE = CvgadObjective(latent_threshold=1e9)
@@ -34,22 +33,23 @@ def make_gan(family, channels, seed, latent=8, norm="instance"):
     )
 
 
-def train(loss_sets, student, teacher, objectives, epochs=3, batch_size=4, distillation=None, rate=2e-3):
+def train(loss_sets, student, teacher, objectives, epochs=3, batch_size=4, k_l=None, rate=2e-3):
     """Mean losses of each epoch, by loss sets or structures' numbers; the same noise each time."""
     torch.manual_seed(3)
-    learners = [TrainState(gan, BETAS, 0.9, own) for gan, own in zip((student, teacher), objectives, strict=True)]
+    pairs = zip((student, teacher), objectives, strict=True)
+    states = [TrainState(gan, BETAS, 0.9, objective) for gan, objective in pairs]
     stages = [Stage("x", STRUCTURES.get(loss_set, loss_set), epochs, rate, 1e-3) for loss_set in loss_sets]
     settings = TrainingSettings(batch_size, "constant")
-    schedule = Schedule(stages, learners[0], IMAGES, learners[1], distillation or Distillation(), settings)
-    return [record.losses for record in schedule.run() if record.epoch_done]
+    scheduler = ProgressiveScheduler(stages, states[0], IMAGES, states[1], k_l, settings)
+    return [record.losses for _, record in trainer.train_schedulers([scheduler]) if record.epoch_done]
 
 
 def snapshot(gan):
     return {name: copy.deepcopy(network.state_dict()) for name, network in gan.networks().items()}
 
 
-def moved(gan, before):
-    """The parts of a cvgad GAN of which a parameter is another than before."""
+def changed_parts(gan, before):
+    """The parts of a cvgad GAN of which a parameter has changed."""
     parts = set()
     for network in gan.networks():
         for name, parameter in gan.networks()[network].named_parameters():
@@ -76,13 +76,13 @@ WHOLE = {*DISTILLED, "encoder.log_var", "classifier", "means", "feature_discrimi
     ],
     ids=["1", "2", "3", "4", "2->3", "2->1"],
 )
-def test_who_moves(structures, of_student, of_teacher, norm):
+def test_which_parts_are_trained(structures, of_student, of_teacher, norm):
     student, teacher = make_gan("cvgad", (1, 2), 1, norm=norm), make_gan("cvgad", (2, 4), 2, norm=norm)
     before = snapshot(student), snapshot(teacher)
     losses = train(structures, student, teacher, [ALWAYS_NEGATIVE] * 2)
     assert len(losses) == 3 * len(structures)
-    assert moved(student, before[0]) == of_student
-    assert moved(teacher, before[1]) == of_teacher
+    assert changed_parts(student, before[0]) == of_student
+    assert changed_parts(teacher, before[1]) == of_teacher
     if not of_teacher:  # not even a buffer
         torch.testing.assert_close(snapshot(teacher), before[1], rtol=0, atol=0)
     names = {"ssim", "l1", "latent", "categorical", "negative", "mutual", "wasserstein", "penalty", "adversarial"}
@@ -94,30 +94,35 @@ def test_who_moves(structures, of_student, of_teacher, norm):
 
 
 @pytest.mark.parametrize("loss_set", [LossSet(alpha=1, lam=1), LossSet(beta=1, lam=1)], ids=["alpha", "beta"])
-def test_half_a_moving_teacher(loss_set):
+def test_a_teacher_trained_by_one_loss(loss_set):
     student, teacher = make_gan("cvgad", (1, 2), 1), make_gan("cvgad", (2, 4), 2)
     before = snapshot(teacher)
-    learners = TrainState(student, objective=ALWAYS_NEGATIVE), TrainState(teacher, objective=ALWAYS_NEGATIVE)
-    schedule = Schedule([Stage("x", loss_set, 3, 1e-3)], learners[0], IMAGES, learners[1])
-    list(schedule.run())
-    assert moved(teacher, before) == (WHOLE - {"critic"} if loss_set.alpha > 0 else {"critic"})
+    states = TrainState(student, objective=ALWAYS_NEGATIVE), TrainState(teacher, objective=ALWAYS_NEGATIVE)
+    list(
+        trainer.train_schedulers([ProgressiveScheduler([Stage("x", loss_set, 3, 1e-3)], states[0], IMAGES, states[1])])
+    )
+    assert changed_parts(teacher, before) == (WHOLE - {"critic"} if loss_set.alpha > 0 else {"critic"})
 
 
-def test_a_moving_teacher_trains_as_if_alone():
+def test_a_trained_teacher_is_trained_as_if_alone():
     # In structure 3 the student draws no noise, so that the teacher's is the same.
     teacher, alone = make_gan("cvgad", (2, 4), 2), make_gan("cvgad", (2, 4), 2)
     train([3], make_gan("cvgad", (1, 2), 1), teacher, [ALWAYS_NEGATIVE] * 2)
     torch.manual_seed(3)
-    learner = TrainState(alone, BETAS, 0.9, ALWAYS_NEGATIVE)
-    list(Schedule([Stage("x", FROM_SCRATCH, 3, 1e-3)], learner, IMAGES, settings=TrainingSettings(4, "constant")).run())
+    state, settings = TrainState(alone, BETAS, 0.9, ALWAYS_NEGATIVE), TrainingSettings(4, "constant")
+    list(
+        trainer.train_schedulers(
+            [ProgressiveScheduler([Stage("x", FROM_SCRATCH, 3, 1e-3)], state, IMAGES, settings=settings)]
+        )
+    )
     torch.testing.assert_close(snapshot(teacher), snapshot(alone), rtol=0, atol=0)
 
 
-def test_what_a_student_is_taught_does_not_hang_on_its_batches_number():
+def test_distillation_does_not_depend_on_the_phase_of_the_objective():
     # Algorithm 1 counts batches, K_l does not: structure 1 is the same whatever the objective.
     losses = [
-        train([1], make_gan("cvgad", (1, 2), 1), make_gan("cvgad", (2, 4), 2), [own, None])
-        for own in (ALWAYS_NEGATIVE, None)
+        train([1], make_gan("cvgad", (1, 2), 1), make_gan("cvgad", (2, 4), 2), [objective, None])
+        for objective in (ALWAYS_NEGATIVE, None)
     ]
     assert losses[0] == losses[1]
 
@@ -125,7 +130,7 @@ def test_what_a_student_is_taught_does_not_hang_on_its_batches_number():
 # K_2 where there is no second encoder.
 
 
-def taps_of(gan, images):
+def features_of(gan, images):
     """z1, x̂ and z2 of either family."""
     outputs = gan.generator(images)
     if len(outputs) == 3:
@@ -139,11 +144,11 @@ def taps_of(gan, images):
 def test_a_step_with_re_encoding_is_adams_on_k_l_written_out(student, teacher):
     student, teacher = make_gan(student, (1, 2), 1), make_gan(teacher, (2, 4), 2)
     by_hand = copy.deepcopy(student)
-    weights = Distillation(w1=2, wx=3, w2=5, re_encode=True)
+    weights = DistillationLoss(w1=2, wx=3, w2=5, re_encode=True)
     losses = train([1], student, teacher, [None, None], 1, len(IMAGES), weights)
 
     images = IMAGES.double() / 127.5 - 1
-    (z1, x_hat, z2), targets = taps_of(by_hand, images), taps_of(teacher, images)
+    (z1, x_hat, z2), targets = features_of(by_hand, images), features_of(teacher, images)
     z1_t, x_hat_t, z2_t = (target.detach() for target in targets)
     k1, kx, k2 = (z1 - z1_t).square().mean(), (x_hat - x_hat_t).abs().mean(), (z2 - z2_t).square().mean()
     assert losses == [pytest.approx({"k1": k1.item(), "kx": kx.item(), "k2": k2.item()})]
@@ -165,10 +170,10 @@ def test_a_step_with_re_encoding_is_adams_on_k_l_written_out(student, teacher):
         ("ede", "ede", False, 1.0, KINDS),
     ],
 )
-def test_k_2_is_there_where_both_have_a_z2_or_are_given_one(student, teacher, re_encode, w2, expected):
+def test_k_2_exists_where_both_have_a_z2_or_it_is_re_encoded(student, teacher, re_encode, w2, expected):
     student, teacher = make_gan(student, (1, 2), 1, 5), make_gan(teacher, (2, 4), 2)
-    distillation = Distillation(w2=w2, re_encode=re_encode)
-    (losses,) = train([1], student, teacher, [None, None], 1, 8, distillation)
+    k_l = DistillationLoss(w2=w2, re_encode=re_encode)
+    (losses,) = train([1], student, teacher, [None, None], 1, 8, k_l)
     assert set(losses) == expected
 
 
@@ -177,33 +182,34 @@ def test_k_2_is_there_where_both_have_a_z2_or_are_given_one(student, teacher, re
 )
 @pytest.mark.parametrize(("student", "teacher"), PAIRS, ids=["cvgad", "ede from cvgad", "cvgad from ede"])
 def test_between_families_k_l_falls_through_connectors(student, teacher, loss_set):
-    objectives = [OBJECTIVES[family]() for family in (student, teacher)]
+    objectives = [FAMILIES[family].objective() for family in (student, teacher)]
     student, teacher = make_gan(student, (2, 4), 1, latent=5), make_gan(teacher, (2, 4), 2)
-    # A teacher with something to teach: random weights of 0.02 leave x̂ near grey.
+    # Random weights of 0.02 leave the teacher's x̂ near grey, so there would be nothing to learn.
     for parameter in teacher.generator.decoder.head.parameters():
         torch.nn.init.normal_(parameter, 0, 0.2, generator=torch.Generator().manual_seed(1))
-    losses = train([loss_set], student, teacher, objectives, 12, 4, Distillation(re_encode=True), rate=1e-2)
-    k_l = [50 * epoch["k1"] + 10 * epoch["kx"] + 50 * epoch["k2"] for epoch in losses]
+    losses = train([loss_set], student, teacher, objectives, 12, 4, DistillationLoss(re_encode=True), rate=1e-2)
+    values = [50 * epoch["k1"] + 10 * epoch["kx"] + 50 * epoch["k2"] for epoch in losses]
     assert all(torch.tensor(list(epoch.values())).isfinite().all() for epoch in losses)
-    assert loss_set.trains_teacher or k_l[-1] < 0.8 * k_l[0]  # a moving target may run away
+    assert loss_set.trains_teacher or values[-1] < 0.8 * values[0]  # a trained teacher is a moving target
 
 
-def test_connectors_bridge_z2_too():
+def test_connectors_exist_for_z2_too():
     student, teacher = make_gan("cvgad", (1, 2), 1, latent=5), make_gan("ede", (2, 4), 2)
-    learners = TrainState(student, objective=ALWAYS_NEGATIVE), TrainState(teacher)
-    stage = Stage("x", STRUCTURES[2], 1, 1e-3)
+    states = TrainState(student, objective=ALWAYS_NEGATIVE), TrainState(teacher)
+    k_l, settings = DistillationLoss(re_encode=True), TrainingSettings(4)
     before = snapshot(student), snapshot(teacher)
-    begin_stage(StageRun(stage, 0, *learners, IMAGES, Distillation(re_encode=True), TrainingSettings()))
+    run = StageRun(Stage("x", STRUCTURES[2], 1, 1e-3), 0, *states, IMAGES, k_l, settings)
+    run.begin()
     torch.testing.assert_close((snapshot(student), snapshot(teacher)), before, rtol=0, atol=0)
-    maps = learners[0].connectors.maps
+    maps = states[0].connectors.maps
     assert {name: tuple(connector.weight.shape) for name, connector in maps.items()} == {"z1": (8, 5), "z2": (8, 5)}
     start = copy.deepcopy(maps.state_dict())
-    list(run_stage(StageRun(stage, 0, *learners, IMAGES, Distillation(re_encode=True), TrainingSettings(4))))
+    list(trainer.train_stage([trainer.StageProgress(run)]))
     assert not any(torch.equal(weight, start[name]) for name, weight in maps.state_dict().items())
 
 
-def test_a_frozen_batch_norm_teacher_keeps_its_statistics_when_it_encodes_again():
+def test_a_frozen_batch_norm_teacher_keeps_its_statistics_when_z2_is_re_encoded():
     student, teacher = make_gan("cvgad", (1, 2), 1), make_gan("cvgad", (2, 4), 2, norm="batch")
     before = snapshot(teacher)
-    train([2], student, teacher, [ALWAYS_NEGATIVE] * 2, distillation=Distillation(re_encode=True))
+    train([2], student, teacher, [ALWAYS_NEGATIVE] * 2, k_l=DistillationLoss(re_encode=True))
     torch.testing.assert_close(snapshot(teacher), before, rtol=0, atol=0)

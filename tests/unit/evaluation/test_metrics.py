@@ -14,7 +14,7 @@ def with_ties(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def auc_by_pairs(scores, is_anomalous) -> float:
-    """Share of pairs in which the novel image has the higher score; a tie is half a win."""
+    """Fraction of pairs in which the anomalous image has the higher score; a tie counts half."""
     wins = [(n > o) + 0.5 * (n == o) for n in scores[is_anomalous] for o in scores[~is_anomalous]]
     return sum(wins) / len(wins)
 
@@ -27,36 +27,36 @@ def f1_at(threshold, scores, is_anomalous) -> float:
 @pytest.mark.parametrize("seed", range(5))
 def test_auc_and_average_precision(seed):
     scores, is_anomalous = with_ties(seed)
-    ours = detection_metrics(scores, is_anomalous)
-    assert ours.auc == pytest.approx(roc_auc_score(is_anomalous, scores))
-    assert ours.auc == pytest.approx(auc_by_pairs(scores, is_anomalous))
-    assert ours.average_precision == pytest.approx(average_precision_score(is_anomalous, scores))
-    assert (ours.num_normal, ours.num_novel) == (int((~is_anomalous).sum()), int(is_anomalous.sum()))
+    metrics = detection_metrics(scores, is_anomalous)
+    assert metrics.auc == pytest.approx(roc_auc_score(is_anomalous, scores))
+    assert metrics.auc == pytest.approx(auc_by_pairs(scores, is_anomalous))
+    assert metrics.average_precision == pytest.approx(average_precision_score(is_anomalous, scores))
+    assert (metrics.num_normal, metrics.num_novel) == (int((~is_anomalous).sum()), int(is_anomalous.sum()))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_best_f1_is_the_best_of_all_thresholds(seed):
     scores, is_anomalous = with_ties(seed)
-    ours = detection_metrics(scores, is_anomalous)
-    assert ours.best_f1 == pytest.approx(max(f1_at(threshold, scores, is_anomalous) for threshold in scores))
-    assert ours.best_f1 == pytest.approx(f1_at(ours.best_f1_threshold, scores, is_anomalous))
+    metrics = detection_metrics(scores, is_anomalous)
+    assert metrics.best_f1 == pytest.approx(max(f1_at(threshold, scores, is_anomalous) for threshold in scores))
+    assert metrics.best_f1 == pytest.approx(f1_at(metrics.best_f1_threshold, scores, is_anomalous))
 
 
 def test_by_hand():
     """Sorted down: novel 4, normal 3, novel 2, normal 1."""
-    ours = detection_metrics(np.array([1.0, 4.0, 3.0, 2.0]), np.array([False, True, False, True]))
-    assert ours.auc == pytest.approx(3 / 4)
-    assert ours.average_precision == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
-    assert ours.best_f1 == pytest.approx(2 * 2 / (3 + 2))
-    assert ours.best_f1_threshold == 2.0
+    metrics = detection_metrics(np.array([1.0, 4.0, 3.0, 2.0]), np.array([False, True, False, True]))
+    assert metrics.auc == pytest.approx(3 / 4)
+    assert metrics.average_precision == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
+    assert metrics.best_f1 == pytest.approx(2 * 2 / (3 + 2))
+    assert metrics.best_f1_threshold == 2.0
 
 
 @pytest.mark.parametrize(
     ("scores", "auc", "best_f1"), [([0, 0, 1, 1], 1.0, 1.0), ([1, 1, 0, 0], 0.0, 2 / 3), ([5, 5, 5, 5], 0.5, 2 / 3)]
 )
 def test_perfect_inverted_and_constant_scores(scores, auc, best_f1):
-    ours = detection_metrics(np.array(scores, dtype=float), np.array([False, False, True, True]))
-    assert (ours.auc, ours.best_f1) == pytest.approx((auc, best_f1))
+    metrics = detection_metrics(np.array(scores, dtype=float), np.array([False, False, True, True]))
+    assert (metrics.auc, metrics.best_f1) == pytest.approx((auc, best_f1))
 
 
 def test_scores_are_neither_clamped_nor_squashed():
@@ -67,10 +67,10 @@ def test_scores_are_neither_clamped_nor_squashed():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_spearman_is_the_correlation_of_ranks(seed):
-    ours, _ = with_ties(seed)
-    theirs = np.round(ours**3 + np.random.default_rng(seed + 9).normal(size=60), 1)
-    expected = np.corrcoef(rankdata(ours), rankdata(theirs))[0, 1]
-    assert score_spearman(ours, theirs) == pytest.approx(expected)
+    scores, _ = with_ties(seed)
+    other_scores = np.round(scores**3 + np.random.default_rng(seed + 9).normal(size=60), 1)
+    expected = np.corrcoef(rankdata(scores), rankdata(other_scores))[0, 1]
+    assert score_spearman(scores, other_scores) == pytest.approx(expected)
 
 
 def test_spearman_by_hand():

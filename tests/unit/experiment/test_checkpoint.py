@@ -1,4 +1,4 @@
-"""Model files: read back by hand, damaged in every way, and written whole or not at all."""
+"""Model files: the file's content, damaged files, and atomic writing."""
 
 import json
 import os
@@ -39,8 +39,8 @@ def read_header(path):
 
 def rewrite(path, **header):
     """The same file with another header of this package's."""
-    ours = json.loads(read_header(path)["__metadata__"]["kdgan_compress"]) | header
-    save_file(load_file(path), path, metadata={"kdgan_compress": json.dumps(ours)})
+    content = json.loads(read_header(path)["__metadata__"]["kdgan_compress"]) | header
+    save_file(load_file(path), path, metadata={"kdgan_compress": json.dumps(content)})
 
 
 @pytest.fixture
@@ -64,13 +64,13 @@ def check_error(path, match):
 
 
 def test_round_trip_is_exact(saved):
-    ours, theirs = make_checkpoint(), load_checkpoint(saved)
+    saved_checkpoint, loaded = make_checkpoint(), load_checkpoint(saved)
     for field in ("architecture", "data", "threshold", "threshold_rule", "provenance"):
-        assert getattr(theirs, field) == getattr(ours, field)
-    assert set(theirs.weights) == {"generator", "raw", "discriminator"}
-    for network, expected in ours.weights.items():
-        torch.testing.assert_close(theirs.weights[network], dict(expected), rtol=0, atol=0)
-    assert theirs.weights["generator"]["encoder.features.1.num_batches_tracked"].dtype == torch.int64
+        assert getattr(loaded, field) == getattr(saved_checkpoint, field)
+    assert set(loaded.weights) == {"generator", "raw", "discriminator"}
+    for network, expected in saved_checkpoint.weights.items():
+        torch.testing.assert_close(loaded.weights[network], dict(expected), rtol=0, atol=0)
+    assert loaded.weights["generator"]["encoder.features.1.num_batches_tracked"].dtype == torch.int64
 
 
 def test_networks_are_built_with_their_own_weights(saved):
@@ -123,9 +123,9 @@ def test_the_header_is_json_with_everything_to_know(saved):
 
 
 def test_a_file_from_before_protocols_and_clusters_is_read(saved):
-    ours = json.loads(read_header(saved)["__metadata__"]["kdgan_compress"])
-    del ours["architecture"]["num_clusters"]
-    rewrite(saved, architecture=ours["architecture"], data={"source": "mnist", "normal": "5", "root": "/data"})
+    content = json.loads(read_header(saved)["__metadata__"]["kdgan_compress"])
+    del content["architecture"]["num_clusters"]
+    rewrite(saved, architecture=content["architecture"], data={"source": "mnist", "normal": "5", "root": "/data"})
     loaded = load_checkpoint(saved)
     assert loaded.architecture == ARCHITECTURE
     assert loaded.data == make_checkpoint().data
@@ -147,8 +147,8 @@ def test_round_trip_of_a_cvgad_under_a_protocol(path):
 def test_clusters_that_do_not_fit_the_weights(path):
     architecture = Architecture(family="cvgad", channels=(1, 2, 4), latent_size=16, num_clusters=3)
     save_checkpoint(path, Checkpoint(architecture, DataSettings(), 1.0, "", {}, weights_of(architecture, 1)))
-    ours = json.loads(read_header(path)["__metadata__"]["kdgan_compress"])["architecture"]
-    rewrite(path, architecture=ours | {"num_clusters": 2})
+    content = json.loads(read_header(path)["__metadata__"]["kdgan_compress"])["architecture"]
+    rewrite(path, architecture=content | {"num_clusters": 2})
     check_error(path, "weights must fit")
 
 
@@ -174,7 +174,7 @@ def test_a_file_cut_short(saved, keep):
     check_error(saved, "file is damaged")
 
 
-def test_a_file_of_something_else(path):
+def test_a_file_of_another_kind(path):
     path.parent.mkdir()
     path.write_text("This is no model at all, but long enough to have a header.")
     check_error(path, "file is damaged")
@@ -228,14 +228,14 @@ def test_only_the_file_is_left_behind(saved):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=str)
-def test_a_broken_off_write_leaves_the_older_file(saved, monkeypatch, error):
+def test_an_interrupted_write_leaves_the_older_file(saved, monkeypatch, error):
     before = saved.read_bytes()
 
-    def break_off(_tensors, temporary, metadata):
+    def interrupt(_tensors, temporary, metadata):
         temporary.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_file", break_off)
+    monkeypatch.setattr(checkpoint, "save_file", interrupt)
     expected = KdganError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as info:
         save_checkpoint(saved, make_checkpoint())
@@ -245,7 +245,7 @@ def test_a_broken_off_write_leaves_the_older_file(saved, monkeypatch, error):
     assert [each.name for each in saved.parent.iterdir()] == ["model.safetensors"]
 
 
-def test_a_place_below_a_file_can_not_be_written(tmp_path):
+def test_a_path_below_a_file_is_not_writable(tmp_path):
     (tmp_path / "file").write_text("content")
     with pytest.raises(KdganError, match="must be writable"):
         save_checkpoint(tmp_path / "file" / "model.safetensors", make_checkpoint())
@@ -253,7 +253,7 @@ def test_a_place_below_a_file_can_not_be_written(tmp_path):
     assert (tmp_path / "file").read_text() == "content"
 
 
-def test_a_folder_in_the_files_place_can_not_be_written(tmp_path):
+def test_a_folder_at_the_path_is_not_overwritten(tmp_path):
     target = tmp_path / "model.safetensors"
     (target / "inside").mkdir(parents=True)
     with pytest.raises(KdganError, match="must be writable"), atomic_path(target) as temporary:

@@ -598,7 +598,7 @@ def test_an_existing_run_of_one_of_them_refuses_all(size, recipes, tmp_path):
     out = tmp_path / "out"
     train(recipes[1], out / NAMES[1])
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*.*")}
-    with pytest.raises(KdganError, match=f"; found a run in .*{NAMES[1]}"):
+    with pytest.raises(KdganError, match=f"needs a new folder; found a run in .*{NAMES[1]}"):
         train(recipes[:3], out, fleet_size=size, show_progress=lambda _: pytest.fail("trained"))
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*.*")} == before
 

@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones load and run, problems are told all at once, replacing changes what is named alone."""
+"""Recipes: the shipped ones load and run, all problems are reported at once, replace changes only what is named."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_the_shipped_recipes_are_these():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_recipes_load_and_say_what_they_are(name):
+def test_shipped_recipes_load_and_have_a_description(name):
     recipe = load_recipe(name)
     assert recipe.description
     students = recipe.distillation.student.channels_for(32)
@@ -60,14 +60,14 @@ def test_shipped_recipes_load_and_say_what_they_are(name):
 
 
 def test_the_default_recipe_spells_out_the_defaults():
-    ours, theirs = load_recipe("default").model_dump(), Recipe().model_dump()
-    for content in (ours, theirs):
+    shipped, implied = load_recipe("default").model_dump(), Recipe().model_dump()
+    for content in (shipped, implied):
         del content["description"]
-    student = ours["distillation"].pop("student"), theirs["distillation"].pop("student")
+    student = shipped["distillation"].pop("student"), implied["distillation"].pop("student")
     nothing = {"norm": "batch"} | dict.fromkeys(("width", "channels", "family", "objective"))
     assert student == (nothing | {"width": 2}, nothing)
     assert Recipe().distillation.student.channels_for(32) == (2, 4, 8)
-    assert ours == theirs
+    assert shipped == implied
     assert load_recipe() == load_recipe("default")
 
 
@@ -113,7 +113,7 @@ def test_an_empty_file_is_the_default(tmp_path):
     assert load_recipe(str(path)) == Recipe()
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     message = problems_of(
         {
             "modle": {},
@@ -138,7 +138,7 @@ def test_all_problems_are_told_at_once():
         assert part in message
 
 
-def test_a_bad_schedule_is_told_beside_its_sections_other_problems():
+def test_a_bad_schedule_is_reported_with_the_other_problems_of_its_section():
     message = problems_of({"distillation": {"schedule": "2->5", "teacher_learning_rate": 0}})
     assert "2->5" in message
     assert "teacher_learning_rate" in message
@@ -182,14 +182,14 @@ def test_bad_values(content, part):
     assert part in problems_of(content)
 
 
-def test_what_is_no_mapping(tmp_path):
+def test_a_recipe_that_is_not_a_mapping(tmp_path):
     path = tmp_path / "list.yaml"
     path.write_text("- 1\n- 2\n")
     with pytest.raises(KdganError, match=r"must be a mapping of sections; .*list\.yaml is list"):
         load_recipe(str(path))
 
 
-def test_what_is_no_yaml(tmp_path):
+def test_a_recipe_that_is_not_yaml(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("training: [1, 2\nmodel: }\n")
     with pytest.raises(KdganError, match=r"must be YAML; .*bad\.yaml: .*line 2") as info:
@@ -198,7 +198,7 @@ def test_what_is_no_yaml(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nosuch", "nosuch.yaml", "/nowhere/nosuch.yml"])
-def test_what_is_not_there_names_what_is(name):
+def test_an_unknown_recipe_lists_the_known_ones(name):
     with pytest.raises(KdganError, match="No such file") as info:
         load_recipe(name)
     assert "cifar10-8-16-64, cvgad" in str(info.value)
@@ -215,7 +215,7 @@ def test_replace_changes_what_is_named_and_nothing_else():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_replace_passes_over_none(name):
+def test_replace_ignores_none(name):
     recipe = load_recipe(name)
     nothing = {
         "data": {"source": None, "normal": None, "root": None},
@@ -244,7 +244,7 @@ def test_replace_by_both_width_and_channels_is_an_error(name):
         load_recipe(name).replace({"model": {"width": 4, "channels": [1, 2, 4]}})
 
 
-def test_replace_checks_like_a_file():
+def test_replace_is_validated_like_a_file():
     with pytest.raises(KdganError, match=r"2 problems.*batch_size.*2->9"):
         Recipe().replace({"training": {"batch_size": 0}, "distillation": {"schedule": "2->9"}})
 
@@ -275,7 +275,7 @@ def test_stages_may_have_their_own_epochs_rates_and_loss_sets():
     )
 
 
-def test_alone_is_one_stage_on_ones_own_losses():
+def test_standalone_training_is_one_stage_without_distillation():
     recipe = Recipe().replace({"training": {"epochs": 4, "learning_rate": 0.5}})
     assert recipe.standalone_stages(100) == (Stage("alone", LossSet(mu=1, nu=1), 4, 0.5, 0.5),)
 
@@ -306,7 +306,7 @@ def test_cvgads_recipes_have_the_papers_numbers():
         assert (objective.w_ssim, objective.w_l1, objective.w_latent, objective.w_mutual) == (50, 10, 5, 10)
         assert (objective.w_penalty, objective.negative_distance, objective.reduction) == (10, 2, "norm")
     data = [load_recipe(name).data for name in CVGAD]
-    assert [own.protocol for own in data] == ["simo", "miso-8020", "coil100", "gpnd-5fold"]
+    assert [settings.protocol for settings in data] == ["simo", "miso-8020", "coil100", "gpnd-5fold"]
     assert (data[1].novel, data[2].num_categories, data[3].outliers) == ("deer", 1, 0.5)
     assert load_recipe("cvgad-cifar10").model.num_clusters == 9
 
@@ -341,7 +341,7 @@ def test_bad_values_of_families_and_protocols(content, part):
     assert part in message
 
 
-def test_all_problems_of_two_families_are_told_at_once():
+def test_all_problems_of_two_families_are_reported_at_once():
     message = problems_of(
         {
             "data": {"trail": 3},
@@ -365,7 +365,7 @@ def test_all_problems_of_two_families_are_told_at_once():
         assert part in message
 
 
-def test_an_objective_of_an_unknown_family_is_not_judged():
+def test_an_objective_of_an_unknown_family_is_not_validated():
     message = problems_of({"model": {"family": "cvgan"}, "objective": {"w_ssim": 1}})
     assert "1 problem " in message
     assert "family 'cvgan' is not one of cvgad, ed, ed_ehat, ede" in message
@@ -402,7 +402,7 @@ def test_yaml_round_trip_between_families(tmp_path, family, student):
     assert student.get("objective", {}).items() <= written.get("objective", {}).items()
 
 
-def test_a_students_objective_is_its_own_its_familys_or_the_recipes():
+def test_a_students_objective_is_given_or_its_familys_or_the_recipes():
     def of(**student):
         content = {"model": {"family": "cvgad"}, "objective": {"w_l1": 7}, "distillation": {"student": student}}
         return parse_recipe(content, "x").student_objective()
@@ -414,7 +414,7 @@ def test_a_students_objective_is_its_own_its_familys_or_the_recipes():
     assert of(family="ede", objective={"w_con": 30}) == GanomalyObjective(w_con=30)
 
 
-def test_replace_of_a_family_that_trains_otherwise_drops_the_objective():
+def test_replace_of_a_family_with_another_objective_resets_the_objective():
     recipe = load_recipe("paper")
     assert recipe.replace({"model": {"family": "cvgad"}}).objective == CvgadObjective()
     changes = {"model": {"family": "cvgad"}, "objective": {"w_l1": 3}}
@@ -494,6 +494,11 @@ def test_replace_of_a_section_by_a_value_and_the_reverse_is_a_users_error(change
         load_recipe("default").replace(changes)
 
 
+def test_a_section_given_as_a_value_is_an_error_even_if_a_later_change_has_the_section():
+    with pytest.raises(KdganError, match="training is given as both"):
+        Recipe().replace({"training": 3}, {"training": {"epochs": 1}})
+
+
 def tiny_data(recipe, folder):
     """Random images under the recipe's protocol, of which one to two batches train; the data settings to use them."""
     rng = np.random.default_rng(0)
@@ -530,10 +535,11 @@ def test_shipped_recipes_run_for_two_steps(name, tmp_path):
     teacher = train(recipe, tmp_path / "teacher")
     student = distill(tmp_path / "teacher", recipe, tmp_path / "student")
 
-    own = ["s_con", "s_adv", "s_enc", "s_ce"]
+    losses_of_family = ["s_con", "s_adv", "s_enc", "s_ce"]
     if name in CVGAD:
-        own = ["wasserstein", "penalty", "ssim", "latent", "mutual"]
-    expected = {"alone": own, "1": [], "2": own, "3": [f"teacher_{loss}" for loss in own]}
+        losses_of_family = ["wasserstein", "penalty", "ssim", "latent", "mutual"]
+    expected = {"alone": losses_of_family, "1": [], "2": losses_of_family}
+    expected["3"] = [f"teacher_{loss}" for loss in losses_of_family]
     for run, epochs, network, channels in (
         (teacher, 1, "discriminator", (2, 4, 8)),
         (student, len(structures), "generator", recipe.distillation.student.channels_for(32)),

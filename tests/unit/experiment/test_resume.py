@@ -237,7 +237,7 @@ def test_a_run_is_resumed_by_its_own_command(base):
 @pytest.mark.parametrize("existing", ["train", "distill"])
 def test_a_folder_with_a_run_is_refused_for_a_new_one(kind, existing, base, recipe):
     before = content_of(base / existing)
-    with pytest.raises(KdganError, match="; found a run in"):
+    with pytest.raises(KdganError, match="needs a new folder; found a run in"):
         start(kind, base, recipe, base / existing)
     assert content_of(base / existing) == before
 

@@ -48,7 +48,7 @@ def test_a_folder_with_other_files_may_become_a_run(folder):
 
 def test_a_folder_with_a_run_is_refused(folder):
     folder.write_text(folder.recipe, "description: x\n")
-    with pytest.raises(KdganError, match=r"folder of its own; found a run in .*one"):
+    with pytest.raises(KdganError, match=r"needs a new folder; found a run in .*one"):
         folder.create("description: mine\n")
 
 
@@ -102,7 +102,7 @@ def test_state_round_trip(folder):
 
 
 def test_no_state(folder):
-    with pytest.raises(KdganError, match=r"must have finished an epoch; found no .*state\.pt"):
+    with pytest.raises(KdganError, match=r"needs a finished epoch; found no .*state\.pt"):
         folder.load_state()
 
 

@@ -439,7 +439,7 @@ def test_a_refused_distillation_writes_no_cache(problem, base, tmp_path):
     teacher, recipe = base / "teacher-0", student_recipe("2", folder=str(tmp_path / "cache"))
     if problem == "existing run":
         distill(teacher, student_recipe("2", enabled=False), tmp_path / "run")
-        with pytest.raises(KdganError, match="found a run in"):
+        with pytest.raises(KdganError, match="needs a new folder; found a run in"):
             distill(teacher, recipe, tmp_path / "run")
     else:
         with pytest.raises(KdganError, match="at least 1 model"):

@@ -15,12 +15,12 @@ from tiny_graphs import architecture, by_torch, generator_of, photos
 
 import kdgan_compress
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import ExportSettings, Interface, Judges, ThresholdRule, detector_file, write_detector
+from kdgan_compress.export import ExportSettings, IOSpec, ThresholdRule, ValidationData, detector_file, write_detector
 from kdgan_compress.export.detector_file import weights_sha256
-from kdgan_compress.export.parity import parity, relative_difference
+from kdgan_compress.export.validation.parity import parity, relative_difference
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.runtime import Detector
-from kdgan_compress.runtime.seal import OPEN_SEAL
+from kdgan_compress.runtime.checksum import CHECKSUM_PLACEHOLDER
 
 THRESHOLD = 0.1 + 0.2
 PAPERS = Architecture(family="ede", channels=(1, 2, 4), latent_size=16)
@@ -33,9 +33,9 @@ def write(path: Path, family="ede", norm="batch", settings=None, **more):
     return write_detector(path, generator, described, THRESHOLD, rule, settings, x_hat="decoder", **more)
 
 
-def judges(count=64) -> Judges:
+def validation(count=64) -> ValidationData:
     images = photos(count, 16, 16, 1)
-    return Judges(images, images, photos(count, 16, 16, 1, seed=1), np.arange(count) % 2 == 0)
+    return ValidationData(images, images, photos(count, 16, 16, 1, seed=1), np.arange(count) % 2 == 0)
 
 
 KINDS = {
@@ -43,7 +43,7 @@ KINDS = {
     "fp16": ExportSettings("fp16"),
     "int8": ExportSettings("int8"),
     "without rewrites": ExportSettings(rewrites=frozenset()),
-    "mobile with maps": ExportSettings(mobile=True, interface=Interface("float", (20, 24), True, True, True)),
+    "mobile with maps": ExportSettings(mobile=True, io=IOSpec("float", (20, 24), 1, True, True)),
 }
 
 
@@ -54,7 +54,7 @@ def written(quick, tmp_path_factory):
     for norm in ("batch", "instance"):
         for kind, settings in KINDS.items():
             path = folder / f"{norm} {kind}.onnx"
-            found[norm, kind] = (write(path, "ede", norm, settings, judges=judges(), gate=False), path)
+            found[norm, kind] = (write(path, "ede", norm, settings, validation=validation(), gate=False), path)
     return found
 
 
@@ -85,11 +85,11 @@ def test_file_is_whole_and_opens(each):
     assert detector.threshold == report.threshold
 
 
-def test_seal_is_the_hash_of_the_rest(each):
+def test_the_checksum_is_the_hash_of_the_rest(each):
     content = each[1].read_bytes()
     digest = Detector(each[1]).metadata["file_sha256"]
     assert content.count(digest.encode()) == 1
-    assert hashlib.sha256(content.replace(digest.encode(), OPEN_SEAL.encode())).hexdigest() == digest
+    assert hashlib.sha256(content.replace(digest.encode(), CHECKSUM_PLACEHOLDER.encode())).hexdigest() == digest
 
 
 def test_nothing_tells_where_it_was_made(each):
@@ -117,14 +117,14 @@ def test_nothing_tells_where_it_was_made(each):
     ):
         assert word not in text, word
     assert re.search(rb"(/[\w.-]+){2}", text) is None
-    kept = {"image", "threshold", "score", "is_anomaly", "reconstruction", "error_map"}
+    kept = {"image", "threshold", "score", "is_anomaly", "reconstruction", "anomaly_map"}
     names = {name for node in graph.node for name in (*node.input, *node.output, node.name) if name}
     assert all(re.fullmatch(r"[nvw]\d+", name) for name in names - kept)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_bytes_are_the_same_every_time(written, tmp_path, kind):
-    write(tmp_path / "elsewhere.onnx", "ede", "batch", KINDS[kind], judges=judges(), gate=False)
+    write(tmp_path / "elsewhere.onnx", "ede", "batch", KINDS[kind], validation=validation(), gate=False)
     assert (tmp_path / "elsewhere.onnx").read_bytes() == written["batch", kind][1].read_bytes()
 
 
@@ -132,9 +132,9 @@ OTHER_PROCESS = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_detector_file import KINDS, judges, write
+from test_detector_file import KINDS, validation, write
 for kind in ("fp32", "int8"):
-    write(Path({folder!r}, kind), "ede", "batch", KINDS[kind], judges=judges(), gate=False)
+    write(Path({folder!r}, kind), "ede", "batch", KINDS[kind], validation=validation(), gate=False)
 """
 
 
@@ -150,7 +150,7 @@ def test_bytes_are_the_same_in_another_process(written, tmp_path):
 
 @pytest.mark.parametrize("opset", [19, 21])
 def test_other_opsets(tmp_path, opset):
-    settings = ExportSettings(opset=opset, interface=Interface(reconstruction=True, error_map=True))
+    settings = ExportSettings(opset=opset, io=IOSpec(reconstruction=True, anomaly_map=True))
     report = write(tmp_path / "d.onnx", settings=settings)
     (found,) = onnx.load(tmp_path / "d.onnx").opset_import
     assert (report.opset, found.domain, found.version) == (opset, "", opset)
@@ -255,8 +255,8 @@ def test_numpys_threshold_is_a_number_too(tmp_path):
 
 @pytest.mark.usefixtures("quick")
 def test_threshold_by_a_rule_for_fp32(tmp_path):
-    report = write(tmp_path / "d.onnx", judges=judges(), rule=ThresholdRule(0.9))
-    expected = np.quantile(by_torch(generator_of(architecture()), judges().normals).astype(float), 0.9)
+    report = write(tmp_path / "d.onnx", validation=validation(), rule=ThresholdRule(0.9))
+    expected = np.quantile(by_torch(generator_of(architecture()), validation().normals).astype(float), 0.9)
     assert report.threshold == pytest.approx(expected, rel=1e-5)
     assert report.threshold_rule == "0.9 quantile of 64 normal images' scores"
     assert report.agreement is None
@@ -264,14 +264,14 @@ def test_threshold_by_a_rule_for_fp32(tmp_path):
 
 @pytest.mark.usefixtures("quick")
 def test_images_without_a_rule_leave_the_threshold_of_fp32(tmp_path):
-    assert write(tmp_path / "d.onnx", judges=judges()).threshold == THRESHOLD
+    assert write(tmp_path / "d.onnx", validation=validation()).threshold == THRESHOLD
 
 
 @pytest.mark.usefixtures("quick")
 def test_maps_need_a_reconstruction(tmp_path):
     described = architecture()
-    settings = ExportSettings(interface=Interface(error_map=True))
-    with pytest.raises(KdganError, match="Maps must have a reconstruction; found no tap x_hat"):
+    settings = ExportSettings(io=IOSpec(anomaly_map=True))
+    with pytest.raises(KdganError, match="Maps need a reconstruction; the model has no tap x_hat"):
         write_detector(tmp_path / "d.onnx", generator_of(described), described, 1, "by hand", settings)
     assert list(tmp_path.iterdir()) == []
 
@@ -311,12 +311,12 @@ def test_relative_difference():
 
 @pytest.mark.parametrize("kind", ["uint8", "float"])
 @pytest.mark.usefixtures("quick")
-def test_frame_and_maps_through_the_runtime(tmp_path, kind):
-    """Files are brought to the frame by Pillow, as a camera's pictures are."""
-    interface = Interface(input=kind, frame=(24, 40), single=True, reconstruction=True, error_map=True)
-    write(tmp_path / "d.onnx", settings=ExportSettings(interface=interface))
+def test_input_size_and_maps_through_the_runtime(tmp_path, kind):
+    """Files are resized to the input size by Pillow."""
+    io = IOSpec(input=kind, input_size=(24, 40), batch_size=1, reconstruction=True, anomaly_map=True)
+    write(tmp_path / "d.onnx", settings=ExportSettings(io=io))
     detector = Detector(tmp_path / "d.onnx")
-    assert (detector.input, detector.frame) == (kind, (24, 40))
+    assert (detector.input, detector.input_size) == (kind, (24, 40))
     photo = photos(1, 50, 70, 1)[0]
     Image.fromarray(photo[..., 0]).save(tmp_path / "a.png")
     by_pillow = np.array(Image.fromarray(photo[..., 0]).resize((40, 24), Image.Resampling.BILINEAR))[..., None]
@@ -329,7 +329,7 @@ def test_frame_and_maps_through_the_runtime(tmp_path, kind):
     images = photos(3, 24, 40, 1)
     scores = detector.score(images, maps=True)
     np.testing.assert_allclose(scores.score, by_torch(generator, images), rtol=1e-4)
-    assert scores.error_map.shape == (3, 16, 16)
+    assert scores.anomaly_map.shape == (3, 16, 16)
     assert scores.reconstruction.shape == ((3, 16, 16, 1) if kind == "uint8" else (3, 1, 16, 16))
     assert scores.reconstruction.dtype == (np.uint8 if kind == "uint8" else np.float32)
     assert detector.score(images).reconstruction is None
@@ -340,5 +340,5 @@ def test_frame_and_maps_through_the_runtime(tmp_path, kind):
 
 
 def test_file_without_maps(papers):
-    with pytest.raises(KdganError, match="must have maps to give them; it has score, is_anomaly"):
+    with pytest.raises(KdganError, match="has no maps; its outputs are score, is_anomaly"):
         Detector(papers[0]).score(photos(1, 32, 32, 1), maps=True)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.functional import pad
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import REWRITES, ExportSettings, Judges, detector_file, write_detector
-from kdgan_compress.export.core import trace
+from kdgan_compress.export import REWRITES, ExportSettings, ValidationData, detector_file, write_detector
+from kdgan_compress.export.graph.trace import trace
 from kdgan_compress.gans import ImageFormat
 from kdgan_compress.runtime import Detector
 
@@ -132,16 +132,16 @@ def test_scores_are_torchs_in_evaluation(tmp_path, monkeypatch, name):
     monkeypatch.setattr(detector_file, "trace", lambda *_: core.clone())
     generator.train()
     images = photos(64, 16, 16, 1)
-    judges = Judges(images, images, images, np.arange(64) % 2 == 1)
+    validation = ValidationData(images, images, images, np.arange(64) % 2 == 1)
     for kind, settings in SETTINGS.items():
         path = tmp_path / f"{kind}.onnx"
         layers = [module for module in generator.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
         if settings.precision == "int8" and all(layer.weight.numel() < 1000 for layer in layers):
             with pytest.raises(KdganError, match="convolution or linear layer of at least 1000 weights"):
-                write_detector(path, generator, FORMAT, 1, "by hand", settings, judges=judges, gate=False)
+                write_detector(path, generator, FORMAT, 1, "by hand", settings, validation=validation, gate=False)
             assert not path.exists()
             continue
-        report = write_detector(path, generator, FORMAT, 1, "by hand", settings, judges=judges, gate=False)
+        report = write_detector(path, generator, FORMAT, 1, "by hand", settings, validation=validation, gate=False)
         assert not any(module.training for module in generator.modules())
         with torch.no_grad():
             expected = generator.anomaly_score(resized(images, 16)).numpy()

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from kdgan_compress.export.core import trace
 from kdgan_compress.export.detector_file import weights_sha256
-from kdgan_compress.export.graph import Interface, assemble, tidy
-from kdgan_compress.export.rewrites import rewrite
+from kdgan_compress.export.graph.assemble import IOSpec, add_pre_and_postprocessing, canonicalize_names
+from kdgan_compress.export.graph.passes import run_passes
+from kdgan_compress.export.graph.trace import trace
 from kdgan_compress.gans import Architecture, build
 
 THRESHOLD = 0.1
@@ -88,14 +88,14 @@ def session_of(model: ir.Model | onnx.ModelProto) -> onnxruntime.InferenceSessio
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def detector_of(core: ir.Model, described, names=(), interface: Interface | None = None) -> tuple[ir.Model, dict]:
+def detector_of(core: ir.Model, described, names=(), interface: IOSpec | None = None) -> tuple[ir.Model, dict]:
     """A copy of a core, rewritten and with pixels before and a verdict behind it; what was found to change."""
     model = core.clone()
-    counts = rewrite(model, names)
-    assemble(model, described, THRESHOLD, interface or Interface())
+    counts = run_passes(model, names)
+    add_pre_and_postprocessing(model, described, THRESHOLD, interface or IOSpec())
     if "scale" in names:
-        counts |= rewrite(model, {"scale"})
-    tidy(model)
+        counts |= run_passes(model, {"scale"})
+    canonicalize_names(model)
     return model, counts
 
 

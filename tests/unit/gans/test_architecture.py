@@ -37,7 +37,7 @@ def test_a_width_doubles_from_block_to_block(width, image_size):
 
 @pytest.mark.parametrize("width", [0, -2])
 def test_a_width_is_at_least_1(width):
-    with pytest.raises(KdganError, match=f"width must be at least 1; got {width}"):
+    with pytest.raises(KdganError, match=f"width is below 1; got {width}"):
         channels_from_width(width)
 
 
@@ -51,20 +51,20 @@ def test_the_default_is_the_papers_teacher_for_grey_images():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"channels": (2, 4)}, r"32×32 image must have 3 channel numbers; got 2 \(2-4\)"),
-        ({"channels": (2, 4, 8, 16)}, r"must have 3 channel numbers; got 4 \(2-4-8-16\)"),
-        ({"channels": ()}, "must have 3 channel numbers; got 0"),
-        ({"channels": (2, 4, 8), "image_size": 64}, "64×64 image must have 4 channel numbers; got 3"),
-        ({"channels": (2, 0, 8)}, "at least 1; got 2-0-8"),
+        ({"channels": (2, 4)}, r"32×32 image needs 3 channel numbers; got 2 \(2-4\)"),
+        ({"channels": (2, 4, 8, 16)}, r"needs 3 channel numbers; got 4 \(2-4-8-16\)"),
+        ({"channels": ()}, "needs 3 channel numbers; got 0"),
+        ({"channels": (2, 4, 8), "image_size": 64}, "64×64 image needs 4 channel numbers; got 3"),
+        ({"channels": (2, 0, 8)}, "below 1; got 2-0-8"),
         ({"image_size": 28}, "power of two of at least 16; got 28"),
         ({"image_channels": 2}, r"1 \(grey\) or 3 \(RGB\) channels; got 2"),
-        ({"latent_size": 0}, "latent size must be at least 1; got 0"),
-        ({"norm": "layer"}, "per_image or batch; got 'layer'"),
-        ({"family": "cvgad", "num_clusters": 0}, "clusters K must be at least 1; got 0"),
-        ({"family": "cvgad", "num_clusters": -3}, "clusters K must be at least 1; got -3"),
+        ({"latent_size": 0}, "latent size is below 1; got 0"),
+        ({"norm": "layer"}, "neither instance nor batch; got 'layer'"),
+        ({"family": "cvgad", "num_clusters": 0}, "clusters K is below 1; got 0"),
+        ({"family": "cvgad", "num_clusters": -3}, "clusters K is below 1; got -3"),
     ],
 )
-def test_what_can_not_be_built_is_refused(wrong, message):
+def test_what_cannot_be_built_is_refused(wrong, message):
     with pytest.raises(KdganError, match=message):
         Architecture(**wrong)
 
@@ -74,7 +74,7 @@ def test_replacing_a_field_checks_again():
         dataclasses.replace(Architecture(), image_size=64)
 
 
-def test_only_a_family_with_clusters_tells_how_many():
+def test_only_a_family_with_clusters_describes_their_number():
     described = Architecture(family="cvgad", num_clusters=7).describe()
     assert described.pop("num_clusters") == "7"
     assert described == Architecture(family="cvgad").describe()

@@ -10,10 +10,9 @@ from scipy.stats import kstest, rankdata
 from sklearn.preprocessing import MinMaxScaler
 from torch import nn
 
-from kdgan_compress.accel.layers import Conv2d
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Scorer, anomaly_score, build, channels_from_width, has_score_terms
-from kdgan_compress.losses import discriminator_cross_entropy, ssim_per_image
+from kdgan_compress.losses import discriminator_cross_entropy, ssim
 from kdgan_compress.profiling import count
 
 UNSCORED = ("encoder.log_var", "classifier", "means", "feature_discriminator")
@@ -52,7 +51,7 @@ def test_every_output_has_its_shape(side, image_channels, norm):
 
 
 @pytest.mark.parametrize("num_clusters", [None, 1])
-def test_unless_told_there_is_one_cluster(num_clusters):
+def test_by_default_there_is_one_cluster(num_clusters):
     assert build(small(num_clusters=num_clusters)).generator.means.shape == (1, 8)
 
 
@@ -120,10 +119,10 @@ def test_the_scores_terms_are_those_of_the_deterministic_reconstruction():
         torch.testing.assert_close(mu, generator.encoder(images)[0], rtol=0, atol=0)
         torch.testing.assert_close(x_hat, generator.decoder(mu), rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), state)  # no noise is drawn
-    ssim = np.maximum(ssim_per_image(images, x_hat).numpy(), 1e-3)
+    similarity = np.maximum(ssim(images, x_hat).numpy(), 1e-3)
     difference = np.abs(images.numpy() - x_hat.numpy()).mean((1, 2, 3))
-    np.testing.assert_allclose(terms.numpy(), np.stack([-np.log(ssim), difference], axis=1), rtol=1e-5)
-    np.testing.assert_allclose(scores.numpy(), -np.log(ssim) + difference, rtol=1e-5)  # scales of 1 at first
+    np.testing.assert_allclose(terms.numpy(), np.stack([-np.log(similarity), difference], axis=1), rtol=1e-5)
+    np.testing.assert_allclose(scores.numpy(), -np.log(similarity) + difference, rtol=1e-5)  # scales of 1 at first
 
 
 def test_a_fitted_score_ranges_over_1_in_both_terms_and_ranks_as_min_max_scaling():
@@ -161,7 +160,7 @@ def test_normals_that_are_all_alike_leave_the_score_finite():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_per_image_scores_do_not_depend_on_the_batch(training):
+def test_instance_norm_scores_do_not_depend_on_the_batch(training):
     generator = build(small()).generator.train(training).double()  # −log SSIM blows up float32's roundings
     images = noise(5, 1, 16, 16).double() * torch.tensor([1, 0.5, 0.1, 1, 1]).view(-1, 1, 1, 1)
     with torch.no_grad():
@@ -189,12 +188,12 @@ def leaky(x):
     return np.where(x > 0, x, 0.2 * x)
 
 
-def test_the_feature_discriminator_is_one_small_network_at_every_place():
-    judge = build(small(), seed=1).generator.feature_discriminator.double()
+def test_the_feature_discriminator_is_one_small_network_at_every_position():
+    discriminator = build(small(), seed=1).generator.feature_discriminator.double()
     features, z = noise(2, 4, 4, 4).double(), noise(2, 8, seed=1).double()
     with torch.no_grad():
-        logits = judge(features, z).numpy()
-    weights = {name: value.numpy().reshape(len(value), -1) for name, value in judge.state_dict().items()}
+        logits = discriminator(features, z).numpy()
+    weights = {name: value.numpy().reshape(len(value), -1) for name, value in discriminator.state_dict().items()}
     for i, row, column in itertools.product(range(2), range(4), range(4)):
         x = np.concatenate([features[i, :, row, column].numpy(), z[i].numpy()])
         for layer in (0, 2):
@@ -215,7 +214,7 @@ def test_the_classifier_has_one_hidden_layer():
 
 def test_the_critic_is_strided_convolutions_without_norm():
     critic = build(small(image_channels=3), seed=1).discriminator.double()
-    assert {type(module) for module in critic.features} == {Conv2d, nn.LeakyReLU}
+    assert {type(module) for module in critic.features} == {nn.Conv2d, nn.LeakyReLU}
     images = noise(2, 3, 16, 16).double()
     weights = {name: value.numpy() for name, value in critic.state_dict().items()}
     for image, value in zip(images.numpy(), critic(images).tolist(), strict=True):
@@ -244,14 +243,14 @@ def test_no_value_of_the_critic_depends_on_another_image(norm):
 
 
 def test_a_feature_discriminator_learns_which_code_belongs_to_which_features():
-    judge = build(small(), seed=1).generator.feature_discriminator
+    discriminator = build(small(), seed=1).generator.feature_discriminator
     torch.manual_seed(0)
     features = torch.randn(16, 4, 1, 1).expand(-1, -1, 4, 4)
     z = torch.cat([features[:, :, 0, 0]] * 2, dim=1)
-    optimizer = torch.optim.Adam(judge.parameters(), 0.01)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 0.01)
     losses = []
     for _ in range(200):
-        loss = discriminator_cross_entropy(judge(features, z), judge(features, z.roll(1, 0)))
+        loss = discriminator_cross_entropy(discriminator(features, z), discriminator(features, z.roll(1, 0))).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -263,11 +262,11 @@ def test_a_feature_discriminator_learns_which_code_belongs_to_which_features():
 def test_images_of_another_kind_are_refused(shape):
     gan = build(small())
     for network in (gan.generator, gan.discriminator, gan.generator.anomaly_score):
-        with pytest.raises(KdganError, match=rf"must be \(1, 16, 16\) for .* got {re.escape(str(shape[1:]))}"):
+        with pytest.raises(KdganError, match=rf"takes images of \(1, 16, 16\) .* got {re.escape(str(shape[1:]))}"):
             network(torch.zeros(shape))
 
 
-def test_initial_weights_are_drawn_as_told():
+def test_initial_weights_have_their_distributions():
     gan = build(small(channels=(16, 32), latent_size=64, num_clusters=20))
     for part in (gan.generator.encoder, gan.generator.decoder):
         for module in part.modules():
@@ -278,7 +277,7 @@ def test_initial_weights_are_drawn_as_told():
     assert kstest(gan.generator.means.detach().flatten().numpy(), "norm").pvalue > 0.01
 
 
-def test_build_is_seeded_and_leaves_the_random_state_alone():
+def test_build_is_seeded_and_leaves_the_random_state_unchanged():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first = build(small(), seed=3)

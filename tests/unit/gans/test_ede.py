@@ -88,15 +88,15 @@ def test_the_networks_are_table_2():
         features, logit = gan.discriminator(images)
 
     weights = {name: value.numpy() for name, value in gan.generator.state_dict().items()}
-    judge = {name: value.numpy() for name, value in gan.discriminator.state_dict().items()}
+    of_discriminator = {name: value.numpy() for name, value in gan.discriminator.state_dict().items()}
     for i, x in enumerate(images.numpy()):
         z1 = encoded(weights, "encoder", x, 2)
         x_hat = decoded(weights, z1, 2)
         z2 = encoded(weights, "encoder2", x_hat, 2)
         for output, expected in zip(outputs, (z1, x_hat, z2), strict=True):
             np.testing.assert_allclose(output[i].numpy(), expected, rtol=0, atol=1e-8)
-        np.testing.assert_allclose(logit[i].numpy(), encoded(judge, "encoder", x, 2)[0], rtol=0, atol=1e-8)
-        f_x = convolved(features[i].numpy(), judge["encoder.head.weight"], 1, 0)
+        np.testing.assert_allclose(logit[i].numpy(), encoded(of_discriminator, "encoder", x, 2)[0], rtol=0, atol=1e-8)
+        f_x = convolved(features[i].numpy(), of_discriminator["encoder.head.weight"], 1, 0)
         np.testing.assert_allclose(logit[i].numpy(), f_x.item(), rtol=0, atol=1e-8)
 
 
@@ -109,20 +109,20 @@ def test_reconstructions_lie_between_minus_1_and_1():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_per_image_norm_is_batch_norm_in_training_on_a_batch_of_one(family):
-    per_image, batch = (build(small(family, norm=norm)).generator for norm in ("instance", "batch"))
-    batch.load_state_dict(per_image.state_dict(), strict=False)
+def test_instance_norm_is_batch_norm_in_training_on_a_batch_of_one(family):
+    instance, batch = (build(small(family, norm=norm)).generator for norm in ("instance", "batch"))
+    batch.load_state_dict(instance.state_dict(), strict=False)
     for image in noise(3, 1, 1, 32, 32):
-        for ours, theirs in zip(per_image.eval()(image), batch.train()(image), strict=True):
-            if family == "ed" and ours is None:
-                assert theirs is None
+        for output, expected in zip(instance.eval()(image), batch.train()(image), strict=True):
+            if family == "ed" and output is None:
+                assert expected is None
                 continue
-            torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("training", [True, False])
-def test_per_image_scores_do_not_depend_on_the_batch(family, training):
+def test_instance_norm_scores_do_not_depend_on_the_batch(family, training):
     generator = build(small(family)).generator.train(training)
     images = noise(5, 1, 32, 32)
     images[2] *= 0.1
@@ -181,7 +181,7 @@ def test_the_score_of_ed_ehat_does_not_touch_its_second_encoder():
     assert generator(images)[2].isnan().all()  # in training it is there
 
 
-def test_second_encoder_has_weights_of_its_own():
+def test_the_second_encoder_has_its_own_weights():
     generator = build(small()).generator
     first, second = generator.encoder.state_dict(), generator.encoder2.state_dict()
     assert {name: w.shape for name, w in first.items()} == {name: w.shape for name, w in second.items()}
@@ -190,7 +190,7 @@ def test_second_encoder_has_weights_of_its_own():
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_initial_weights_are_drawn_as_the_paper_says(norm):
+def test_initial_weights_have_the_papers_distributions(norm):
     gan = build(Architecture(norm=norm))
     standard = []
     for module in itertools.chain(gan.generator.modules(), gan.discriminator.modules()):
@@ -207,7 +207,7 @@ def test_initial_weights_are_drawn_as_the_paper_says(norm):
     assert kstest(np.concatenate(standard), "norm").pvalue > 0.01
 
 
-def test_build_is_seeded_and_leaves_the_random_state_alone():
+def test_build_is_seeded_and_leaves_the_random_state_unchanged():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first = build(small(), seed=3)

@@ -2,13 +2,13 @@ import copy
 
 import pytest
 import torch
+from recording_state import RecordingState
 from torch import nn
 
 from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Gan, build
-from kdgan_compress.gans.ganomaly_objective import GanomalyObjective
-from kdgan_compress.gans.objective import Batch
+from kdgan_compress.gans.ede import GanomalyObjective
 
 TAPS = ("z1", "x_hat", "z2")
 
@@ -33,63 +33,62 @@ def images():
 
 
 def forward(gan):
-    """What the taps give, without taps."""
+    """The features, without hooks."""
     return lambda x: {name: out for name, out in zip(TAPS, gan.generator(x), strict=True) if out is not None}
 
 
-def updates(gan, weights=(1.0, 1.0), objective=None, taps=None):
-    """The updates of one batch, one after the other."""
-    batch = Batch(images(), gan, taps or forward(gan), *weights, distils=False, step=0)
-    return (objective or GanomalyObjective()).updates(batch)
+def train_step(gan, weights=(1.0, 1.0), objective=None, forward_pass=None, **recorder):
+    """The updates of one batch, and the losses that are reported; ``k_l`` and ``on_update`` as the tests need them."""
+    k_l = recorder.pop("k_l", None)
+    state = RecordingState(gan, forward_pass or forward(gan), **recorder)
+    losses = (objective or GanomalyObjective()).train_step(state, images(), *weights, k_l=k_l)
+    return state.updates, losses
 
 
-def per_example(distance, a, b):
+def per_sample(distance, a, b):
     return sum(distance(p - q) for p, q in zip(a, b, strict=True)) / len(a)
 
 
-def ganomaly_by_hand(gan, x, weights, reduction):
-    """GANomaly's step as its equations read, D run four times: terms, losses and both networks' gradients."""
+def ganomaly_by_hand(gan, x, weights, distance_kind):
+    """GANomaly's step as its equations read, D run four times: losses, losses and both networks' gradients."""
     generator, discriminator = gan.generator, gan.discriminator
     z1, x_hat, z2 = generator(x)
     w_con, w_enc, w_adv = weights
     pairs = {"s_con": (x, x_hat), "s_adv": (discriminator(x)[0], discriminator(x_hat)[0])}
     if z2 is not None:
         pairs["s_enc"] = (z1, z2)
-    terms = {}
+    losses = {}
     for name, (a, b) in pairs.items():
-        if reduction == "mean":
-            terms[name] = ((a - b).abs() if name == "s_con" else (a - b) ** 2).sum() / a.numel()
+        if distance_kind == "mean":
+            losses[name] = ((a - b).abs() if name == "s_con" else (a - b) ** 2).sum() / a.numel()
         elif name == "s_con":
-            terms[name] = per_example(lambda d: d.abs().sum(), a, b)
+            losses[name] = per_sample(lambda d: d.abs().sum(), a, b)
         else:
-            terms[name] = per_example(lambda d: (d**2).sum().sqrt(), a, b)
-    loss_g = w_con * terms["s_con"] + w_adv * terms["s_adv"]
+            losses[name] = per_sample(lambda d: (d**2).sum().sqrt(), a, b)
+    loss_g = w_con * losses["s_con"] + w_adv * losses["s_adv"]
     if z2 is not None:
-        loss_g = loss_g + w_enc * terms["s_enc"]
+        loss_g = loss_g + w_enc * losses["s_enc"]
     real, fake = (torch.sigmoid(discriminator(side)[1]) for side in (x, x_hat.detach()))
-    terms["s_ce"] = (-real.log().mean() - (1 - fake).log().mean()) / 2
+    losses["s_ce"] = (-real.log().mean() - (1 - fake).log().mean()) / 2
     gradients = {
         "generator": torch.autograd.grad(loss_g, list(generator.parameters())),
-        "discriminator": torch.autograd.grad(terms["s_ce"], list(discriminator.parameters())),
+        "discriminator": torch.autograd.grad(losses["s_ce"], list(discriminator.parameters())),
     }
-    return terms, {"generator": loss_g, "discriminator": terms["s_ce"]}, gradients
+    return losses, {"generator": loss_g, "discriminator": losses["s_ce"]}, gradients
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize("reduction", ["mean", "norm"])
+@pytest.mark.parametrize("distance_kind", ["mean", "norm"])
 @pytest.mark.parametrize("family", ["ed", "ede"])
-def test_the_updates_are_ganomalys(family, reduction, norm):
+def test_the_updates_are_ganomalys(family, distance_kind, norm):
     gan = tiny(family, norm)
-    by_hand = ganomaly_by_hand(copy.deepcopy(gan), images(), (7, 3, 2), reduction)
-    expected_terms, expected_losses, expected = by_hand
-    objective = GanomalyObjective(w_con=7, w_enc=3, w_adv=2, reduction=reduction)
-    terms, order = {}, []
-    for update in updates(gan, objective=objective):
-        order.append(update.network)
-        terms |= update.terms
+    by_hand = ganomaly_by_hand(copy.deepcopy(gan), images(), (7, 3, 2), distance_kind)
+    expected_losses, expected_totals, expected = by_hand
+
+    def descend(update):
         parameters = list(gan.networks()[update.network].parameters())
-        update.loss.backward(inputs=parameters, retain_graph=update.keeps_graph)
-        torch.testing.assert_close(update.loss, expected_losses[update.network])
+        update.loss.backward(inputs=parameters, retain_graph=update.retain_graph)
+        torch.testing.assert_close(update.loss, expected_totals[update.network])
         for parameter, gradient in zip(parameters, expected[update.network], strict=True):
             torch.testing.assert_close(parameter.grad, gradient)
             assert gradient.abs().max() > 0
@@ -98,18 +97,21 @@ def test_the_updates_are_ganomalys(family, reduction, norm):
                 parameter.sub_(0.1 * parameter.grad)
         if update.network == "generator":
             assert all(parameter.grad is None for parameter in gan.discriminator.parameters())
-    assert order == ["generator", "discriminator"]
-    assert terms.keys() == expected_terms.keys()
-    for name, term in terms.items():
-        torch.testing.assert_close(term, expected_terms[name])
+
+    objective = GanomalyObjective(w_con=7, w_enc=3, w_adv=2, distance=distance_kind)
+    updates, losses = train_step(gan, objective=objective, on_update=descend)
+    assert [update.network for update in updates] == ["generator", "discriminator"]
+    assert losses.keys() == expected_losses.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected_losses[name])
 
 
-def test_through_taps_the_updates_are_the_same():
+def test_through_hooks_the_updates_are_the_same():
     gan = tiny()
-    plain = list(updates(gan))
-    with FeatureHooks(gan.generator, gan.taps) as taps:
-        tapped = list(updates(gan, taps=taps))
-    assert [update.loss for update in tapped] == [update.loss for update in plain]
+    plain, _ = train_step(gan)
+    with FeatureHooks(gan.generator, gan.taps) as hooks:
+        hooked, _ = train_step(gan, forward_pass=hooks)
+    assert [update.loss for update in hooked] == [update.loss for update in plain]
 
 
 @pytest.mark.parametrize("in_one_call", [True, False])
@@ -122,7 +124,7 @@ def test_f_of_the_images_is_a_constant_in_l_g(in_one_call):
         seen.append(features)
         return features, logit
 
-    update = next(updates(Gan(gan.generator, gan.taps, watched, is_batch_independent=in_one_call)))
+    (update, _), _ = train_step(Gan(gan.generator, gan.taps, watched, is_batch_independent=in_one_call))
     update.loss.backward()
     assert [len(features) for features in seen] == ([6] if in_one_call else [3, 3])
     of_images, of_reconstructions = seen[0].grad.chunk(2) if in_one_call else (features.grad for features in seen)
@@ -132,53 +134,64 @@ def test_f_of_the_images_is_a_constant_in_l_g(in_one_call):
 
 @pytest.mark.parametrize(("norm", "calls"), [("instance", [6]), ("batch", [3, 3])])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
-def test_one_batch_runs_the_discriminator_once_where_images_are_apart(norm, calls, weights):
+def test_one_batch_runs_the_discriminator_once_where_images_are_independent(norm, calls, weights):
     gan, seen = tiny(norm=norm), []
     gan.discriminator.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    list(updates(gan, weights))
+    train_step(gan, weights)
     assert seen == calls
 
 
+def k_l_of_z1(outputs):
+    return outputs["z1"].square().mean()
+
+
+@pytest.mark.parametrize("k_l", [None, k_l_of_z1], ids=["without K_l", "with K_l"])
 @pytest.mark.parametrize(
-    ("weights", "kept"), [((1.0, 1.0), [True, False]), ((1.0, 0.0), [False]), ((0.0, 1.0), [True, False])]
+    ("weights", "retained"), [((1.0, 1.0), [True, False]), ((1.0, 0.0), [False]), ((0.0, 1.0), [True, False])]
 )
-def test_the_graph_is_kept_for_the_discriminator_alone(weights, kept):
-    gan = tiny()
-    batch = list(updates(gan, weights))
-    assert [update.keeps_graph for update in batch] == kept
-    for update in batch:  # what is not kept is not needed
-        if update.loss is not None:
-            update.loss.backward(retain_graph=update.keeps_graph)
+def test_the_graph_is_retained_for_the_discriminator_only(weights, retained, k_l):
+    def backward(update):  # what is not retained is not needed
+        update.loss.backward(retain_graph=update.retain_graph)
+
+    updates, _ = train_step(tiny(), weights, k_l=k_l, on_update=backward)
+    if weights[0] == 0 and k_l is None:  # nothing trains the generator
+        retained = retained[1:]
+    assert [update.retain_graph for update in updates] == retained
 
 
 def test_one_batch_runs_the_generator_once():
     gan, calls = tiny(), []
     gan.generator.register_forward_hook(lambda *_: calls.append(1))
-    list(updates(gan))
+    train_step(gan, k_l=k_l_of_z1)
     assert len(calls) == 1
 
 
-def test_coefficients_scale_the_losses_and_not_the_terms():
+def test_coefficients_scale_the_losses_and_not_what_is_reported():
     gan = tiny()
-    plain, scaled = (list(updates(gan, weights)) for weights in ((1.0, 1.0), (3.0, 0.25)))
+    (plain, losses), (scaled, same) = (train_step(gan, weights) for weights in ((1.0, 1.0), (3.0, 0.25)))
+    assert losses == same
     for one, other, factor in zip(plain, scaled, (3, 0.25), strict=True):
         torch.testing.assert_close(other.loss, factor * one.loss)
-        assert one.terms == other.terms
 
 
 def test_default_weights_are_the_papers():
-    gan = tiny()
-    update, _ = updates(gan)
-    expected = 10 * update.terms["s_con"] + update.terms["s_enc"] + update.terms["s_adv"]
-    torch.testing.assert_close(update.loss, expected)
+    (update, _), losses = train_step(tiny())
+    torch.testing.assert_close(update.loss, 10 * losses["s_con"] + losses["s_enc"] + losses["s_adv"])
 
 
 def test_a_family_without_z2_has_no_s_enc():
-    gan = tiny("ed")
-    of_generator, of_discriminator = updates(gan)
-    assert set(of_generator.terms) == {"s_con", "s_adv"}
-    assert set(of_discriminator.terms) == {"s_ce"}
-    assert set(of_generator.outputs) == {"z1", "x_hat"}
+    seen = []
+    updates, losses = train_step(tiny("ed"), k_l=lambda outputs: seen.append(set(outputs)) or torch.zeros(()))
+    assert [len(update.losses) for update in updates] == [2, 1]
+    assert list(losses) == ["s_con", "s_adv", "s_ce"]
+    assert seen == [{"z1", "x_hat"}]
+
+
+def test_k_l_is_added_to_the_generators_loss_and_to_no_other():
+    gan = tiny()
+    (plain, _), (update, of_discriminator) = (train_step(gan, (2.0, 3.0), k_l=k_l)[0] for k_l in (None, k_l_of_z1))
+    torch.testing.assert_close(update.loss, plain.loss + k_l_of_z1(forward(gan)(images())))
+    assert of_discriminator.loss == train_step(gan, (2.0, 3.0))[0][1].loss
 
 
 class Untouchable(nn.Module):
@@ -187,42 +200,55 @@ class Untouchable(nn.Module):
 
 
 @pytest.mark.parametrize("discriminator", [None, Untouchable()])
-def test_without_losses_of_its_own_a_gan_is_only_run(discriminator):
-    gan = tiny()
-    (update,) = updates(Gan(gan.generator, gan.taps, discriminator), (0.0, 0.0))
-    assert (update.network, update.loss, update.terms) == ("generator", None, {})
-    assert torch.equal(update.outputs["z2"], gan.generator(images())[2])
-    assert update.outputs["z2"].requires_grad
+def test_without_losses_of_its_own_a_gan_is_trained_by_k_l_alone(discriminator):
+    gan, seen = tiny(), []
+
+    def k_l(outputs):
+        seen.append(outputs)
+        return k_l_of_z1(outputs)
+
+    bare = Gan(gan.generator, gan.taps, discriminator)
+    (update,), losses = train_step(bare, (0.0, 0.0), k_l=k_l, forward_pass=forward(gan))
+    assert (update.network, losses) == ("generator", {})
+    assert torch.equal(update.loss, k_l_of_z1(seen[0]))
+    assert torch.equal(seen[0]["z2"], gan.generator(images())[2])
+    assert seen[0]["z2"].requires_grad
+    assert train_step(bare, (0.0, 0.0), forward_pass=forward(gan)) == ([], {})
 
 
-def test_without_l_d_the_discriminator_is_not_moved():
+def test_without_l_d_the_discriminator_is_not_updated():
     gan = tiny()
-    both = list(updates(gan))
-    (update,) = updates(gan, (1.0, 0.0))
+    both, _ = train_step(gan)
+    (update,), losses = train_step(gan, (1.0, 0.0))
     assert update.network == "generator"
     assert torch.equal(update.loss, both[0].loss)
+    assert "s_ce" not in losses
 
 
-def test_without_l_g_the_generator_is_run_and_the_discriminator_moved():
+def test_without_l_g_the_discriminator_is_updated_and_the_generator_by_k_l_alone():
     gan = tiny()
-    both = list(updates(gan))
-    first, second = updates(gan, (0.0, 1.0))
-    assert (first.network, first.loss, first.terms) == ("generator", None, {})
-    assert set(first.outputs) == set(TAPS)
+    both, _ = train_step(gan)
+    (update,), losses = train_step(gan, (0.0, 1.0))
+    assert (update.network, list(losses)) == ("discriminator", ["s_ce"])
+    assert torch.equal(update.loss, both[1].loss)
+    seen = []
+    first, second = train_step(gan, (0.0, 1.0), k_l=lambda outputs: seen.append(set(outputs)) or k_l_of_z1(outputs))[0]
+    assert seen == [set(TAPS)]
+    assert (first.network, first.losses) == ("generator", {})
+    assert torch.equal(first.loss, k_l_of_z1(forward(gan)(images())))
     assert second.network == "discriminator"
     assert torch.equal(second.loss, both[1].loss)
-    assert second.outputs is None  # K_l has no business with the discriminator
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_own_losses_want_a_discriminator(weights):
+def test_losses_of_its_own_need_a_discriminator(weights):
     gan = tiny()
-    with pytest.raises(KdganError, match="must have a discriminator; found none"):
-        list(updates(Gan(gan.generator, gan.taps), weights))
+    with pytest.raises(KdganError, match="needs a discriminator; found none"):
+        train_step(Gan(gan.generator, gan.taps), weights, forward_pass=forward(gan))
 
 
 @pytest.mark.parametrize("name", ["w_con", "w_enc", "w_adv"])
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_weights_are_finite_and_at_least_0(name, weight):
-    with pytest.raises(KdganError, match=f"finite number ≥ 0; got {name} = {weight:g}"):
+    with pytest.raises(KdganError, match=f"got {name} = {weight:g}.* finite number ≥ 0"):
         GanomalyObjective(**{name: weight})

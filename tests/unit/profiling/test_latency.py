@@ -5,8 +5,8 @@ import onnx
 import pytest
 from brightness import write_brightness
 
-from kdgan_compress.profiling import Latency, latency, measure_latency, passing_through, scoring
-from kdgan_compress.runtime import Detector
+from kdgan_compress.profiling import Latency, detector_call, identity_model_call, latency, measure_latency
+from kdgan_compress.runtime import Detector, session
 
 
 class Clock:
@@ -81,16 +81,16 @@ class Session:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("kind", "frame"), [("uint8", None), ("uint8", (24, 40)), ("float", None), ("float", (24, 40))]
+    ("kind", "input_size"), [("uint8", None), ("uint8", (24, 40)), ("float", None), ("float", (24, 40))]
 )
-def test_an_image_as_the_file_takes_it(tmp_path, channels, kind, frame):
+def test_an_image_as_the_file_takes_it(tmp_path, channels, kind, input_size):
     detector = Detector(write_brightness(tmp_path / "d.onnx", channels))
-    detector.input, detector.frame, detector.session = kind, frame, Session()
-    call = scoring(detector)
+    detector.input, detector.input_size, detector.session = kind, input_size, Session()
+    call = detector_call(detector)
     call()
     call()
     (names, feed), (_, again) = detector.session.asked
-    height, width = frame or (32, 32)
+    height, width = input_size or (32, 32)
     image = feed["image"]
     assert names == ["score", "is_anomaly"]
     assert feed.keys() == {"image"}  # the threshold is the file's own
@@ -105,27 +105,27 @@ def test_an_image_as_the_file_takes_it(tmp_path, channels, kind, frame):
 
 def test_scoring_runs_the_file(tmp_path):
     path = write_brightness(tmp_path / "d.onnx", 1, 100.5)
-    score, is_anomaly = scoring(Detector(path))()
+    score, is_anomaly = detector_call(Detector(path))()
     assert (100 < score[0] < 155, is_anomaly[0]) == (True, score[0] > 100.5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_identity_graph_gives_its_image_out(channels):
-    (same,) = passing_through(32, channels)()
+    (same,) = identity_model_call(32, channels)()
     assert (same.dtype, same.shape) == (np.uint8, (1, 32, 32, channels))
     assert not same.any()
 
 
 def test_the_identity_graph_has_one_node(monkeypatch):
     graphs = []
-    real = latency.onnxruntime.InferenceSession
+    real = session.onnxruntime.InferenceSession
 
-    def session(content, options, **more):
+    def create(content, options, **more):
         graphs.append((onnx.load_from_string(content), options.intra_op_num_threads, options.inter_op_num_threads))
         return real(content, options, **more)
 
-    monkeypatch.setattr(latency.onnxruntime, "InferenceSession", session)
-    passing_through(16, 1)
+    monkeypatch.setattr(session.onnxruntime, "InferenceSession", create)
+    identity_model_call(16, 1)
     ((model, *threads),) = graphs
     assert ([node.op_type for node in model.graph.node], threads) == (["Identity"], [1, 1])
     onnx.checker.check_model(model, full_check=True)

@@ -2,12 +2,12 @@ import numpy as np
 import onnx
 import pytest
 from brightness import brightness
-from onnx import helper
+from onnx import TensorProto, helper
 from PIL import Image
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.runtime import Detector
-from kdgan_compress.runtime.seal import OPEN_SEAL, SEAL_KEY, seal
+from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, write_checksum
 
 METADATA = {"schema_version": "2", "image_channels": "3", "image_size": "32", "threshold": "100.5"}
 
@@ -15,9 +15,11 @@ METADATA = {"schema_version": "2", "image_channels": "3", "image_size": "32", "t
 def save(path, channels: int = 3, **changed: str | None):
     metadata = METADATA | {"image_channels": str(channels)} | changed
     model = brightness(channels, 1e9)
-    metadata = {key: value for key, value in metadata.items() if value is not None} | {SEAL_KEY: OPEN_SEAL}
+    metadata = {key: value for key, value in metadata.items() if value is not None} | {
+        CHECKSUM_KEY: CHECKSUM_PLACEHOLDER
+    }
     helper.set_model_props(model, metadata)
-    path.write_bytes(seal(model.SerializeToString()))
+    path.write_bytes(write_checksum(model.SerializeToString()))
     return path
 
 
@@ -29,8 +31,8 @@ def detector(tmp_path):
 def test_what_the_file_says_is_known(detector):
     assert (detector.image_channels, detector.image_size, detector.threshold) == (3, 32, 100.5)
     assert detector.metadata.items() >= METADATA.items()
-    assert set(detector.metadata) - set(METADATA) == {SEAL_KEY}
-    assert (detector.input, detector.frame) == ("uint8", None)
+    assert set(detector.metadata) - set(METADATA) == {CHECKSUM_KEY}
+    assert (detector.input, detector.input_size) == ("uint8", None)
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32, 3), (5, 9, 31, 3), (0, 8, 8, 3)])
@@ -74,7 +76,7 @@ def test_image_file_is_read_in_the_detectors_channels(tmp_path, channels, expect
 
 def test_unreadable_image_file(tmp_path, detector):
     (tmp_path / "a.png").write_text("not an image")
-    with pytest.raises(KdganError, match="must be an image that can be read"):
+    with pytest.raises(KdganError, match="must be a readable image"):
         detector.score_file(tmp_path / "a.png")
 
 
@@ -97,7 +99,7 @@ def test_other_arrays_are_refused(detector, images):
 
 def test_missing_file(tmp_path):
     for path in (tmp_path / "absent.onnx", tmp_path):
-        with pytest.raises(KdganError, match="The detector must be a file; found none at"):
+        with pytest.raises(KdganError, match="The detector must be a file; there is no file"):
             Detector(path)
 
 
@@ -115,7 +117,7 @@ def test_other_content(tmp_path, content):
     """The last of these is an ONNX model that ends before its graph begins."""
     path = tmp_path / "d.onnx"
     path.write_bytes(content)
-    with pytest.raises(KdganError, match="must be a whole ONNX file"):
+    with pytest.raises(KdganError, match="must be a complete ONNX file"):
         Detector(path)
 
 
@@ -124,7 +126,7 @@ def test_graph_that_does_not_hang_together(tmp_path):
     model.graph.node[1].input[0] = "nowhere"
     path = tmp_path / "d.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(KdganError, match="must be a whole ONNX file"):
+    with pytest.raises(KdganError, match="must be a complete ONNX file"):
         Detector(path)
 
 
@@ -140,15 +142,15 @@ def test_loading_prints_nothing(tmp_path, capfd):
 
 
 def test_onnx_file_of_another_program(tmp_path):
-    with pytest.raises(KdganError, match="must carry this package's metadata"):
+    with pytest.raises(KdganError, match="needs this package's metadata"):
         Detector(save(tmp_path / "d.onnx", schema_version=None))
 
 
 @pytest.mark.parametrize(("version", "fix"), [("1", "Export the model again"), ("99", "Upgrade kdgan-compress")])
-@pytest.mark.parametrize("sealed", [True, False])
-def test_other_schema(tmp_path, version, fix, sealed):
+@pytest.mark.parametrize("with_checksum", [True, False])
+def test_other_schema(tmp_path, version, fix, with_checksum):
     path = save(tmp_path / "d.onnx", schema_version=version)
-    if not sealed:
+    if not with_checksum:
         model = onnx.load(path)
         del model.metadata_props[-1]
         path.write_bytes(model.SerializeToString())
@@ -186,7 +188,7 @@ def test_other_metadata_is_noticed(tmp_path):
     content = save(tmp_path / "d.onnx").read_bytes()
     assert content.count(b"100.5") == 1
     (tmp_path / "d.onnx").write_bytes(content.replace(b"100.5", b"900.5"))
-    refused(tmp_path / "d.onnx", r"must be as it was written; .* was changed after its export: its hash is another")
+    refused(tmp_path / "d.onnx", r"must be unmodified; .* was changed after its export")
 
 
 def test_bytes_behind_the_end_are_noticed(tmp_path):
@@ -198,8 +200,8 @@ def test_bytes_behind_the_end_are_noticed(tmp_path):
     refused(tmp_path / "d.onnx", "was changed after its export")
 
 
-@pytest.mark.parametrize("key", [None, "none", "", OPEN_SEAL, "0" * 63])
-def test_file_without_a_seal(tmp_path, key):
+@pytest.mark.parametrize("key", [None, "none", "", CHECKSUM_PLACEHOLDER, "0" * 63])
+def test_file_without_a_checksum(tmp_path, key):
     model = onnx.load(save(tmp_path / "d.onnx"))
     if key is None:
         del model.metadata_props[-1]
@@ -213,7 +215,7 @@ def test_file_without_a_seal(tmp_path, key):
 def test_random_bytes(tmp_path, seed):
     noise = np.random.default_rng(seed)
     (tmp_path / "d.onnx").write_bytes(noise.bytes(int(noise.integers(1, 3000))))
-    refused(tmp_path / "d.onnx", "must be a whole ONNX file")
+    refused(tmp_path / "d.onnx", "must be a complete ONNX file")
 
 
 def test_cut_anywhere(tmp_path):
@@ -227,3 +229,19 @@ def test_cut_anywhere(tmp_path):
 def test_images_without_pixels(detector, shape):
     with pytest.raises(KdganError, match=r"must be uint8 \(N, H, W, 3\)"):
         detector.score(np.zeros((2, *shape), np.uint8))
+
+
+@pytest.mark.parametrize("name", ["anomaly_map", "error_map"])
+def test_the_anomaly_map_of_older_files_has_another_name(tmp_path, name):
+    model = brightness(1, 100.5)
+    model.graph.node.append(helper.make_node("Squeeze", ["levels", "last"], [name]))
+    model.graph.initializer.append(helper.make_tensor("last", TensorProto.INT64, [1], [3]))
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "H", "W"]))
+    metadata = {"schema_version": "2", "image_channels": "1", "image_size": "32", "threshold": "1"}
+    helper.set_model_props(model, metadata | {CHECKSUM_KEY: CHECKSUM_PLACEHOLDER})
+    (tmp_path / "d.onnx").write_bytes(write_checksum(model.SerializeToString()))
+    images = np.arange(12, dtype=np.uint8).reshape(1, 3, 4, 1)
+    scores = Detector(tmp_path / "d.onnx").score(images, maps=True)
+    np.testing.assert_array_equal(scores.anomaly_map, images[..., 0])
+    assert scores.reconstruction is None
+    assert Detector(tmp_path / "d.onnx").score(images).anomaly_map is None

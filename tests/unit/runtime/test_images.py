@@ -88,7 +88,7 @@ def test_cmyk_is_refused_in_one_clean_message(tmp_path, suffix, channels):
     with pytest.raises(KdganError) as caught:
         read_image(path, channels)
     assert caught.value.problem == "An image must be grey or RGB"
-    assert caught.value.found == f"{path} is CMYK, for print"
+    assert caught.value.found == f"{path} is CMYK"
     assert "\n" not in str(caught.value)
 
 
@@ -127,7 +127,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, channels):
 
 
 def test_missing_image(tmp_path):
-    with pytest.raises(KdganError, match=r"must exist; found no file .*absent\.png"):
+    with pytest.raises(KdganError, match=r"must exist; there is no file .*absent\.png"):
         read_image(tmp_path / "absent.png", 3)
 
 
@@ -164,19 +164,19 @@ def test_unreadable_images_are_named(tmp_path, kind, channels):
     path = unreadable(kind, tmp_path)
     with pytest.raises(KdganError) as caught:
         read_image(path, channels)
-    assert caught.value.problem == "The file must be an image that can be read"
+    assert caught.value.problem == "The file must be a readable image"
     assert str(path) in caught.value.found
 
 
 def test_folder_is_no_image(tmp_path):
-    with pytest.raises(KdganError, match="must be an image that can be read"):
+    with pytest.raises(KdganError, match="must be a readable image"):
         read_image(tmp_path, 3)
 
 
 def test_huge_image_is_refused(tmp_path, monkeypatch):
     path = saved(Image.fromarray(NOISE), tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(KdganError, match="must be an image that can be read"):
+    with pytest.raises(KdganError, match="must be a readable image"):
         read_image(path, 3)
 
 
@@ -185,12 +185,12 @@ def test_deep_grey_image_is_refused_in_one_clean_message(tmp_path, suffix):
     path = saved(Image.fromarray(np.full((4, 4), 300, dtype=np.uint16)), tmp_path / f"a{suffix}")
     with pytest.raises(KdganError) as caught:
         read_image(path, 1)
-    assert caught.value.problem == "An image must have 8 bits a channel"
+    assert caught.value.problem == "An image needs 8 bits per channel"
     assert caught.value.hint == "Convert it to 8 bits"
 
 
 def test_deep_rgb_image_is_refused(tmp_path):
-    with pytest.raises(KdganError, match="8 bits a channel"):
+    with pytest.raises(KdganError, match="8 bits per channel"):
         read_image(deep_rgb_png(tmp_path / "a.png"), 3)
 
 
@@ -200,7 +200,7 @@ def test_animation_is_refused_in_one_clean_message(tmp_path, form, name):
     path = saved(frames[0], tmp_path / name, format=form, save_all=True, append_images=frames[1:])
     with pytest.raises(KdganError) as caught:
         read_image(path, 3)
-    assert caught.value.problem == "An image must have one frame"
+    assert caught.value.problem == "An image needs exactly one frame"
     assert caught.value.found == f"{path} has 2"
 
 

@@ -1,0 +1,121 @@
+"""Measure an exported detector's latency and write it into its model card."""
+
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdgan_compress.api.export import write_checkpoint
+from kdgan_compress.api.profile import ModelProfile, detector_file, profile_files
+from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.experiment.models import load_model, model_path
+from kdgan_compress.export import ExportSettings, IOSpec
+from kdgan_compress.export.detector_file import weights_sha256
+from kdgan_compress.export.packaging.card import read_detector_name, replace_latency
+from kdgan_compress.export.precisions import is_exact
+from kdgan_compress.files import atomic_path
+from kdgan_compress.profiling import Latency
+from kdgan_compress.profiling.machine import machine_name
+from kdgan_compress.runtime import Detector
+
+THIS_FILE, FP32, TEACHER, IDENTITY = "this file", "the same in fp32", "its teacher in fp32", "an identity graph"
+MIN_SLOWDOWN = 1.05
+"""Latency relative to fp32 above which a lossy export is reported as slower."""
+
+
+@dataclass(frozen=True)
+class CardProfile:
+    """What was measured and written into a card.
+
+    Attributes:
+        models: The detector and, in the same measurement, what it is compared with.
+        identity_us: Latency of a graph that returns its input.
+        slower_than_fp32: Whether a lossy export is slower than fp32 on this machine; None if fp32 was not measured.
+        card: The card.
+        machine: Where it was measured.
+        threads: CPU threads of one call.
+    """
+
+    models: list[ModelProfile]
+    identity_us: Latency
+    slower_than_fp32: bool | None
+    card: str
+    machine: str
+    threads: int = 1
+
+
+def profile_card(model: str | Path, card: str | Path, against: str | Path | None = None) -> CardProfile:
+    """Measure the detector that a card describes, and replace the card's section Latency.
+
+    Args:
+        model: The run that the detector was exported from: fp32 (if the detector is lossy) and the run's teacher are
+            measured in turns with it. Or the detector file itself.
+        card: The card; the detector is in the same folder.
+        against: The teacher, if not that of the run.
+
+    Raises:
+        KdganError: Card, detector or model cannot be read, or do not belong together.
+
+    Example:
+        >>> profile_card("runs/student", "exports/student/card.md")  # doctest: +SKIP
+    """
+    card = Path(card)
+    text = _read_card(card)
+    path = card.with_name(read_detector_name(text))
+    with tempfile.TemporaryDirectory() as folder:
+        files = [(THIS_FILE, path), *_files_to_compare(path, model, against, Path(folder))]
+        detector = Detector(path)
+        profiles, identities = profile_files(files, [detector.image_channels], detector.image_size)
+    (identity,) = identities.values()
+    latencies = {each.name: each.latency_us for each in profiles}
+    with atomic_path(card) as temporary:
+        temporary.write_text(replace_latency(text, latencies | {IDENTITY: identity}, machine_name()), encoding="utf-8")
+    slowdown = latencies[THIS_FILE].median / latencies[FP32].median if FP32 in latencies else None
+    is_slower = None if slowdown is None else slowdown > MIN_SLOWDOWN
+    return CardProfile(profiles, identity, is_slower, str(card), machine_name())
+
+
+def _read_card(card: Path) -> str:
+    try:
+        return card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KdganError("The card must be a readable text file", f"{card}: {first_line(error)}", "Check it") from None
+
+
+def _files_to_compare(
+    path: Path, model: str | Path, against: str | Path | None, scratch: Path
+) -> list[tuple[str, Path]]:
+    """Export fp32 and the teacher, as far as they apply."""
+    files = []
+    teacher: str | Path | None = against
+    if Path(model).suffix != ".onnx":
+        checkpoint = load_model(model)
+        detector = Detector(path)
+        if weights_sha256(checkpoint.build().generator) != detector.metadata["weights_sha256"]:
+            raise KdganError(
+                "The card must belong to a detector of this model",
+                f"{path} has other weights than {model}",
+                "Give the run that the detector was exported from",
+            )
+        if not is_exact(detector.metadata):
+            write_checkpoint(scratch / "fp32.onnx", checkpoint, ExportSettings(io=_io_spec(detector)))
+            files.append((FP32, scratch / "fp32.onnx"))
+        teacher = against or checkpoint.provenance.get("teacher")
+    elif Path(model).resolve() != path.resolve():
+        raise KdganError("The card must describe this detector", f"it describes {path}", f"Give --model {path}")
+    if teacher is not None and (against is not None or model_path(teacher).exists()):
+        with suppress(*(() if against is not None else (KdganError,))):  # a run's unreadable teacher is left out
+            files.append((TEACHER, detector_file(teacher, scratch / "teacher.onnx")[1]))
+    return files
+
+
+def _io_spec(detector: Detector) -> IOSpec:
+    """The inputs and outputs of a detector file."""
+    names = {name for name, _, _ in detector.outputs}
+    return IOSpec(
+        "uint8" if detector.input == "uint8" else "float",
+        detector.input_size,
+        1 if detector.image_shape.startswith("(1,") else None,
+        "reconstruction" in names,
+        bool(names & {"anomaly_map", "error_map"}),
+    )

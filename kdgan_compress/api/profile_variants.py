@@ -1,0 +1,122 @@
+"""Profile every variant in which models can be exported: each precision, and fp32 without graph passes."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kdgan_compress.api.export import load_validation_data
+from kdgan_compress.api.profile import ModelProfile, profile_files
+from kdgan_compress.data import DataSettings, load_split
+from kdgan_compress.experiment.models import load_model, model_name, model_path
+from kdgan_compress.export import PRECISIONS, Agreement, ExportReport, ExportSettings, ValidationData, write_detector
+from kdgan_compress.gans import Architecture, Gan, build
+from kdgan_compress.profiling import Latency
+from kdgan_compress.profiling.machine import machine_name
+
+PAPER_ARCHITECTURES = (
+    Architecture(channels=(64, 128, 256)),
+    Architecture(channels=(8, 16, 64), image_channels=3, norm="batch"),
+    Architecture(channels=(2, 4, 8), norm="batch"),
+    Architecture(channels=(1, 2, 4), norm="instance"),
+    Architecture(channels=(1, 2, 4), norm="batch"),
+)
+"""Teacher and students of P-KDGAN, Table II; the narrowest with both norms."""
+
+NUM_SAMPLE_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class VariantProfile(ModelProfile):
+    """Cost of one model in one variant.
+
+    Attributes:
+        variant: ``fp32, no rewrites`` or a precision.
+        times_identity: Its latency, relative to a graph that returns its input.
+        parity_max_rel: Largest relative difference of its scores from torch's, over images of several sizes.
+        agreement: Agreement with fp32 on the model's own data; None for fp32 and for fresh weights.
+    """
+
+    variant: str
+    times_identity: float
+    parity_max_rel: float
+    agreement: Agreement | None
+
+
+@dataclass(frozen=True)
+class VariantsReport:
+    """All variants of all models; ``identity_us`` is the latency of an identity graph by number of image channels."""
+
+    models: list[VariantProfile]
+    identity_us: dict[str, Latency]
+    machine: str
+
+
+def export_variants() -> dict[str, ExportSettings]:
+    """Name and settings of each variant: fp32 without graph passes, and one for each row of ``PRECISIONS``."""
+    return {
+        "fp32, no rewrites": ExportSettings(rewrites=frozenset()),
+        **{name: ExportSettings(name) for name in PRECISIONS},
+    }
+
+
+def profile_variants(model: str | Path | None = None, against: str | Path | None = None) -> VariantsReport:
+    """Profile every export variant of a model and its teacher, and an identity graph, in one measurement.
+
+    Args:
+        model: Run folder or model file, validated on its own data (variants that need more calibration images than it
+            has are skipped); None for the architectures of P-KDGAN's tables with fresh weights.
+        against: Its teacher; None for the one it was distilled from, if that still exists.
+    """
+    if model is None:
+        subjects = [
+            (f"{each.channels_str} {each.norm}", build(each, seed=0), each, _sample_images(each))
+            for each in PAPER_ARCHITECTURES
+        ]
+    else:
+        teacher = against or load_model(model).provenance.get("teacher")
+        subjects = [_load(model)]
+        if teacher is not None and (against is not None or model_path(teacher).exists()):
+            subjects.insert(0, _load(teacher))
+    with tempfile.TemporaryDirectory() as scratch:
+        rows: list[tuple[str, ExportReport]] = []
+        files: list[tuple[str, Path]] = []
+        for name, gan, architecture, validation in subjects:
+            for variant, settings in export_variants().items():
+                if len(validation.train) < PRECISIONS[settings.precision].min_calibration_images:
+                    continue
+                path = Path(scratch) / f"{len(rows)}.onnx"
+                report = write_detector(
+                    path, gan.generator, architecture, 0.0, "none", settings, validation=validation, gate=False
+                )
+                rows.append((variant, report))
+                files.append((name, path))
+        channels = sorted({architecture.image_channels for _, _, architecture, _ in subjects})
+        profiles, identity = profile_files(files, channels, subjects[0][2].image_size)
+    return VariantsReport(
+        models=[
+            VariantProfile(
+                **vars(each),
+                variant=variant,
+                times_identity=each.latency_us.median / identity[each.image_channels].median,
+                parity_max_rel=report.parity_max_rel,
+                agreement=report.agreement if model is not None else None,
+            )
+            for each, (variant, report) in zip(profiles, rows, strict=True)
+        ],
+        identity_us={str(number): latency for number, latency in identity.items()},
+        machine=machine_name(),
+    )
+
+
+def _load(model: str | Path) -> tuple[str, Gan, Architecture, ValidationData]:
+    checkpoint = load_model(model)
+    return model_name(model), checkpoint.build(), checkpoint.architecture, load_validation_data(checkpoint)
+
+
+def _sample_images(architecture: Architecture) -> ValidationData:
+    """Some packaged images, enough to calibrate untrained weights."""
+    split = load_split(DataSettings("sample"), architecture.image_size, architecture.image_channels)
+    normals = split.train[:NUM_SAMPLE_IMAGES].permute(0, 2, 3, 1).contiguous().numpy()
+    return ValidationData(normals, normals, normals[:0], np.empty(0, bool))

@@ -1,0 +1,181 @@
+"""Add preprocessing before the traced core, and the decision and maps after it.
+
+Inputs: ``image`` and the optional ``threshold``. Outputs: ``score`` (N,), ``is_anomaly`` (N,) and, on request,
+``reconstruction`` and ``anomaly_map``.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.export.graph.nodes import add_constant
+from kdgan_compress.export.graph.trace import SCORE, X_HAT
+from kdgan_compress.gans import ImageFormat
+
+InputKind = Literal["uint8", "float"]
+
+
+@dataclass(frozen=True)
+class IOSpec:
+    """Inputs and outputs of the exported file.
+
+    Attributes:
+        input: ``"uint8"``: (N, H, W, C), 0 to 255. ``"float"``: float32 (N, C, H, W), 0 to 1.
+        input_size: Fixed height and width of the images, in pixels; None for any size.
+        batch_size: 1 fixes N to 1; None for any N.
+        reconstruction: Also output x̂, with the input's type and layout, at the network's size.
+        anomaly_map: Also output |x − x̂| averaged over the channels: float32 (N, S, S), 0 to 1.
+    """
+
+    input: InputKind = "uint8"
+    input_size: tuple[int, int] | None = None
+    batch_size: Literal[1] | None = None
+    reconstruction: bool = False
+    anomaly_map: bool = False
+
+    def __post_init__(self) -> None:
+        if self.input_size is not None and min(self.input_size) < 1:
+            raise KdganError(
+                "The input size must be at least 1×1 pixel", f"got {self.input_size}", "Give height and width"
+            )
+
+    @property
+    def needs_reconstruction(self) -> bool:
+        """Whether an output is computed from x̂."""
+        return self.reconstruction or self.anomaly_map
+
+
+def add_pre_and_postprocessing(core: ir.Model, image_format: ImageFormat, threshold: float, io: IOSpec) -> None:
+    """Turn a traced core into a detector, in place.
+
+    Args:
+        core: Graph from ``images`` (N, C, S, S) in [−1, 1] to ``score`` (N,) and, for maps, ``x_hat``.
+        image_format: Size and channels of its images.
+        threshold: Default value of the input ``threshold``; scores above it are anomalies.
+        io: Inputs and outputs of the detector.
+    """
+    graph = core.graph
+    (images,) = graph.inputs
+    traced = {value.name: value for value in graph.outputs}
+    batch: int | str = io.batch_size or "N"
+    channels, side = image_format.image_channels, image_format.image_size
+
+    size = io.input_size or ("H", "W")
+    is_uint8 = io.input == "uint8"
+    image = ir.Value(
+        name="image",
+        shape=ir.Shape([batch, *size, channels] if is_uint8 else [batch, channels, *size]),
+        type=ir.TensorType(ir.DataType.UINT8 if is_uint8 else ir.DataType.FLOAT),
+    )
+    limit = add_constant(graph, np.array(threshold, np.float32))
+    graph.initializers.pop(str(limit.name))
+    limit.name = "threshold"
+    graph.register_initializer(limit)
+    graph.inputs[:] = [image, limit]
+
+    pixels = _add_preprocessing(graph, image, image_format, io)
+    images.replace_all_uses_with(pixels)
+    score = traced[SCORE]
+    score.name = "score"
+    score.shape = ir.Shape([batch])
+    outputs = [score, _append(graph, "Greater", [score, limit], "is_anomaly", ir.DataType.BOOL, [batch])]
+    if io.reconstruction:
+        outputs.append(_add_reconstruction(graph, traced[X_HAT], is_uint8, [batch, side, side, channels]))
+    if io.anomaly_map:
+        error = _append(graph, "Abs", [_append(graph, "Sub", [pixels, traced[X_HAT]])])
+        axis, half = add_constant(graph, np.array([1])), add_constant(graph, np.array(0.5, np.float32))
+        mean = _append(graph, "ReduceMean", [error, axis], keepdims=0)
+        outputs.append(_append(graph, "Mul", [mean, half], "anomaly_map", ir.DataType.FLOAT, [batch, side, side]))
+    graph.outputs[:] = outputs
+    graph.sort()
+
+
+def _add_preprocessing(graph: ir.Graph, image: ir.Value, image_format: ImageFormat, io: IOSpec) -> ir.Value:
+    """Resize as in training (bilinear, antialiased) and scale to [−1, 1]."""
+    side = image_format.image_size
+    is_uint8 = io.input == "uint8"
+    values, axes = image, [2, 3]
+    if is_uint8:
+        values, axes = _append(graph, "Cast", [image], to=ir.DataType.FLOAT), [1, 2]
+    if io.input_size != (side, side):
+        sizes = add_constant(graph, np.array([side, side]))
+        resize = ir.node(
+            "Resize",
+            [values, None, None, sizes],
+            {
+                "axes": axes,
+                "mode": "linear",
+                "coordinate_transformation_mode": "half_pixel",
+                "antialias": 1,
+                "exclude_outside": 1,  # weights of pixels outside the image are dropped, as in torch and Pillow
+            },
+        )
+        graph.append(resize)
+        (values,) = resize.outputs
+    if is_uint8:
+        values = _append(graph, "Transpose", [values], perm=[0, 3, 1, 2])  # after the resize, when the image is small
+    half_range = add_constant(graph, np.array(127.5 if is_uint8 else 0.5, np.float32))
+    scaled = _append(graph, "Div", [values, half_range])
+    one = add_constant(graph, np.array(1.0, np.float32))
+    shape: list[int | str] = [io.batch_size or "N", image_format.image_channels, side, side]
+    return _append(graph, "Sub", [scaled, one], None, ir.DataType.FLOAT, shape)
+
+
+def _add_reconstruction(graph: ir.Graph, x_hat: ir.Value, is_uint8: bool, nhwc: list[int | str]) -> ir.Value:
+    """Convert x̂ to the input's range and layout."""
+    half = add_constant(graph, np.array(127.5 if is_uint8 else 0.5, np.float32))
+    one = add_constant(graph, np.array(1.0, np.float32))
+    shifted = _append(graph, "Add", [x_hat, one])
+    if not is_uint8:
+        shape = [nhwc[0], nhwc[3], nhwc[1], nhwc[2]]
+        return _append(graph, "Mul", [shifted, half], "reconstruction", ir.DataType.FLOAT, shape)
+    low, high = (add_constant(graph, np.array(level, np.float32)) for level in (0, 255))
+    rounded = _append(graph, "Round", [_append(graph, "Mul", [shifted, half])])
+    levels = _append(graph, "Clip", [rounded, low, high])  # a decoder without a final tanh may leave the range
+    transposed = _append(graph, "Transpose", [levels], perm=[0, 2, 3, 1])
+    return _append(graph, "Cast", [transposed], "reconstruction", ir.DataType.UINT8, nhwc, to=ir.DataType.UINT8)
+
+
+def _append(
+    graph: ir.Graph,
+    operator: str,
+    inputs: list[ir.Value],
+    name: str | None = None,
+    dtype: ir.DataType | None = None,
+    shape: list[int | str] | None = None,
+    **attributes: int | list[int],
+) -> ir.Value:
+    """Append a node; returns its output, with name, type and shape where given."""
+    node = ir.node(operator, inputs, attributes)
+    (output,) = node.outputs
+    if name is not None:
+        output.name = name
+    if dtype is not None:
+        output.type = ir.TensorType(dtype)
+    if shape is not None:
+        output.shape = ir.Shape(shape)
+    graph.append(node)
+    return output
+
+
+def canonicalize_names(model: ir.Model) -> None:
+    """Give values and nodes short numbered names that do not depend on torch's version; drop inner shapes and types."""
+    graph = model.graph
+    kept = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for value in graph.outputs:
+        value.metadata_props.clear()  # torch's names
+    for number, value in enumerate([value for value in graph.initializers.values() if id(value) not in kept]):
+        value.name = f"w{number}"
+        if value.const_value is not None:
+            value.const_value.name = value.name
+    number = 0
+    for position, node in enumerate(graph):
+        node.name = f"n{position}"
+        for output in node.outputs:
+            if id(output) not in kept:
+                output.name = f"v{number}"
+                output.shape = output.type = None
+                number += 1

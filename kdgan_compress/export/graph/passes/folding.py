@@ -1,0 +1,49 @@
+"""Fold linear operations into the weights of a neighbouring convolution: batch norm, and the scale of the pixels."""
+
+import numpy as np
+import onnx_ir as ir
+
+from kdgan_compress.export.graph.nodes import add_constant, constant_value, num_groups, only_consumer, replace
+
+
+def fold_batch_norms(model: ir.Model) -> int:
+    """Fold batch norm into the convolution before it: W′ = W·s and b′ = β + (b − μ)·s with s = γ/√(σ²+ε)."""
+    graph, count = model.graph, 0
+    for node in list(graph):
+        layer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if node.op_type != "BatchNormalization" or layer is None or layer.op_type not in ("Conv", "ConvTranspose"):
+            continue
+        if layer.op_type == "ConvTranspose" and num_groups(layer) > 1:
+            continue
+        parameters = [constant_value(value) for value in node.inputs[1:]]
+        weight = constant_value(layer.inputs[1])
+        bias = constant_value(layer.inputs[2]) if len(layer.inputs) > 2 else None
+        if weight is None or any(each is None for each in parameters) or only_consumer(layer.outputs[0]) is not node:
+            continue
+        gamma, beta, mean, variance = (np.float64(each) for each in parameters)
+        scale = gamma / np.sqrt(variance + node.attributes["epsilon"].as_float())
+        output_axis = (1, -1) if layer.op_type == "ConvTranspose" else (-1, 1)
+        folded = weight * scale.reshape(*output_axis, *[1] * (weight.ndim - 2))
+        shift = beta + ((0 if bias is None else bias) - mean) * scale
+        inputs = [layer.inputs[0], add_constant(graph, folded), add_constant(graph, shift)]
+        replace(graph, [layer, node], ir.node(layer.op_type, inputs, layer.attributes))
+        count += 1
+    return count
+
+
+def fold_input_scale(model: ir.Model) -> int:
+    """Replace x / h − 1 of the preprocessing by x − h if only a convolution reads it; its weights are divided by h."""
+    graph, count = model.graph, 0
+    for divide in [node for node in graph if node.op_type == "Div"]:
+        subtract = only_consumer(divide.outputs[0])
+        layer = only_consumer(subtract.outputs[0]) if subtract is not None else None
+        if subtract is None or layer is None or (subtract.op_type, layer.op_type) != ("Sub", "Conv"):
+            continue
+        half, weight = constant_value(divide.inputs[1]), constant_value(layer.inputs[1])
+        one = constant_value(subtract.inputs[1])
+        if half is None or weight is None or one is None or half.size != 1 or not np.array_equal(one, np.ones(())):
+            continue
+        layer.replace_input_with(1, add_constant(graph, weight / half))
+        replace(graph, [divide, subtract], ir.node("Sub", divide.inputs))
+        count += 1
+    return count

@@ -1,0 +1,184 @@
+"""The model card (Markdown): everything that a user of a detector file needs to know about it."""
+
+import re
+from dataclasses import dataclass
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.export.detector_file import ExportReport
+from kdgan_compress.export.packaging.call_examples import LANGUAGES, InputSpec
+from kdgan_compress.export.packaging.mobile import MobileCheck
+from kdgan_compress.export.validation.golden import Golden
+from kdgan_compress.profiling import Latency
+from kdgan_compress.runtime import Detector
+
+
+@dataclass(frozen=True)
+class ModelCardData:
+    """What the card says beyond the file's metadata.
+
+    Attributes:
+        trained_on: The data, such as ``mnist, normal 8``.
+        teacher: Name of the teacher's run; None for a model trained without a teacher.
+        auc: AUC of this file, or of the run for an exact export; None without labels.
+        mobile_checks: Results of the mobile usability checker for the plain graph and for this file; None without
+            ``--mobile``.
+        card: File name of the card.
+        files: Names of the other files, each with its purpose.
+    """
+
+    trained_on: str
+    teacher: str | None
+    auc: float | None
+    mobile_checks: tuple[list[MobileCheck], list[MobileCheck]] | None
+    card: str
+    files: dict[str, str]
+
+
+def write_card(name: str, detector: Detector, report: ExportReport, data: ModelCardData, golden: Golden) -> str:
+    """The card of the detector file ``name``, as Markdown."""
+    is_uint8 = detector.input == "uint8"
+    spec = InputSpec(name, detector.image_channels, is_uint8, detector.input_size, detector.threshold)
+    files = {name: "the detector", **data.files}
+    sections = [
+        f"# {name}\n\n{_intro(detector, data)}",
+        _properties(detector, report, data),
+        "## Input and output\n\n" + _interface(detector, spec),
+        "## Calling it\n\n" + "\n\n".join(_example(language, spec) for language in LANGUAGES),
+        "## Latency\n\n" + _not_measured(name, data.card),
+        *(["## On a phone\n\n" + _mobile(*data.mobile_checks)] if data.mobile_checks else []),
+        "## Files\n\n" + "\n".join(f"- `{file}`: {purpose}" for file, purpose in files.items()),
+        "## Is it the right file?\n\n" + _verification(name, detector, golden),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def read_detector_name(card: str) -> str:
+    """The file name of the detector that a card describes.
+
+    Raises:
+        KdganError: The text is not a card of this package.
+    """
+    title = re.match(r"# ([^/\\\n]+\.onnx)\n", card)
+    if title is None or "\n## Latency\n" not in card:
+        raise KdganError(
+            "The card must be a model card that `kdgan-compress export` wrote",
+            "it has no title with the name of a detector, or no section Latency",
+            "Give the card.md that was written with the detector",
+        )
+    return title[1]
+
+
+def replace_latency(card: str, latencies: dict[str, Latency], machine: str, threads: int = 1) -> str:
+    """Write measured latencies into the section Latency of a card, in place of its earlier content.
+
+    Args:
+        card: The card's text.
+        latencies: Name of what was measured → latency; the first is the detector itself.
+        machine: Where it was measured.
+        threads: CPU threads of one call.
+    """
+    reference = next(iter(latencies.values())).median
+    rows = [
+        f"| {name} | {latency.median:.1f} | {latency.p10:.1f} | {_ratio_text(latency.median / reference)} |"
+        for name, latency in latencies.items()
+    ]
+    header = "| ONNX Runtime, one image of the network's size | µs median | µs p10 | compared with this file |"
+    on = f"Measured in one run on {machine}, {threads} thread{'' if threads == 1 else 's'}; other machines differ."
+    section = "\n".join([header, "|---|---|---|---|", *rows, "", on])
+    start = card.index("\n## Latency\n") + len("\n## Latency\n\n")
+    end = card.find("\n\n## ", start)
+    return card[:start] + section + (card[end:] if end >= 0 else "\n")
+
+
+def _not_measured(name: str, card: str) -> str:
+    return (
+        "Not measured. To measure it on your machine and write it here:\n\n"
+        f"    kdgan-compress profile --model {name} --card {card}\n\n"
+        "With the run folder as `--model`, its teacher and, for a lossy export, fp32 are measured too."
+    )
+
+
+def _verification(name: str, detector: Detector, golden: Golden) -> str:
+    return (
+        f"`kdgan-compress verify {name}` replays the golden vectors. In another language, compare your scores\n"
+        f"with those in `golden.json`: they may differ by {golden.tolerance:g} relative.\n\n"
+        f"    file_sha256     {golden.file_sha256}\n    weights_sha256  {detector.metadata['weights_sha256']}\n\n"
+        "`file_sha256` is the SHA-256 of the file with these 64 digits, which are in its metadata, replaced by zeros."
+    )
+
+
+def _intro(detector: Detector, data: ModelCardData) -> str:
+    kind = "grey" if detector.image_channels == 1 else "colour"
+    source = f", distilled from the teacher `{data.teacher}`" if data.teacher else ""
+    return (
+        f"Scores how much a {kind} image differs from its normal training images (higher: more anomalous) and decides\n"
+        f"whether it is an anomaly. Trained on {data.trained_on}{source}."
+    )
+
+
+def _properties(detector: Detector, report: ExportReport, data: ModelCardData) -> str:
+    metadata = detector.metadata
+    rows = {
+        "model": f"{metadata.get('family', 'own')} {metadata.get('channels', '')} {metadata.get('norm', '')}".strip(),
+        "AUC": "not measured: no labelled images" if data.auc is None else f"{100 * data.auc:.2f} % on the test split",
+        "precision": report.precision,
+        "file size": f"{report.size_bytes:,} bytes",
+        "threshold": f"{report.threshold:.6g}: {report.threshold_rule}",
+        "parameters of the model": f"{int(metadata['num_params']):,}",
+        "values stored in the file": f"{int(metadata['num_weights']):,}",
+        "multiply-accumulates of the convolutions": f"{int(metadata['conv_macs']):,} (before rewrites)",
+        "largest difference from torch": f"{report.parity_max_rel:.1e} relative",
+        "rewrites": metadata["rewrites"] or "none",
+    }
+    if report.latent_lost is not None:
+        lost = f"{100 * report.latent_lost:.2f} % of its weights' energy lost"
+        rows["latent"] = f"rank {metadata['latent_rank']}, {lost}"
+    if report.agreement is not None:
+        found = report.agreement
+        auc = "" if found.auc_diff is None else f"AUC {found.auc_diff:+.4f}, "
+        rows["compared with fp32"] = (
+            f"{auc}{100 * found.label_agreement:.2f} % of decisions equal, Spearman {found.spearman:.4f}, "
+            f"on {found.num_images} images"
+        )
+    rows["opset, versions"] = f"{report.opset}; {metadata['versions']}"
+    return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+def _interface(detector: Detector, spec: InputSpec) -> str:
+    size = f"{detector.image_size}×{detector.image_size}"
+    if spec.input_size is None:
+        resized = (
+            f"Any height and width: the file resizes to {size} itself, antialiased, as in training. Do not resize."
+        )
+    else:
+        height, width = spec.input_size
+        resized = f"Resize images to {height}×{width} first, bilinear and antialiased; no other resize."
+    colour = "Grey is L = 0.299 R + 0.587 G + 0.114 B." if spec.channels == 1 else "Channels in the order R, G, B."
+    lines = [
+        "| | name | type | shape |",
+        "|---|---|---|---|",
+        f"| in | `image` | {'uint8, 0 to 255' if spec.is_uint8 else 'float32, 0 to 1'} | {detector.image_shape} |",
+        "| in | `threshold` | float32, optional | () |",
+        *(f"| out | `{name}` | {dtype} | {shape} |" for name, dtype, shape in detector.outputs),
+        "",
+        f"{resized} {colour} Apply a photo's EXIF orientation first.",
+    ]
+    return "\n".join(lines)
+
+
+def _example(language: str, spec: InputSpec) -> str:
+    tag, code = LANGUAGES[language]
+    return f"{language}:\n\n```{tag}\n{code(spec)}\n```"
+
+
+def _ratio_text(ratio: float) -> str:
+    """A latency relative to this file's: ``38.3 times as long``, ``1/5.9 of it``."""
+    return "" if ratio == 1 else f"{ratio:.1f} times as long" if ratio > 1 else f"1/{1 / ratio:.1f} of it"
+
+
+def _mobile(before: list[MobileCheck], after: list[MobileCheck]) -> str:
+    rows = [f"| {old.runtime} | {old} | {new} |" for old, new in zip(before, after, strict=True)]
+    return (
+        "ONNX Runtime's mobile usability checker, on the plain graph and on this file. It only looks at operators and\n"
+        "shapes; measure the speed on the phone.\n\n| | plain graph | this file |\n|---|---|---|\n" + "\n".join(rows)
+    )

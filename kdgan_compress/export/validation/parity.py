@@ -1,0 +1,50 @@
+"""Parity: ONNX Runtime's scores equal torch's up to rounding."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import interpolate
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.export.validation.golden import sample_images, sample_sizes
+from kdgan_compress.gans import ImageFormat, anomaly_score, normalize_images
+from kdgan_compress.runtime import Detector
+
+PARITY_TOLERANCE = 1e-4
+MIN_SCORE = 1e-6
+"""Differences of smaller scores are divided by this value."""
+
+
+def parity(detector: Detector, generator: nn.Module, image_format: ImageFormat) -> float:
+    """Largest relative difference between the scores of a detector file and of torch, on images of several sizes."""
+    side = image_format.image_size
+    differences = []
+    for height, width in sample_sizes(side, detector.input_size):
+        images = sample_images(height, width, image_format.image_channels)
+        chw = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+        with torch.no_grad():
+            resized = interpolate(chw, (side, side), mode="bilinear", antialias=True, align_corners=False)
+            expected = anomaly_score(generator, normalize_images(resized)).numpy()
+        differences.append(relative_difference(detector.score(images).score, expected))
+    return float(np.max(differences))  # unlike the built-in max, this propagates NaN
+
+
+def relative_difference(scores: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
+    """Largest |a − b| / max(|b|, 1e-6)."""
+    difference = np.abs(np.float64(scores) - np.float64(expected))
+    return float(np.max(difference / np.maximum(np.abs(expected), MIN_SCORE)))
+
+
+def check_parity(difference: float) -> None:
+    """Check that a relative difference is within the tolerance of exact exports.
+
+    Raises:
+        KdganError: It is larger than 1e-4, or NaN.
+    """
+    if not difference <= PARITY_TOLERANCE:
+        raise KdganError(
+            f"Scores of torch and ONNX Runtime must agree to {PARITY_TOLERANCE:g} relative",
+            f"they differ by {difference:.2g}",
+            "Please report this with the versions of torch and onnxruntime; no file was written",
+        )

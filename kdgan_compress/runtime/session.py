@@ -1,0 +1,66 @@
+"""The only module that creates ONNX Runtime sessions, and the first that imports onnxruntime.
+
+ONNX Runtime 1.31 starts its telemetry when it is imported: it writes a device id and a database to the user's cache
+folder. ``ORT_DISABLE_TELEMETRY=1`` prevents this; the variable is read only during the import, so it is set for that
+moment and then removed. A value set by the user is respected.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike, fspath
+
+from kdgan_compress.errors import KdganError, first_line
+
+TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
+ERROR_LEVEL = 3
+"""ONNX Runtime's severity from which it logs: it would warn of every detector that its threshold is not constant."""
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    if TELEMETRY_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[TELEMETRY_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[TELEMETRY_VARIABLE]
+
+
+with _without_telemetry():
+    import onnxruntime as onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+_LOAD_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.InvalidArgument,
+    ValueError,
+)
+
+
+def create_session(model: bytes | str | PathLike[str], threads: int = 1) -> onnxruntime.InferenceSession:
+    """Create an ONNX Runtime session on the CPU.
+
+    Args:
+        model: The content of an ``.onnx`` or ``.ort`` file, or its path.
+        threads: CPU threads of one call, ≥ 1.
+
+    Raises:
+        KdganError: ONNX Runtime cannot load the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERROR_LEVEL
+    content = model if isinstance(model, bytes) else fspath(model)
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except _LOAD_ERRORS as error:
+        raise KdganError(
+            "ONNX Runtime cannot load the model", first_line(error), "Use fp32, or another version of onnxruntime"
+        ) from None
