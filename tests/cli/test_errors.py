@@ -163,7 +163,7 @@ def test_a_missing_extra_is_reported(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     assert_refused(cli("train"), "torch", "kdgan-compress[train]")
 
 
-@pytest.mark.parametrize("command", [*main.cli.commands, "recipes list", "recipes show", "recipes check"])
+@pytest.mark.parametrize("command", [*main.COMMANDS, "recipes list", "recipes show", "recipes check"])
 def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
     code, out, _ = cli(*command.split(), "--help")
     assert code == 0
@@ -171,7 +171,7 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
     assert "\\b" not in out
 
 
-@pytest.mark.parametrize("command", ["", *main.cli.commands, "recipes list", "recipes show", "recipes check"])
+@pytest.mark.parametrize("command", ["", *main.COMMANDS, "recipes list", "recipes show", "recipes check"])
 def test_every_help_screen_fits_40_lines_of_80_columns(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = cli(*command.split(), "--help")
