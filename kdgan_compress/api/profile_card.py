@@ -8,9 +8,9 @@ from pathlib import Path
 from kdgan_compress.api.export import write_checkpoint
 from kdgan_compress.api.profile import ModelProfile, detector_file, profile_files
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.evaluation import weights_sha256
 from kdgan_compress.experiment.models import load_model, model_path
 from kdgan_compress.export import ExportSettings, IOSpec
-from kdgan_compress.export.detector_file import weights_sha256
 from kdgan_compress.export.packaging.card import read_detector_name, replace_latency
 from kdgan_compress.export.precisions import is_exact
 from kdgan_compress.files import atomic_path

@@ -10,10 +10,9 @@ from kdgan_compress.api.evaluate import labelled_split, score_split
 from kdgan_compress.api.export import golden_sidecar
 from kdgan_compress.data import DataSettings, Split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import detection_metrics, score_images, score_spearman
+from kdgan_compress.evaluation import detection_metrics, score_images, score_spearman, weights_sha256
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model
-from kdgan_compress.export.detector_file import weights_sha256
 from kdgan_compress.export.precisions import find_precision, is_exact
 from kdgan_compress.export.validation.golden import Golden, read_golden
 from kdgan_compress.export.validation.parity import PARITY_TOLERANCE, parity, relative_difference

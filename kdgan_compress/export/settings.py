@@ -6,7 +6,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.export.graph.assemble import IOSpec
 from kdgan_compress.export.graph.passes import REWRITES
 from kdgan_compress.export.graph.trace import OPSET
-from kdgan_compress.export.precisions import DEFAULT_PRECISION, INT8_SKIPPED, find_precision
+from kdgan_compress.export.precisions import DEFAULT_PRECISION, INT8_SKIPPED, Precision, find_precision
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,25 @@ class ExportSettings:
         find_precision(self.precision)
         unknown = sorted((self.rewrites or frozenset()) - set(REWRITES))
         if unknown:
-            raise KdganError(
-                f"A rewrite must be one of {', '.join(REWRITES)}", f"got {', '.join(unknown)}", "Choose among these"
-            )
+            problem = f"A rewrite must be one of {', '.join(REWRITES)}"
+            raise KdganError(problem, f"got {', '.join(unknown)}", "Choose among these")
+
+    @property
+    def row(self) -> Precision:
+        """The precision's row in the table."""
+        return find_precision(self.precision)
 
     @property
     def selected_rewrites(self) -> frozenset[str]:
         """Names of the graph passes that are applied."""
         if self.rewrites is not None:
             return self.rewrites
-        return frozenset(REWRITES) - (INT8_SKIPPED if self.mobile else find_precision(self.precision).skipped_passes)
+        return frozenset(REWRITES) - (INT8_SKIPPED if self.mobile else self.row.skipped_passes)
 
     @property
     def is_exact(self) -> bool:
         """Whether the scores equal torch's up to rounding."""
-        return find_precision(self.precision).convert is None and self.latent_rank is None
+        return self.row.convert is None and self.latent_rank is None
 
     @property
     def name(self) -> str:
