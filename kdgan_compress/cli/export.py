@@ -11,7 +11,8 @@ from kdgan_compress.export.precisions import DEFAULT_PRECISION, PRECISIONS
 
 if TYPE_CHECKING:
     from kdgan_compress.api.export import ExportResult
-    from kdgan_compress.export import ExportSettings, ThresholdRule
+    from kdgan_compress.export.settings import ExportSettings
+    from kdgan_compress.export.validation.gate import ThresholdRule
 
 
 class PrecisionName(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
@@ -106,7 +107,7 @@ def export(
 
 
 def _rule(quantile: float | None, best_f1: bool) -> "ThresholdRule | None":
-    from kdgan_compress.export import ThresholdRule
+    from kdgan_compress.export.validation.gate import ThresholdRule
 
     if best_f1 and quantile is not None:
         raise click.UsageError("Give --quantile or --best-f1, not both.")
@@ -125,7 +126,8 @@ def _settings(
     latent_rank: int | None,
     opset: int | None,
 ) -> "ExportSettings":
-    from kdgan_compress.export import ExportSettings, IOSpec
+    from kdgan_compress.export.graph.assemble import IOSpec
+    from kdgan_compress.export.settings import ExportSettings
 
     names = None
     if rewrites is not None:

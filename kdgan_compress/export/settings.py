@@ -1,6 +1,6 @@
 """Settings of an exported detector file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.graph.assemble import IOSpec
@@ -58,3 +58,9 @@ class ExportSettings:
     def name(self) -> str:
         """Short description for messages: ``int8``, ``fp32 of rank 32``."""
         return self.precision + ("" if self.latent_rank is None else f" of rank {self.latent_rank}")
+
+    def with_static_shapes(self, side: int) -> "ExportSettings":
+        """The settings with fixed batch and image size (the given one by default) if they are those for phones."""
+        if not self.mobile:
+            return self
+        return replace(self, io=replace(self.io, batch_size=1, input_size=self.io.input_size or (side, side)))

@@ -1,7 +1,8 @@
 """The model card (Markdown): everything that a user of a detector file needs to know about it."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.detector_file import ExportReport
@@ -27,11 +28,11 @@ class ModelCardData:
     """
 
     trained_on: str
-    teacher: str | None
-    auc: float | None
-    mobile_checks: tuple[list[MobileCheck], list[MobileCheck]] | None
-    card: str
-    files: dict[str, str]
+    teacher: str | None = None
+    auc: float | None = None
+    mobile_checks: tuple[list[MobileCheck], list[MobileCheck]] | None = None
+    card: str = "card.md"
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_card(name: str, detector: Detector, report: ExportReport, data: ModelCardData, golden: Golden) -> str:

@@ -8,9 +8,14 @@ from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, roc_auc_score
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import Agreement, ThresholdRule, ValidationData
 from kdgan_compress.export.precisions import GateLimits
-from kdgan_compress.export.validation.gate import ValidationScores, measure_agreement
+from kdgan_compress.export.validation.gate import (
+    Agreement,
+    ThresholdRule,
+    ValidationData,
+    ValidationScores,
+    measure_agreement,
+)
 
 NOTHING = np.zeros((0, 4, 4, 1), np.uint8)
 
