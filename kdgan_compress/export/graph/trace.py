@@ -4,10 +4,11 @@ The traced core maps images (N, C, S, S) in [−1, 1] to scores (N,) and, on req
 the decision are added later (``assemble.py``).
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import numpy as np
 import onnx_ir as ir
@@ -70,7 +71,7 @@ def trace(generator: nn.Module, image_format: ImageFormat, x_hat: str | None = N
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress warnings and log messages that exporters and quantisers emit about their own deprecated code."""
+    """Suppress output, warnings and log messages of exporters and quantisers, mostly about their deprecated code."""
     loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     null_handler = logging.NullHandler()
@@ -78,7 +79,7 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
