@@ -31,19 +31,12 @@ class PrecisionName(click.ParamType):  # type: ignore[type-arg]  # not generic b
         return str(value)
 
 
-class InputSize(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
-    """A height and a width in pixels."""
-
-    name = "HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """``"480x640"`` → ``(480, 640)``."""
-        if isinstance(value, tuple):
-            return value
-        height, _, width = str(value).lower().partition("x")
-        if not (height.isdecimal() and width.isdecimal()):
-            self.fail(f"{value!r} is not a height and a width in pixels, such as 480x640", param, ctx)
-        return int(height), int(width)
+def _input_size(text: str) -> tuple[int, int]:
+    """``"480x640"`` → ``(480, 640)``."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise click.BadParameter(f"{text!r} is not a height and a width in pixels, such as 480x640")
+    return int(height), int(width)
 
 
 @click.command()
@@ -58,7 +51,7 @@ class InputSize(click.ParamType):  # type: ignore[type-arg]  # not generic befor
 @click.option("--web", type=click.Path(path_type=Path), metavar="DIR", help="Also write a page for browsers.")
 @click.option("--ort-web", type=click.Path(path_type=Path), help="onnxruntime-web for it.  [default: by npm]")
 @click.option("--input", type=click.Choice(["uint8", "float"]), default="uint8", show_default=True)
-@click.option("--input-size", type=InputSize(), help="Fixed image size.  [default: any]")
+@click.option("--input-size", type=_input_size, metavar="HXW", help="Fixed image size.  [default: any]")
 @click.option("--batch", "batch_size", type=click.Choice(["any", "1"]), default="any", show_default=True)
 @click.option("--reconstruction", is_flag=True, help="Also output the reconstruction.")
 @click.option("--anomaly-map", is_flag=True, help="Also output an anomaly map.")
