@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from kdgan_compress.evaluation import score_images as score_images
     from kdgan_compress.experiment.recipe import Recipe as Recipe
     from kdgan_compress.experiment.recipe import load_recipe as load_recipe
-    from kdgan_compress.export import ExportSettings as ExportSettings
-    from kdgan_compress.export import write_detector as write_detector
+    from kdgan_compress.export.detector_file import write_detector as write_detector
+    from kdgan_compress.export.settings import ExportSettings as ExportSettings
     from kdgan_compress.gans import Architecture as Architecture
     from kdgan_compress.gans import Family as Family
     from kdgan_compress.gans import Gan as Gan
@@ -64,7 +64,8 @@ _MODULES = {
     "errors": ("KdganError",),
     "evaluation": ("detection_metrics", "quantile_threshold", "score_images"),
     "experiment.recipe": ("Recipe", "load_recipe"),
-    "export": ("ExportSettings", "write_detector"),
+    "export.detector_file": ("write_detector",),
+    "export.settings": ("ExportSettings",),
     "gans": ("Architecture", "Family", "Gan", "ImageFormat"),
     "runtime": ("Detector",),
 }

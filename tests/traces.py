@@ -5,7 +5,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from kdgan_compress.export.detector_file import weights_sha256
+from kdgan_compress.evaluation import weights_sha256
 from kdgan_compress.export.graph.trace import trace
 from kdgan_compress.gans import ImageFormat
 

@@ -11,13 +11,14 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_name, model_path
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.export import ExportReport, ExportSettings, ThresholdRule, ValidationData, write_detector
-from kdgan_compress.export.packaging.card import ModelCardData, write_card
-from kdgan_compress.export.packaging.mobile import MobileCheck, check_mobile, write_ort
+from kdgan_compress.export.detector_file import ExportReport, write_detector
+from kdgan_compress.export.packaging.card import ModelCardData
+from kdgan_compress.export.packaging.mobile import MobileCheck, check_mobile
+from kdgan_compress.export.packaging.sidecars import sidecar_prefix, write_sidecars
 from kdgan_compress.export.packaging.web import write_page
-from kdgan_compress.export.validation.golden import write_golden
+from kdgan_compress.export.settings import ExportSettings
+from kdgan_compress.export.validation.gate import ThresholdRule, ValidationData
 from kdgan_compress.files import atomic_path
-from kdgan_compress.runtime import Detector
 
 
 @dataclass(frozen=True)
@@ -70,39 +71,33 @@ def export_detector(
     Example:
         >>> export_detector("runs/student", "student.onnx")  # doctest: +SKIP
     """
-    path = _output_path(model, out)
+    name = model_name(model)
+    path = Path(out or Path("exports", name, f"{name}.onnx"))
+    if path.suffix != ".onnx":
+        raise KdganError("The detector's file name must end in .onnx", f"got {path}", "Give -o NAME.onnx")
     checkpoint = load_model(model)
-    settings = _with_static_shapes(settings or ExportSettings(), checkpoint)
+    settings = (settings or ExportSettings()).with_static_shapes(checkpoint.architecture.image_size)
     if rule is None and data is not None:
         rule = ThresholdRule()
     validation = None if rule is None and settings.is_exact else load_validation_data(checkpoint, data, data_root)
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        written = scratch / path.name
+        written = Path(folder, path.name)
         report = write_checkpoint(written, checkpoint, settings, validation, rule)
-        report = dataclasses.replace(report, path=str(path))
-        names = _sidecar_names(path)
-        card = _write_sidecars(written, names, checkpoint, settings, report, _auc(model, report))
-        page = None
-        if web is not None:
-            page = write_page(Path(web), written, scratch / names["json"], Path(ort_web) if ort_web else None)
-        files = [path.with_name(name) for name in (*card.files, card.card, path.name)]
+        card = _card_data(written, model, checkpoint, settings, report)
+        prefix = sidecar_prefix(path)
+        names = write_sidecars(written, prefix, report, card, settings.mobile)
+        page = None if web is None else write_page(web, written, Path(folder, f"{prefix}golden.json"), ort_web)
+        files = [path.with_name(name) for name in (*names, path.name)]
         for file in files:
             with atomic_path(file) as temporary:
-                temporary.write_bytes((scratch / file.name).read_bytes())
+                temporary.write_bytes(Path(folder, file.name).read_bytes())
     return ExportResult(
-        **{field.name: getattr(report, field.name) for field in dataclasses.fields(ExportReport)},
+        **vars(report) | {"path": str(path)},
         auc=card.auc,
         usability=card.mobile_checks,
         files=tuple(map(str, files)),
         page=str(page) if page else None,
     )
-
-
-def golden_sidecar(detector: Path) -> Path:
-    """Path of a detector's golden vectors: ``NAME.golden.npz`` if it exists, else the folder's ``golden.npz``."""
-    named = detector.with_name(f"{detector.stem}.golden.npz")
-    return named if named.exists() else detector.with_name("golden.npz")
 
 
 def load_validation_data(
@@ -114,11 +109,8 @@ def load_validation_data(
         KdganError: They cannot be read.
     """
     settings = checkpoint.data.relocate(data, data_root)
-    split = load_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
-    train, normals, test = (
-        images.permute(0, 2, 3, 1).contiguous().numpy() for images in (split.train, split.calibration, split.test)
-    )
-    return ValidationData(train, normals, test, split.test_is_anomalous)
+    architecture = checkpoint.architecture
+    return ValidationData.from_split(load_split(settings, architecture.image_size, architecture.image_channels))
 
 
 def write_checkpoint(
@@ -143,85 +135,20 @@ def write_checkpoint(
     )
 
 
-def _output_path(model: str | Path, out: str | Path | None) -> Path:
-    name = model_name(model)
-    path = Path(out) if out else Path("exports") / name / f"{name}.onnx"
-    if path.suffix != ".onnx":
-        raise KdganError("The detector's file name must end in .onnx", f"got {path}", "Give -o NAME.onnx")
-    return path
-
-
-def _sidecar_names(path: Path) -> dict[str, str]:
-    """File names of card and golden vectors; they start with the detector's name if the folder has another detector."""
-    prefix = ""
-    try:
-        owner = json.loads(path.with_name("golden.json").read_text(encoding="utf-8"))["detector"]
-        if owner != path.name and path.with_name(owner).exists():
-            prefix = f"{path.stem}."
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no golden.json that names its detector
-    if path.with_name(f"{path.stem}.golden.npz").exists():
-        prefix = f"{path.stem}."  # ``golden_sidecar`` prefers this file, so it must be replaced
-    return {"card": f"{prefix}card.md", "npz": f"{prefix}golden.npz", "json": f"{prefix}golden.json"}
-
-
-def _with_static_shapes(settings: ExportSettings, checkpoint: Checkpoint) -> ExportSettings:
-    """Fix batch size and input size for phones."""
-    if not settings.mobile:
-        return settings
-    side = checkpoint.architecture.image_size
-    size = settings.io.input_size or (side, side)
-    return dataclasses.replace(settings, io=dataclasses.replace(settings.io, batch_size=1, input_size=size))
-
-
-def _write_sidecars(
-    path: Path,
-    names: dict[str, str],
-    checkpoint: Checkpoint,
-    settings: ExportSettings,
-    report: ExportReport,
-    auc: float | None,
+def _card_data(
+    path: Path, model: str | Path, checkpoint: Checkpoint, settings: ExportSettings, report: ExportReport
 ) -> ModelCardData:
-    """Write all other files to the folder of the detector ``path``; returns what the card says."""
-    detector = Detector(path)
-    golden = write_golden(path.with_name(names["npz"]), path.with_name(names["json"]), detector, path.name)
-    files = {
-        names["npz"]: "golden vectors for NumPy: images and the scores they must get",
-        names["json"]: "the same for every other language, pixels as base64",
-    }
-    checks = None
+    """What the card says beyond the metadata of the file ``path``."""
+    checks, auc = None, None
     if settings.mobile:
-        checks = _check_plain_graph(path.with_name("plain.onnx"), checkpoint, settings), check_mobile(path)
-        ort, config = (path.stem + suffix for suffix in (".ort", ".required_operators.config"))
-        write_ort(path, path.with_name(ort), path.with_name(config))
-        files[ort] = "the detector in ONNX Runtime's own format, optimised for ARM"
-        files[config] = "the operators that a reduced build of ONNX Runtime needs for it"
-    teacher = checkpoint.provenance.get("teacher")
-    card = ModelCardData(
-        trained_on=checkpoint.data.name,
-        teacher=None if teacher is None else model_name(teacher),
-        auc=auc,
-        mobile_checks=checks,
-        card=names["card"],
-        files=files,
-    )
-    path.with_name(card.card).write_text(write_card(path.name, detector, report, card, golden), encoding="utf-8")
-    return card
-
-
-def _check_plain_graph(scratch: Path, checkpoint: Checkpoint, settings: ExportSettings) -> list[MobileCheck]:
-    """Check the graph without graph passes and static shapes."""
-    io = dataclasses.replace(settings.io, input_size=None, batch_size=None)
-    write_checkpoint(scratch, checkpoint, ExportSettings(rewrites=frozenset(), io=io))
-    return check_mobile(scratch)
-
-
-def _auc(model: str | Path, report: ExportReport) -> float | None:
-    """The AUC of a lossy export as measured by the gate, or that of the run for an exact export."""
-    if report.agreement is not None:
-        return report.agreement.auc
+        plain = path.with_name("plain.onnx")  # without graph passes and static shapes
+        io = dataclasses.replace(settings.io, input_size=None, batch_size=None)
+        write_checkpoint(plain, checkpoint, ExportSettings(rewrites=frozenset(), io=io))
+        checks = check_mobile(plain), check_mobile(path)
     folder = RunFolder(model_path(model).parent)
-    if model_path(model) != folder.model or not folder.result.exists():  # a student's folder has its teacher's file too
-        return None
-    auc: float | None = json.loads(folder.result.read_text(encoding="utf-8"))["auc"]
-    return auc
+    if report.agreement is not None:
+        auc = report.agreement.auc
+    elif model_path(model) == folder.model and folder.result.exists():  # a student's folder has its teacher's file too
+        auc = json.loads(folder.result.read_text(encoding="utf-8"))["auc"]
+    teacher = checkpoint.provenance.get("teacher")
+    return ModelCardData(checkpoint.data.name, model_name(teacher) if teacher else None, auc, checks)

@@ -7,7 +7,6 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kdgan_compress.data import Split, load_split
 from kdgan_compress.errors import KdganError
@@ -73,9 +72,8 @@ def pictures(model: str | Path, out: str | Path | None = None, data_root: str | 
 
 def _plot_reconstructions(checkpoint: Checkpoint, gan: Gan, split: Split, title: str, path: Path) -> None:
     rng = np.random.default_rng(0)
-    chosen = np.concatenate(
-        [_sample_indices(np.flatnonzero(split.test_is_anomalous == kind), rng) for kind in (False, True)]
-    )
+    kinds = [np.flatnonzero(split.test_is_anomalous == kind) for kind in (False, True)]
+    chosen = np.concatenate([_sample_indices(kind, rng) for kind in kinds])
     images = split.test[chosen]
     classes = [f"{split.test_classes[i]}{'*' if split.test_is_anomalous[i] else ''}" for i in chosen]
     row = Reconstruction("x̂", reconstruct(gan, images), score_images(gan.generator, images), checkpoint.threshold)
@@ -98,19 +96,13 @@ def _plot_neighbours(gan: Gan, split: Split, path: Path) -> None:
 
 def _plot_clusters(generator: CvgadGenerator, path: Path) -> None:
     rng = torch.Generator().manual_seed(0)
+    rows = []
     noise = CLUSTER_SAMPLE_STD * torch.randn(NUM_CLUSTER_SAMPLES, generator.means.shape[1], generator=rng)
     with torch.no_grad():
-        rows = [
-            ImageRow(
-                f"mean {number}", [_to_unit_range(generator.decoder(codes)) for codes in (mean[None], mean + noise)]
-            )
-            for number, mean in enumerate(generator.means[:MAX_CLUSTERS])
-        ]
+        for number, mean in enumerate(generator.means[:MAX_CLUSTERS]):
+            images = [(generator.decoder(codes) + 1) / 2 for codes in (mean[None], mean + noise)]
+            rows.append(ImageRow(f"mean {number}", images))
     plot_rows(rows, ["mean", f"samples at {CLUSTER_SAMPLE_STD:g} σ around it"], path)
-
-
-def _to_unit_range(images: Tensor) -> Tensor:
-    return (images + 1) / 2
 
 
 def _sample_indices(indices: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -2,14 +2,15 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from kdgan_compress.api.export import write_checkpoint
-from kdgan_compress.experiment.models import load_model, model_name
-from kdgan_compress.export import write_detector
+from kdgan_compress.experiment.checkpoint import Checkpoint
+from kdgan_compress.experiment.models import load_model, model_name, model_path
+from kdgan_compress.export.detector_file import write_detector
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.profiling import Latency, detector_call, identity_model_call, measure_latency
+from kdgan_compress.profiling import Counts, Latency, detector_call, identity_model_call, measure_latency
 from kdgan_compress.profiling.machine import machine_name
 from kdgan_compress.runtime import Detector
 
@@ -21,7 +22,7 @@ Profilable = str | Path | Architecture
 
 
 @dataclass(frozen=True)
-class ModelProfile:
+class ModelProfile(Counts):
     """Cost of scoring one image with a model.
 
     Attributes:
@@ -29,9 +30,6 @@ class ModelProfile:
         family: Name of the GAN family.
         channels: Channels of the layers, such as ``2-4-8``.
         image_channels: 1 or 3.
-        num_params: Parameters of the deployed model.
-        conv_macs: Multiply-accumulates of its convolutions.
-        fvcore_flops: fvcore's total.
         size_bytes: Size of the ``.onnx`` detector file.
         latency_us: Time from pixels to decision: ONNX Runtime, one thread, batch size 1.
     """
@@ -40,9 +38,6 @@ class ModelProfile:
     family: str
     channels: str
     image_channels: int
-    num_params: int
-    conv_macs: int
-    fvcore_flops: int
     size_bytes: int
     latency_us: Latency
 
@@ -71,10 +66,6 @@ class ProfileReport:
 
 def profile(model: Profilable, against: Profilable | None = None) -> ProfileReport:
     """Profile a model and, in the same measurement, one to compare with, usually its teacher.
-
-    Args:
-        model: The model.
-        against: The model to compare with.
 
     Returns:
         ``model`` first, then ``against``; ratios are ``against`` over ``model``.
@@ -114,9 +105,7 @@ def profile_files(
             family=detector.metadata.get("family", CUSTOM),
             channels=detector.metadata.get("channels", CUSTOM),
             image_channels=detector.image_channels,
-            num_params=int(detector.metadata["num_params"]),
-            conv_macs=int(detector.metadata["conv_macs"]),
-            fvcore_flops=int(detector.metadata["fvcore_flops"]),
+            **{field.name: int(detector.metadata[field.name]) for field in fields(Counts)},
             size_bytes=path.stat().st_size,
             latency_us=latency,
         )
@@ -144,3 +133,9 @@ def detector_file(model: Profilable, scratch: Path) -> tuple[str, Path]:
         return model_name(model), Path(model)
     write_checkpoint(scratch, load_model(model))
     return model_name(model), scratch
+
+
+def teacher_of(checkpoint: Checkpoint, against: str | Path | None) -> str | Path | None:
+    """The model to compare with: ``against``, or the teacher that a model was distilled from, if it still exists."""
+    teacher: str | None = checkpoint.provenance.get("teacher")
+    return against or (teacher if teacher and model_path(teacher).exists() else None)

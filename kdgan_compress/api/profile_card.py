@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdgan_compress.api.export import write_checkpoint
-from kdgan_compress.api.profile import ModelProfile, detector_file, profile_files
+from kdgan_compress.api.profile import ModelProfile, detector_file, profile_files, teacher_of
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.experiment.models import load_model, model_path
-from kdgan_compress.export import ExportSettings, IOSpec
-from kdgan_compress.export.detector_file import weights_sha256
+from kdgan_compress.evaluation import weights_sha256
+from kdgan_compress.experiment.models import load_model
+from kdgan_compress.export.graph.assemble import IOSpec
 from kdgan_compress.export.packaging.card import read_detector_name, replace_latency
 from kdgan_compress.export.precisions import is_exact
+from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.files import atomic_path
 from kdgan_compress.profiling import Latency
 from kdgan_compress.profiling.machine import machine_name
@@ -60,7 +61,10 @@ def profile_card(model: str | Path, card: str | Path, against: str | Path | None
         >>> profile_card("runs/student", "exports/student/card.md")  # doctest: +SKIP
     """
     card = Path(card)
-    text = _read_card(card)
+    try:
+        text = card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KdganError("The card must be a readable text file", f"{card}: {first_line(error)}", "Check it") from None
     path = card.with_name(read_detector_name(text))
     with tempfile.TemporaryDirectory() as folder:
         files = [(THIS_FILE, path), *_files_to_compare(path, model, against, Path(folder))]
@@ -70,41 +74,31 @@ def profile_card(model: str | Path, card: str | Path, against: str | Path | None
     latencies = {each.name: each.latency_us for each in profiles}
     with atomic_path(card) as temporary:
         temporary.write_text(replace_latency(text, latencies | {IDENTITY: identity}, machine_name()), encoding="utf-8")
-    slowdown = latencies[THIS_FILE].median / latencies[FP32].median if FP32 in latencies else None
-    is_slower = None if slowdown is None else slowdown > MIN_SLOWDOWN
+    is_slower = None
+    if FP32 in latencies:
+        is_slower = latencies[THIS_FILE].median > MIN_SLOWDOWN * latencies[FP32].median
     return CardProfile(profiles, identity, is_slower, str(card), machine_name())
-
-
-def _read_card(card: Path) -> str:
-    try:
-        return card.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KdganError("The card must be a readable text file", f"{card}: {first_line(error)}", "Check it") from None
 
 
 def _files_to_compare(
     path: Path, model: str | Path, against: str | Path | None, scratch: Path
 ) -> list[tuple[str, Path]]:
     """Export fp32 and the teacher, as far as they apply."""
-    files = []
-    teacher: str | Path | None = against
+    files, teacher = [], against
     if Path(model).suffix != ".onnx":
-        checkpoint = load_model(model)
-        detector = Detector(path)
+        checkpoint, detector = load_model(model), Detector(path)
         if weights_sha256(checkpoint.build().generator) != detector.metadata["weights_sha256"]:
-            raise KdganError(
-                "The card must belong to a detector of this model",
-                f"{path} has other weights than {model}",
-                "Give the run that the detector was exported from",
-            )
+            found = f"{path} has other weights than {model}"
+            hint = "Give the run that the detector was exported from"
+            raise KdganError("The card must belong to a detector of this model", found, hint)
         if not is_exact(detector.metadata):
             write_checkpoint(scratch / "fp32.onnx", checkpoint, ExportSettings(io=_io_spec(detector)))
             files.append((FP32, scratch / "fp32.onnx"))
-        teacher = against or checkpoint.provenance.get("teacher")
+        teacher = teacher_of(checkpoint, against)
     elif Path(model).resolve() != path.resolve():
         raise KdganError("The card must describe this detector", f"it describes {path}", f"Give --model {path}")
-    if teacher is not None and (against is not None or model_path(teacher).exists()):
-        with suppress(*(() if against is not None else (KdganError,))):  # a run's unreadable teacher is left out
+    if teacher is not None:
+        with suppress(*([] if against else [KdganError])):  # a run's unreadable teacher is left out
             files.append((TEACHER, detector_file(teacher, scratch / "teacher.onnx")[1]))
     return files
 

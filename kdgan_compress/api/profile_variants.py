@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from kdgan_compress.api.export import load_validation_data
-from kdgan_compress.api.profile import ModelProfile, profile_files
+from kdgan_compress.api.profile import ModelProfile, profile_files, teacher_of
 from kdgan_compress.data import DataSettings, load_split
-from kdgan_compress.experiment.models import load_model, model_name, model_path
-from kdgan_compress.export import PRECISIONS, Agreement, ExportReport, ExportSettings, ValidationData, write_detector
+from kdgan_compress.experiment.models import load_model, model_name
+from kdgan_compress.export.detector_file import ExportReport, write_detector
+from kdgan_compress.export.precisions import PRECISIONS
+from kdgan_compress.export.settings import ExportSettings
+from kdgan_compress.export.validation.gate import Agreement, ValidationData
 from kdgan_compress.gans import Architecture, Gan, build
 from kdgan_compress.profiling import Latency
 from kdgan_compress.profiling.machine import machine_name
@@ -75,23 +78,19 @@ def profile_variants(model: str | Path | None = None, against: str | Path | None
             for each in PAPER_ARCHITECTURES
         ]
     else:
-        teacher = against or load_model(model).provenance.get("teacher")
-        subjects = [_load(model)]
-        if teacher is not None and (against is not None or model_path(teacher).exists()):
-            subjects.insert(0, _load(teacher))
+        subjects = [_load(each) for each in (teacher_of(load_model(model), against), model) if each is not None]
     with tempfile.TemporaryDirectory() as scratch:
         rows: list[tuple[str, ExportReport]] = []
         files: list[tuple[str, Path]] = []
-        for name, gan, architecture, validation in subjects:
+        for name, gan, architecture, data in subjects:
             for variant, settings in export_variants().items():
-                if len(validation.train) < PRECISIONS[settings.precision].min_calibration_images:
-                    continue
-                path = Path(scratch) / f"{len(rows)}.onnx"
-                report = write_detector(
-                    path, gan.generator, architecture, 0.0, "none", settings, validation=validation, gate=False
-                )
-                rows.append((variant, report))
-                files.append((name, path))
+                if len(data.train) >= settings.row.min_calibration_images:
+                    path = Path(scratch, f"{len(rows)}.onnx")
+                    export = write_detector(
+                        path, gan.generator, architecture, 0.0, "none", settings, validation=data, gate=False
+                    )
+                    rows.append((variant, export))
+                    files.append((name, path))
         channels = sorted({architecture.image_channels for _, _, architecture, _ in subjects})
         profiles, identity = profile_files(files, channels, subjects[0][2].image_size)
     return VariantsReport(
@@ -100,10 +99,10 @@ def profile_variants(model: str | Path | None = None, against: str | Path | None
                 **vars(each),
                 variant=variant,
                 times_identity=each.latency_us.median / identity[each.image_channels].median,
-                parity_max_rel=report.parity_max_rel,
-                agreement=report.agreement if model is not None else None,
+                parity_max_rel=export.parity_max_rel,
+                agreement=export.agreement if model is not None else None,
             )
-            for each, (variant, report) in zip(profiles, rows, strict=True)
+            for each, (variant, export) in zip(profiles, rows, strict=True)
         ],
         identity_us={str(number): latency for number, latency in identity.items()},
         machine=machine_name(),
@@ -118,5 +117,5 @@ def _load(model: str | Path) -> tuple[str, Gan, Architecture, ValidationData]:
 def _sample_images(architecture: Architecture) -> ValidationData:
     """Some packaged images, enough to calibrate untrained weights."""
     split = load_split(DataSettings("sample"), architecture.image_size, architecture.image_channels)
-    normals = split.train[:NUM_SAMPLE_IMAGES].permute(0, 2, 3, 1).contiguous().numpy()
+    normals = ValidationData.from_split(split).train[:NUM_SAMPLE_IMAGES]
     return ValidationData(normals, normals, normals[:0], np.empty(0, bool))

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdgan_compress.api.evaluate import labelled_split, score_split
-from kdgan_compress.api.export import golden_sidecar
 from kdgan_compress.data import DataSettings, Split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import detection_metrics, score_images, score_spearman
+from kdgan_compress.evaluation import detection_metrics, score_images, score_spearman, weights_sha256
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model
-from kdgan_compress.export.detector_file import weights_sha256
+from kdgan_compress.export.packaging.sidecars import golden_sidecar
 from kdgan_compress.export.precisions import find_precision, is_exact
 from kdgan_compress.export.validation.golden import Golden, read_golden
 from kdgan_compress.export.validation.parity import PARITY_TOLERANCE, parity, relative_difference
@@ -83,110 +83,95 @@ def verify(
     loaded = Detector(path)
     golden = read_golden(golden_sidecar(path))
     if golden.file_sha256 != loaded.metadata[CHECKSUM_KEY]:
-        raise KdganError(
-            "Golden vectors must belong to this file",
-            f"{golden_sidecar(path)} is of another",
-            "Keep detector and golden vectors of one export together",
-        )
+        found = f"{golden_sidecar(path)} is of another"
+        hint = "Keep detector and golden vectors of one export together"
+        raise KdganError("Golden vectors must belong to this file", found, hint)
     results = _replay(loaded, golden)
     checkpoint = None if against is None else load_model(against)
     if checkpoint is not None:
-        _check_same_images(loaded, checkpoint, str(against))
-        results |= _compare_with_torch(loaded, checkpoint)
+        results |= _compare_with_torch(loaded, checkpoint, str(against))
     if data is not None or (checkpoint is not None and data_root is not None):
-        split = _test_split(loaded, checkpoint, data, normal, data_root)
-        on_samples = results.get("score_max_rel")
-        on_data = _evaluate(loaded, checkpoint, split)
-        if on_samples is not None and not on_samples <= on_data["score_max_rel"]:  # type: ignore[operator]
-            on_data |= {key: results[key] for key in ("score_max_rel", "worst")}  # keep the larger difference
+        settings = _data_settings(checkpoint, data, normal, data_root)
+        on_data = _evaluate(loaded, checkpoint, labelled_split(settings, loaded.image_size, loaded.image_channels))
+        if checkpoint is not None and not results["score_max_rel"] <= on_data["score_max_rel"]:  # larger, or NaN
+            on_data |= {key: results[key] for key in ("score_max_rel", "worst")}
         results |= on_data
-    failed = _failed_checks(results, loaded, str(against))
-    return Verification(ok=not failed, detector=str(path), failed=tuple(failed), **results)  # type: ignore[arg-type]
+    failed = _failed_checks(Verification(ok=False, detector=str(path), **results), loaded, str(against))
+    return Verification(ok=not failed, detector=str(path), failed=tuple(failed), **results)
 
 
-def _replay(detector: Detector, golden: Golden) -> dict[str, object]:
+def _replay(detector: Detector, golden: Golden) -> dict[str, Any]:
     scores = np.concatenate([detector.score(image[None]).score for image in golden.images])
-    differences = [relative_difference(*pair) for pair in zip(scores, golden.score, strict=True)]
+    difference, worst = _largest_difference(scores, golden.score)
+    return {"golden_max_rel": difference, "golden_worst": worst, "golden_tolerance": golden.tolerance}
+
+
+def _largest_difference(scores: NDArray[Any], expected: NDArray[Any]) -> tuple[float, int]:
+    """The largest relative difference of scores, and its index."""
+    differences = [relative_difference(*pair) for pair in zip(scores, expected, strict=True)]
+    return float(np.max(differences)), int(np.argmax(differences))  # unlike the built-in max, these propagate NaN
+
+
+def _compare_with_torch(detector: Detector, checkpoint: Checkpoint, against: str) -> dict[str, Any]:
+    architecture, generator = checkpoint.architecture, checkpoint.build().generator
+    images = (detector.image_channels, detector.image_size)
+    expected = (architecture.image_channels, architecture.image_size)
+    if images != expected:
+        found = f"the detector has {images}, {against} has {expected}"
+        hint = "Give the run that the detector was exported from"
+        raise KdganError("Detector and model need the same image channels and size", found, hint)
     return {
-        "golden_max_rel": float(np.max(differences)),  # unlike the built-in max, this propagates NaN
-        "golden_worst": int(np.argmax(differences)),
-        "golden_tolerance": golden.tolerance,
-    }
-
-
-def _check_same_images(detector: Detector, checkpoint: Checkpoint, against: str) -> None:
-    detector_images = (detector.image_channels, detector.image_size)
-    model_images = (checkpoint.architecture.image_channels, checkpoint.architecture.image_size)
-    if detector_images != model_images:
-        raise KdganError(
-            "Detector and model need the same image channels and size",
-            f"the detector has {detector_images}, {against} has {model_images}",
-            "Give the run that the detector was exported from",
-        )
-
-
-def _compare_with_torch(detector: Detector, checkpoint: Checkpoint) -> dict[str, object]:
-    generator = checkpoint.build().generator
-    return {
-        "score_max_rel": parity(detector, generator, checkpoint.architecture),
+        "score_max_rel": parity(detector, generator, architecture),
         "worst": "sample images",
         "weights_match": weights_sha256(generator) == detector.metadata["weights_sha256"],
     }
 
 
-def _test_split(
-    detector: Detector, checkpoint: Checkpoint | None, data: str | None, normal: str | None, data_root: str | None
-) -> Split:
+def _data_settings(
+    checkpoint: Checkpoint | None, data: str | None, normal: str | None, data_root: str | None
+) -> DataSettings:
     """The labelled test images; settings that are not given are those of the model."""
     if checkpoint is None:
-        settings = DataSettings(str(data), normal, data_root)
-    else:
-        trained_on = checkpoint.data
-        is_same_source = data in (None, trained_on.source)
-        normal = normal or (trained_on.normal if is_same_source else None)
-        settings = trained_on.override(data, normal, data_root, novel=trained_on.novel)
-    return labelled_split(settings, detector.image_size, detector.image_channels)
+        return DataSettings(str(data), normal, data_root)
+    trained_on = checkpoint.data
+    is_same_source = data in (None, trained_on.source)
+    normal = normal or (trained_on.normal if is_same_source else None)
+    return trained_on.override(data, normal, data_root, novel=trained_on.novel)
 
 
-def _evaluate(detector: Detector, checkpoint: Checkpoint | None, split: Split) -> dict[str, object]:
+def _evaluate(detector: Detector, checkpoint: Checkpoint | None, split: Split) -> dict[str, Any]:
     """AUC on the test split and, if there is a torch model, the agreement with it."""
     scores = score_split(detector, split)
     auc = detection_metrics(scores, split.test_is_anomalous).auc
     if checkpoint is None:
         return {"auc": auc}
     expected = score_images(checkpoint.build().generator, split.test)
-    threshold = checkpoint.threshold
-    if is_exact(detector.metadata):  # then both have the same threshold, which the export may have computed
-        threshold = detector.threshold
+    # An exact file and its model have the same threshold, which the export may have computed.
+    threshold = detector.threshold if is_exact(detector.metadata) else checkpoint.threshold
+    difference, worst = _largest_difference(scores, expected)
     return {
         "auc": auc,
         "auc_diff": auc - detection_metrics(expected, split.test_is_anomalous).auc,
         "label_agreement": float(((scores > detector.threshold) == (expected > threshold)).mean()),
         "score_spearman": score_spearman(scores, expected),
-        **_worst(scores, expected),
+        "score_max_rel": difference,
+        "worst": f"test image {worst}",
     }
 
 
-def _worst(scores: NDArray[np.float64], expected: NDArray[np.float64]) -> dict[str, object]:
-    differences = [relative_difference(*pair) for pair in zip(scores, expected, strict=True)]
-    return {"score_max_rel": max(differences), "worst": f"test image {int(np.argmax(differences))}"}
-
-
-def _failed_checks(results: dict[str, object], detector: Detector, against: str) -> list[str]:
+def _failed_checks(found: Verification, detector: Detector, against: str) -> list[str]:
     exact, limits = is_exact(detector.metadata), find_precision(detector.metadata["precision"]).gate
-    golden, tolerance = results["golden_max_rel"], results["golden_tolerance"]
-    difference, auc_diff, agreement = (results.get(key) for key in ("score_max_rel", "auc_diff", "label_agreement"))
+    difference, auc_diff, agreement = found.score_max_rel, found.auc_diff, found.label_agreement
     failed = []
-    if not golden <= tolerance:  # type: ignore[operator]
-        failed.append(f"golden scores differ by {golden:.2g}, more than {tolerance:g}")
-    if results.get("weights_match") is False:
+    if not found.golden_max_rel <= found.golden_tolerance:
+        failed.append(f"golden scores differ by {found.golden_max_rel:.2g}, more than {found.golden_tolerance:g}")
+    if found.weights_match is False:
         failed.append(f"it was not exported from the weights of {against}")
-    if exact and isinstance(difference, float) and not difference <= PARITY_TOLERANCE:
+    if exact and difference is not None and not difference <= PARITY_TOLERANCE:
         failed.append(f"scores differ from torch's by {difference:.2g}, more than {PARITY_TOLERANCE:g}")
-    if isinstance(auc_diff, float) and abs(auc_diff) > limits.max_auc_drop:
+    if auc_diff is not None and abs(auc_diff) > limits.max_auc_drop:
         failed.append(f"the AUC differs from torch's by {auc_diff:+.4f}, more than {limits.max_auc_drop}")
-    if exact and isinstance(agreement, float) and agreement < limits.min_agreement:
-        failed.append(
-            f"{100 * agreement:.2f} % of decisions equal torch's, fewer than {100 * limits.min_agreement:g} %"
-        )
+    if exact and agreement is not None and agreement < limits.min_agreement:
+        percents = f"{100 * agreement:.2f} % of decisions equal torch's, fewer than {100 * limits.min_agreement:g} %"
+        failed.append(percents)
     return failed

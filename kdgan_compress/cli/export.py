@@ -1,17 +1,18 @@
 """``kdgan-compress export``."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdgan_compress.cli.options import data_root_option, json_option
-from kdgan_compress.cli.output import percent, print_json
+from kdgan_compress.cli.output import percent, print_report
 from kdgan_compress.export.precisions import DEFAULT_PRECISION, PRECISIONS
 
 if TYPE_CHECKING:
     from kdgan_compress.api.export import ExportResult
-    from kdgan_compress.export import ExportSettings, ThresholdRule
+    from kdgan_compress.export.settings import ExportSettings
 
 
 class PrecisionName(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
@@ -30,19 +31,12 @@ class PrecisionName(click.ParamType):  # type: ignore[type-arg]  # not generic b
         return str(value)
 
 
-class InputSize(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
-    """A height and a width in pixels."""
-
-    name = "HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """``"480x640"`` → ``(480, 640)``."""
-        if isinstance(value, tuple):
-            return value
-        height, _, width = str(value).lower().partition("x")
-        if not (height.isdecimal() and width.isdecimal()):
-            self.fail(f"{value!r} is not a height and a width in pixels, such as 480x640", param, ctx)
-        return int(height), int(width)
+def _input_size(text: str) -> tuple[int, int]:
+    """``"480x640"`` → ``(480, 640)``."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise click.BadParameter(f"{text!r} is not a height and a width in pixels, such as 480x640")
+    return int(height), int(width)
 
 
 @click.command()
@@ -56,9 +50,9 @@ class InputSize(click.ParamType):  # type: ignore[type-arg]  # not generic befor
 )
 @click.option("--web", type=click.Path(path_type=Path), metavar="DIR", help="Also write a page for browsers.")
 @click.option("--ort-web", type=click.Path(path_type=Path), help="onnxruntime-web for it.  [default: by npm]")
-@click.option("--input", "input_kind", type=click.Choice(["uint8", "float"]), default="uint8", show_default=True)
-@click.option("--input-size", type=InputSize(), help="Fixed image size.  [default: any]")
-@click.option("--batch", type=click.Choice(["any", "1"]), default="any", show_default=True)
+@click.option("--input", type=click.Choice(["uint8", "float"]), default="uint8", show_default=True)
+@click.option("--input-size", type=_input_size, metavar="HXW", help="Fixed image size.  [default: any]")
+@click.option("--batch", "batch_size", type=click.Choice(["any", "1"]), default="any", show_default=True)
 @click.option("--reconstruction", is_flag=True, help="Also output the reconstruction.")
 @click.option("--anomaly-map", is_flag=True, help="Also output an anomaly map.")
 @click.option(
@@ -92,47 +86,30 @@ def export(
     kdgan-compress export --model runs/student --precision int8 --web page
     """
     from kdgan_compress.api.export import export_detector
+    from kdgan_compress.export.validation.gate import ThresholdRule
 
     if best_f1 and data is None:
         raise click.UsageError("--best-f1 needs --data with labelled images.")
-    rule = _rule(quantile, best_f1)
-    result = export_detector(
-        model, out, settings=_settings(**options), rule=rule, data=data, data_root=data_root, web=web, ort_web=ort_web
-    )
-    if as_json:
-        print_json(result)
-    else:
-        _print(result)
-
-
-def _rule(quantile: float | None, best_f1: bool) -> "ThresholdRule | None":
-    from kdgan_compress.export import ThresholdRule
-
     if best_f1 and quantile is not None:
         raise click.UsageError("Give --quantile or --best-f1, not both.")
-    return ThresholdRule(None) if best_f1 else None if quantile is None else ThresholdRule(quantile)
+    rule = None if quantile is None and not best_f1 else ThresholdRule(quantile)
+    result = export_detector(
+        model, out, settings=_settings(options), rule=rule, data=data, data_root=data_root, web=web, ort_web=ort_web
+    )
+    print_report(result, as_json, _print)
 
 
-def _settings(
-    precision: str,
-    mobile: bool,
-    input_kind: Any,
-    input_size: tuple[int, int] | None,
-    batch: str,
-    reconstruction: bool,
-    anomaly_map: bool,
-    rewrites: str | None,
-    latent_rank: int | None,
-    opset: int | None,
-) -> "ExportSettings":
-    from kdgan_compress.export import ExportSettings, IOSpec
+def _settings(options: dict[str, Any]) -> "ExportSettings":
+    """The settings from the options of the same names."""
+    from kdgan_compress.export.graph.assemble import IOSpec
+    from kdgan_compress.export.settings import ExportSettings
 
-    names = None
-    if rewrites is not None:
-        names = frozenset() if rewrites == "none" else frozenset(rewrites.split(","))
-    io = IOSpec(input_kind, input_size, 1 if batch == "1" else None, reconstruction, anomaly_map)
-    requested = {} if opset is None else {"opset": opset}
-    return ExportSettings(precision, names, latent_rank, io, mobile=mobile, **requested)
+    options["batch_size"] = 1 if options["batch_size"] == "1" else None
+    if (names := options["rewrites"]) is not None:
+        options["rewrites"] = frozenset() if names == "none" else frozenset(names.split(","))
+    given = {name: value for name, value in options.items() if value is not None}
+    io = {field.name: given.pop(field.name) for field in dataclasses.fields(IOSpec) if field.name in given}
+    return ExportSettings(io=IOSpec(**io), **given)
 
 
 def _print(result: "ExportResult") -> None:
@@ -140,8 +117,7 @@ def _print(result: "ExportResult") -> None:
         f"{result.path}: {result.size_bytes:,} bytes, {result.precision}, opset {result.opset}, threshold "
         f"{result.threshold:.4g}; scores agree with torch to {result.parity_max_rel:.1e}"
     )
-    if result.agreement is not None:
-        found = result.agreement
+    if (found := result.agreement) is not None:
         auc = "" if found.auc_diff is None else f"AUC {percent(found.auc)} ({100 * found.auc_diff:+.2f} points), "
         click.echo(
             f"compared with fp32: {auc}{percent(found.label_agreement)} of decisions equal, "

@@ -3,20 +3,30 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 if TYPE_CHECKING:
     from kdgan_compress.experiment.results import FleetResult, Progress, RunResult, ShowProgress
 
+Report = TypeVar("Report")
+
 
 def print_json(result: Any) -> None:
     """One object (a dataclass or plain values) on stdout."""
     plain = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
     click.echo(json.dumps(plain, ensure_ascii=False))
+
+
+def print_report(report: Report, as_json: bool, print_text: Callable[[Report], None]) -> None:
+    """Print a command's report: as JSON, or as text by a function."""
+    if as_json:
+        print_json(report)
+    else:
+        print_text(report)
 
 
 def print_result(result: "RunResult | FleetResult", as_json: bool) -> None:

@@ -1,12 +1,11 @@
 """``kdgan-compress pictures``."""
 
-import dataclasses
 from pathlib import Path
 
 import click
 
 from kdgan_compress.cli.options import data_root_option, json_option
-from kdgan_compress.cli.output import print_json
+from kdgan_compress.cli.output import print_report
 
 
 @click.command()
@@ -23,9 +22,5 @@ def pictures(model: str, out: Path | None, data_root: str | None, as_json: bool)
     from kdgan_compress.api.pictures import pictures as run_pictures
 
     paths = run_pictures(model, out, data_root)
-    if as_json:
-        print_json(paths)
-        return
-    for path in dataclasses.asdict(paths).values():
-        if path is not None:
-            click.echo(path)
+    written = [path for path in vars(paths).values() if path is not None]
+    print_report(paths, as_json, lambda _: click.echo("\n".join(written)))

@@ -6,7 +6,7 @@ import click
 from click.core import ParameterSource
 
 from kdgan_compress.cli.options import channels_option, json_option
-from kdgan_compress.cli.output import human_count, percent, print_json
+from kdgan_compress.cli.output import human_count, percent, print_report
 
 if TYPE_CHECKING:
     from kdgan_compress.api.profile import ProfileReport
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kdgan_compress.api.profile_variants import VariantsReport
     from kdgan_compress.gans import Architecture
 
-ARCHITECTURE = ("width", "channels", "image_channels", "image_size", "latent", "norm")
+ARCHITECTURE = ("width", "channels", "image_channels", "image_size", "latent_size", "norm")
 """Parameters that describe an architecture, which a model has already."""
 
 
@@ -25,7 +25,7 @@ ARCHITECTURE = ("width", "channels", "image_channels", "image_size", "latent", "
 @channels_option
 @click.option("--image-channels", type=click.Choice(["1", "3"]), default="1", show_default=True)
 @click.option("--image-size", type=int, default=32, show_default=True)
-@click.option("--latent", type=int, default=256, show_default=True)
+@click.option("--latent", "latent_size", type=int, default=256, show_default=True)
 @click.option("--norm", type=click.Choice(["instance", "batch"]), default="instance", show_default=True)
 @click.option("--against", metavar="RUN|FILE", help="Model to compare with, usually the teacher.")
 @click.option("--all", "all_variants", is_flag=True, help="All precisions; without --model, of the paper's networks.")
@@ -51,21 +51,24 @@ def profile(
     kdgan-compress profile --all
     kdgan-compress profile --model runs/student --card exports/student/card.md
     """
-    given = [name for name in ARCHITECTURE if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    given = [
+        each.opts[0]
+        for each in context.command.params
+        if each.name in ARCHITECTURE and context.get_parameter_source(each.name) is ParameterSource.COMMANDLINE
+    ]
     _check_usage(model, family, against, all_variants, card, given)
     if card is not None:
         from kdgan_compress.api.profile_card import profile_card
 
-        assert model is not None
-        _print_card(profile_card(model, card, against), as_json)
+        print_report(profile_card(str(model), card, against), as_json, _print_card)
     elif all_variants:
         from kdgan_compress.api.profile_variants import profile_variants
 
-        _print_variants(profile_variants(model, against), as_json)
+        print_report(profile_variants(model, against), as_json, _print_variants)
     else:
         from kdgan_compress.api.profile import profile as run_profile
 
-        _print(run_profile(model or _architecture(family, **architecture), against), as_json)
+        print_report(run_profile(model or _architecture(family=family, **architecture), against), as_json, _print)
 
 
 def _check_usage(
@@ -74,45 +77,28 @@ def _check_usage(
     if card is not None and (model is None or all_variants):
         raise click.UsageError("--card needs a --model, and no --all.")
     if all_variants and (family is not None or given):
-        name = "family" if family is not None else given[0].replace("_", "-")
-        raise click.UsageError(f"--all needs a --model, or no other option; leave out --{name}.")
+        option = "--family" if family is not None else given[0]
+        raise click.UsageError(f"--all needs a --model, or no other option; leave out {option}.")
     if all_variants and model is None and against is not None:
         raise click.UsageError("--against needs a --model.")
-    if all_variants:
-        return
-    if (model is None) == (family is None):
+    if not all_variants and (model is None) == (family is None):
         raise click.UsageError("Give either --model or --family.")
     if model is not None and given:
-        raise click.UsageError(f"--{given[0].replace('_', '-')} needs --family; a --model has its own.")
-    if family is not None and ("width" in given) == ("channels" in given):
+        raise click.UsageError(f"{given[0]} needs --family; a --model has its own.")
+    if family is not None and ("--width" in given) == ("--channels" in given):
         raise click.UsageError("--family needs either --width or --channels.")
 
 
 def _architecture(
-    family: str | None,
-    width: int | None,
-    channels: list[int] | None,
-    image_channels: str,
-    image_size: int,
-    latent: int,
-    norm: str,
+    width: int | None, channels: list[int] | None, image_size: int, image_channels: str, **options: Any
 ) -> "Architecture":
     from kdgan_compress.gans import Architecture, channels_from_width
 
-    return Architecture(
-        family=family or "",
-        channels=tuple(channels) if channels else channels_from_width(width or 0, image_size),
-        image_channels=int(image_channels),
-        image_size=image_size,
-        latent_size=latent,
-        norm="batch" if norm == "batch" else "instance",
-    )
+    numbers = tuple(channels) if channels else channels_from_width(width or 0, image_size)
+    return Architecture(channels=numbers, image_size=image_size, image_channels=int(image_channels), **options)
 
 
-def _print(report: "ProfileReport", as_json: bool) -> None:
-    if as_json:
-        print_json(report)
-        return
+def _print(report: "ProfileReport") -> None:
     for row in report.models:
         click.echo(f"{row.name}  ({row.family} {row.channels}, {row.image_channels} image channels)")
         click.echo(f"  params        {row.num_params:,} ({human_count(row.num_params)})")
@@ -120,8 +106,7 @@ def _print(report: "ProfileReport", as_json: bool) -> None:
         click.echo(f"  fvcore total  {row.fvcore_flops:,}")
         click.echo(f"  .onnx fp32    {row.size_bytes:,} bytes")
         click.echo(f"  latency       {row.latency_us.median:.0f} µs median, {row.latency_us.p10:.0f} µs p10")
-    if report.ratios is not None:
-        ratios = report.ratios
+    if (ratios := report.ratios) is not None:
         macs = "–" if ratios.macs is None else f"{ratios.macs:.1f}"
         click.echo(
             f"{report.models[0].name} has {ratios.params:.1f}× fewer params, {macs}× fewer MACs, "
@@ -130,10 +115,7 @@ def _print(report: "ProfileReport", as_json: bool) -> None:
     click.echo(f"ONNX Runtime, one thread, batch 1, on {report.machine}")
 
 
-def _print_card(report: "CardProfile", as_json: bool) -> None:
-    if as_json:
-        print_json(report)
-        return
+def _print_card(report: "CardProfile") -> None:
     reference = report.models[0].latency_us.median
     rows = {row.name: row.latency_us for row in report.models} | {"an identity graph": report.identity_us}
     for name, latency in rows.items():
@@ -143,18 +125,14 @@ def _print_card(report: "CardProfile", as_json: bool) -> None:
     click.echo(f"ONNX Runtime, one thread, batch 1, on {report.machine}; written to {report.card}")
 
 
-def _print_variants(report: "VariantsReport", as_json: bool) -> None:
-    if as_json:
-        print_json(report)
-        return
+def _print_variants(report: "VariantsReport") -> None:
     name_width = max(len(row.name) for row in report.models)
     columns = f"{'variant':17}  {'bytes':>10}  {'µs':>7}  identity  teacher  {'torch':7}"
     click.echo(f"{'':{name_width}}  {columns}  compared with fp32: AUC in points, equal decisions")
     first = next(row for row in report.models if row.variant == "fp32")
     for row in report.models:
-        found = row.agreement
         agreement = ""
-        if found is not None:
+        if (found := row.agreement) is not None:
             agreement = "" if found.auc_diff is None else f"{100 * found.auc_diff:+.3f}  "
             agreement += percent(found.label_agreement)
         click.echo(

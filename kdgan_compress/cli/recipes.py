@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from kdgan_compress.cli.options import json_option
-from kdgan_compress.cli.output import print_json
+from kdgan_compress.cli.output import print_report
 
 
 @click.group()
@@ -30,12 +30,9 @@ def list_recipes(as_json: bool) -> None:
     from kdgan_compress.experiment.recipe import load_recipe, recipe_names
 
     descriptions = {name: load_recipe(name).description for name in recipe_names()}
-    if as_json:
-        print_json(descriptions)
-        return
     width = max(map(len, descriptions))
-    for name, description in descriptions.items():
-        click.echo(f"{name:{width}}  {description}")
+    lines = [f"{name:{width}}  {description}" for name, description in descriptions.items()]
+    print_report(descriptions, as_json, lambda _: click.echo("\n".join(lines)))
 
 
 @recipes.command()
@@ -50,10 +47,7 @@ def show(name: str, as_json: bool) -> None:
     from kdgan_compress.experiment.recipe import load_recipe
 
     recipe = load_recipe(name)
-    if as_json:
-        print_json(recipe.model_dump(mode="json"))
-    else:
-        click.echo(recipe.to_yaml(), nl=False)
+    print_report(recipe.model_dump(mode="json"), as_json, lambda _: click.echo(recipe.to_yaml(), nl=False))
 
 
 @recipes.command()
@@ -68,7 +62,4 @@ def check(file: Path, as_json: bool) -> None:
     from kdgan_compress.experiment.recipe import load_recipe
 
     load_recipe(str(file))
-    if as_json:
-        print_json({"path": str(file), "ok": True})
-    else:
-        click.echo(f"{file} is a valid recipe")
+    print_report({"path": str(file), "ok": True}, as_json, lambda _: click.echo(f"{file} is a valid recipe"))

@@ -5,7 +5,7 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -56,21 +56,16 @@ def score(
     paths = [path for image in images for path in (find_images(image) if image.is_dir() else [image])]
     print_score = _print_json if as_json else _csv_printer() if as_csv else _print_line
     num_failed = num_anomalies = 0
-    with click.progressbar(
-        score_files(loaded, paths, batch, threads),
-        length=len(paths),
-        file=sys.stderr,
-        hidden=sys.stdout.isatty() or not sys.stderr.isatty(),
-    ) as results:
-        for result in results:
+    results = score_files(loaded, paths, batch, threads)
+    is_hidden = sys.stdout.isatty() or not sys.stderr.isatty()
+    with click.progressbar(results, length=len(paths), file=sys.stderr, hidden=is_hidden) as shown:
+        for result in shown:
             num_failed += result.error is not None
             num_anomalies += result.is_anomaly is True
             print_score(result)
     if len(paths) > 1:
-        unreadable = f", {num_failed} could not be read" if num_failed else ""
-        click.echo(
-            f"{len(paths):,} images: {num_anomalies:,} above the threshold {loaded.threshold:.6g}{unreadable}", err=True
-        )
+        summary = f"{len(paths):,} images: {num_anomalies:,} above the threshold {loaded.threshold:.6g}"
+        click.echo(summary + (f", {num_failed} could not be read" if num_failed else ""), err=True)
     if num_failed:
         context.exit(1)
 
@@ -83,10 +78,10 @@ def _print_line(result: "FileScore") -> None:
 
 
 def _print_json(result: "FileScore") -> None:
+    values: dict[str, Any] = {"score": result.score, "is_anomaly": result.is_anomaly}
     if result.error is not None:
-        print_json({"path": str(result.path), "error": result.error})
-    else:
-        print_json({"path": str(result.path), "score": result.score, "is_anomaly": result.is_anomaly})
+        values = {"error": result.error}
+    print_json({"path": str(result.path)} | values)
 
 
 def _csv_printer() -> "Callable[[FileScore], None]":

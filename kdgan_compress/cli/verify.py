@@ -1,11 +1,15 @@
 """``kdgan-compress verify``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdgan_compress.cli.options import data_root_option, json_option
-from kdgan_compress.cli.output import percent, print_json
+from kdgan_compress.cli.output import percent, print_report
+
+if TYPE_CHECKING:
+    from kdgan_compress.api.verify import Verification
 
 
 @click.command()
@@ -16,16 +20,7 @@ from kdgan_compress.cli.output import percent, print_json
 @data_root_option
 @json_option
 @click.pass_context
-def verify(
-    context: click.Context,
-    /,
-    detector: Path,
-    against: str | None,
-    data: str | None,
-    normal: str | None,
-    data_root: str | None,
-    as_json: bool,
-) -> None:
+def verify(context: click.Context, /, detector: Path, as_json: bool, **options: Any) -> None:
     """Check a detector against its golden vectors and, optionally, the PyTorch model; exit code 1 if a check fails.
 
     \b
@@ -34,26 +29,25 @@ def verify(
     """
     from kdgan_compress.api.verify import verify as run_verify
 
-    found = run_verify(detector, against=against, data=data, normal=normal, data_root=data_root)
-    if as_json:
-        print_json(found)
-    else:
-        click.echo(
-            f"golden vectors  differ by at most {found.golden_max_rel:.1e} (number {found.golden_worst}); "
-            f"{found.golden_tolerance:g} is allowed"
-        )
-        if found.score_max_rel is not None:
-            click.echo(f"torch           scores differ by at most {found.score_max_rel:.1e} ({found.worst})")
-        if found.auc is not None:
-            difference = "" if found.auc_diff is None else f", {100 * found.auc_diff:+.3f} points from torch's"
-            click.echo(f"AUC             {percent(found.auc)}{difference}")
-        if found.label_agreement is not None:
-            click.echo(
-                f"decisions       {percent(found.label_agreement)} equal to torch's, "
-                f"Spearman {found.score_spearman:.4f}"
-            )
-        for reason in found.failed:
-            click.echo(f"Failed: {reason}", err=True)
-        click.echo("ok" if found.ok else "not ok")
+    found = run_verify(detector, **options)
+    print_report(found, as_json, _print)
     if not found.ok:
         context.exit(1)
+
+
+def _print(found: "Verification") -> None:
+    click.echo(
+        f"golden vectors  differ by at most {found.golden_max_rel:.1e} (number {found.golden_worst}); "
+        f"{found.golden_tolerance:g} is allowed"
+    )
+    if found.score_max_rel is not None:
+        click.echo(f"torch           scores differ by at most {found.score_max_rel:.1e} ({found.worst})")
+    if found.auc is not None:
+        difference = "" if found.auc_diff is None else f", {100 * found.auc_diff:+.3f} points from torch's"
+        click.echo(f"AUC             {percent(found.auc)}{difference}")
+    if found.label_agreement is not None:
+        equal = percent(found.label_agreement)
+        click.echo(f"decisions       {equal} equal to torch's, Spearman {found.score_spearman:.4f}")
+    for reason in found.failed:
+        click.echo(f"Failed: {reason}", err=True)
+    click.echo("ok" if found.ok else "not ok")

@@ -1,6 +1,5 @@
 """Write a detector file: trace, passes, precision, validation, metadata. It appears only if every check passes."""
 
-import hashlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,18 +11,18 @@ from onnx_ir.passes import common as common_passes
 from torch import nn
 
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.evaluation import weights_sha256
 from kdgan_compress.export.graph.assemble import add_pre_and_postprocessing, canonicalize_names
 from kdgan_compress.export.graph.passes import run_passes
-from kdgan_compress.export.graph.passes.latent import find_latent, truncate_latent
+from kdgan_compress.export.graph.passes.latent import truncate_latent
 from kdgan_compress.export.graph.trace import OPSET, trace
-from kdgan_compress.export.precisions import find_precision
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.gate import (
     Agreement,
     ThresholdRule,
     ValidationData,
     ValidationScores,
-    agreement,
+    measure_agreement,
     score_validation_data,
 )
 from kdgan_compress.export.validation.parity import check_parity, parity, relative_difference
@@ -46,11 +45,11 @@ class ExportReport:
         path: The file.
         precision: Precision of weights and arithmetic.
         size_bytes: Size of the file.
-        opset: ONNX opset, as read from the file.
+        opset: ONNX opset of the file.
         threshold: Default value of the input ``threshold``.
         threshold_rule: How the threshold was set, as text.
-        parity_max_rel: Largest relative difference of scores between torch and ONNX Runtime over images of several
-            sizes; a bound for exact exports, a measurement for the others.
+        parity_max_rel: Largest relative difference of scores between torch and ONNX Runtime, on images of several
+            sizes; bounded for exact exports.
         rewrites: Number of matches that each graph pass replaced.
         latent_lost: Fraction of the latent weights' energy that ``latent_rank`` dropped; None without it.
         agreement: Agreement with fp32; None for exact exports.
@@ -83,8 +82,7 @@ def write_detector(
 ) -> ExportReport:
     """Write one ``.onnx`` file that maps pixels to a score and a decision.
 
-    The file appears only if its scores agree: fp32 with torch on images of several sizes, a lossy export with fp32
-    on the validation data.
+    It appears only if its scores agree: fp32 with torch, a lossy export with fp32 on the validation data.
 
     Args:
         path: The ``.onnx`` file.
@@ -100,46 +98,30 @@ def write_detector(
 
     Raises:
         KdganError: The path cannot be written, scores disagree, or the settings cannot be fulfilled.
-
-    Example:
-        >>> write_detector(Path("d.onnx"), gan.generator, architecture, 0.5, "by hand")  # doctest: +SKIP
     """
     path, settings = Path(path), settings or ExportSettings()
-    generator.eval()
-    if rule is None and not settings.is_exact:
-        rule = ThresholdRule()
+    rule = rule or (None if settings.is_exact else ThresholdRule())
     _check_arguments(settings, x_hat, validation, rule)
-    core = trace(generator, image_format, x_hat if settings.io.needs_reconstruction else None, settings.opset)
+    core = trace(generator.eval(), image_format, x_hat if settings.io.needs_reconstruction else None, settings.opset)
     reference = core.clone()
-    latent_lost = None if settings.latent_rank is None else _shorten_latent(core, settings.latent_rank)
+    lost = None if settings.latent_rank is None else truncate_latent(core, settings.latent_rank)
     counts = run_passes(core, settings.selected_rewrites)
-    core = _convert_precision(core, settings.precision, validation)
-    found = None
+    if settings.row.convert is not None:
+        core = settings.row.convert(core, None if validation is None else validation.train)
+    agreement = None
     if rule is not None and validation is not None:
         scores = score_validation_data(core, image_format, validation, rule)
-        if not settings.is_exact:
-            found = agreement(scores, _fp32_scores(reference, generator, image_format, validation, rule), validation)
-            if gate:
-                found.check(settings.name, find_precision(settings.precision).gate)
         threshold, threshold_rule = scores.threshold, rule.describe(validation)
+        if not settings.is_exact:
+            agreement = _compare_with_fp32(scores, reference, generator, image_format, validation, rule)
+            if gate:
+                agreement.check(settings.name, settings.row.gate)
     add_pre_and_postprocessing(core, image_format, threshold, settings.io)
     counts |= run_passes(core, settings.selected_rewrites & {"scale"})
-    metadata = _metadata(generator, image_format, settings, counts, threshold, threshold_rule)
-    content = _serialize(core, metadata | {"num_weights": str(_num_weights(core))})
-    difference, opset = _write_if_parity_holds(path, content, generator, image_format, settings)
-    size = path.stat().st_size
-    return ExportReport(
-        str(path), settings.precision, size, opset, threshold, threshold_rule, difference, counts, latent_lost, found
-    )
-
-
-def weights_sha256(generator: nn.Module) -> str:
-    """SHA-256 of all weights and buffers, sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(generator.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    content = _serialize(core, _metadata(core, generator, image_format, settings, counts, threshold, threshold_rule))
+    difference = _write_if_parity_holds(path, content, generator, image_format, settings)
+    saved = (str(path), settings.precision, path.stat().st_size, settings.opset)
+    return ExportReport(*saved, threshold, threshold_rule, difference, counts, lost, agreement)
 
 
 def _check_arguments(
@@ -148,85 +130,49 @@ def _check_arguments(
     if rule is not None and validation is None:
         problem = f"{settings.name} needs normal images to set its threshold"
         raise KdganError(problem, "got none", "Give images of the kind that the model was trained on")
-    needed = find_precision(settings.precision).min_calibration_images
+    needed = settings.row.min_calibration_images
     if validation is not None and len(validation.train) < needed:
-        raise KdganError(
-            f"{settings.precision} needs at least {needed} normal images for calibration",
-            f"got {len(validation.train)}",
-            "Add normal images, or export fp32 or fp16",
-        )
+        problem = f"{settings.precision} needs at least {needed} normal images for calibration"
+        raise KdganError(problem, f"got {len(validation.train)}", "Add normal images, or export fp32 or fp16")
     if settings.io.needs_reconstruction and x_hat is None:
         raise KdganError("Maps need a reconstruction", "the model has no tap x_hat", "Leave them out, or name the tap")
 
 
-def _shorten_latent(core: ir.Model, rank: int) -> float:
-    """Keep ``rank`` latent coordinates; returns the fraction that is lost."""
-    latent = find_latent(core.graph)
-    if latent is None:
-        raise KdganError(
-            "A latent rank needs a latent between two convolutions without norm or activation",
-            "this graph has none",
-            "Leave the latent rank out",
-        )
-    if not 1 <= rank < latent.size:
-        raise KdganError(
-            f"The latent rank must be 1 to {latent.size - 1}", f"got {rank}", "Leave it out to keep the whole latent"
-        )
-    return truncate_latent(core, rank)
-
-
-def _convert_precision(core: ir.Model, name: str, validation: ValidationData | None) -> ir.Model:
-    precision = find_precision(name)
-    if precision.convert is None:
-        return core
-    return precision.convert(core, None if validation is None else validation.train)
-
-
-def _fp32_scores(
-    reference: ir.Model,
+def _compare_with_fp32(
+    scores: ValidationScores,
+    fp32: ir.Model,
     generator: nn.Module,
     image_format: ImageFormat,
     validation: ValidationData,
     rule: ThresholdRule,
-) -> ValidationScores:
-    """The scores of the fp32 core, to which a lossy export is compared; checked against torch."""
-    scores = score_validation_data(reference, image_format, validation, rule)
+) -> Agreement:
+    """The agreement with the fp32 core, whose scores are checked against torch first."""
+    exact = score_validation_data(fp32, image_format, validation, rule)
     images = torch.from_numpy(validation.normals[:NUM_PARITY_IMAGES]).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = anomaly_score(generator, normalize_images(images)).numpy()
-    check_parity(relative_difference(scores.normals[: len(images)], expected))
-    return scores
+    check_parity(relative_difference(exact.normals[: len(images)], expected))
+    return measure_agreement(scores, exact, validation)
 
 
 def _write_if_parity_holds(
     path: Path, content: bytes, generator: nn.Module, image_format: ImageFormat, settings: ExportSettings
-) -> tuple[float, int]:
-    """Write the file if parity and opset are as required; returns the largest difference of scores and the opset."""
+) -> float:
+    """Write the file if parity and opset are as required; returns the largest difference of scores."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
         difference = parity(Detector(temporary), generator, image_format)
         if settings.is_exact:
             check_parity(difference)
-        return difference, _read_opset(temporary, settings.opset)
-
-
-def _read_opset(path: Path, requested: int) -> int:
-    (written,) = (opset.version for opset in onnx.load(path).opset_import if opset.domain == "")
-    if written != requested:
-        raise KdganError(
-            f"The file needs opset {requested}",
-            f"the exporter made opset {written}",
-            f"Leave --opset out for {OPSET}; no file was written",
-        )
-    return int(written)
-
-
-def _num_weights(core: ir.Model) -> int:
-    """Number of values that the file stores."""
-    return sum(value.const_value.size for value in core.graph.initializers.values() if value.const_value)
+        (opset,) = (each.version for each in onnx.load(temporary).opset_import if each.domain == "")
+        if opset != settings.opset:
+            hint = f"Leave --opset out for {OPSET}; no file was written"
+            raise KdganError(f"The file needs opset {settings.opset}", f"the exporter made opset {opset}", hint)
+    return difference
 
 
 def _metadata(
+    core: ir.Model,
     generator: nn.Module,
     image_format: ImageFormat,
     settings: ExportSettings,
@@ -234,7 +180,7 @@ def _metadata(
     threshold: float,
     threshold_rule: str,
 ) -> dict[str, str]:
-    counts = count(generator, image_format)
+    constants = [value.const_value for value in core.graph.initializers.values() if value.const_value]
     return {
         "schema_version": str(SCHEMA_VERSION),
         **image_format.describe(),
@@ -244,9 +190,8 @@ def _metadata(
         **({} if settings.latent_rank is None else {"latent_rank": str(settings.latent_rank)}),
         "threshold": repr(float(threshold)),
         "threshold_rule": threshold_rule,
-        "num_params": str(counts.num_params),
-        "conv_macs": str(counts.conv_macs),
-        "fvcore_flops": str(counts.fvcore_flops),
+        **{name: str(number) for name, number in vars(count(generator, image_format)).items()},
+        "num_weights": str(sum(constant.size for constant in constants)),
         "weights_sha256": weights_sha256(generator),
         "versions": f"kdgan-compress {version('kdgan-compress')}, torch {torch.__version__}, onnx {onnx.__version__}, "
         f"onnxruntime {onnxruntime.__version__}",
@@ -268,7 +213,6 @@ def _serialize(model: ir.Model, metadata: dict[str, str]) -> bytes:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise KdganError(
-            "The graph must pass ONNX's checker", first_line(error), "Leave --opset out; no file was written"
-        ) from None
+        hint = "Leave --opset out; no file was written"
+        raise KdganError("The graph must pass ONNX's checker", first_line(error), hint) from None
     return write_checksum(proto.SerializeToString(deterministic=True))

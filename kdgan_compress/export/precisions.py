@@ -80,15 +80,10 @@ PRECISIONS: dict[str, Precision] = {
 
 
 def find_precision(name: str) -> Precision:
-    """Look up a precision by name.
-
-    Raises:
-        KdganError: The table has no such row.
-    """
+    """Look up a precision by name; a KdganError if the table has no such row."""
     if name not in PRECISIONS:
-        raise KdganError(
-            f"The precision must be one of {', '.join(PRECISIONS)}", f"got {name!r}", "Choose one of these"
-        )
+        problem = f"The precision must be one of {', '.join(PRECISIONS)}"
+        raise KdganError(problem, f"got {name!r}", "Choose one of these")
     return PRECISIONS[name]
 
 

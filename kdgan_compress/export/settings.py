@@ -1,12 +1,12 @@
 """Settings of an exported detector file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.graph.assemble import IOSpec
 from kdgan_compress.export.graph.passes import REWRITES
 from kdgan_compress.export.graph.trace import OPSET
-from kdgan_compress.export.precisions import DEFAULT_PRECISION, INT8_SKIPPED, find_precision
+from kdgan_compress.export.precisions import DEFAULT_PRECISION, INT8_SKIPPED, Precision, find_precision
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,33 @@ class ExportSettings:
         find_precision(self.precision)
         unknown = sorted((self.rewrites or frozenset()) - set(REWRITES))
         if unknown:
-            raise KdganError(
-                f"A rewrite must be one of {', '.join(REWRITES)}", f"got {', '.join(unknown)}", "Choose among these"
-            )
+            problem = f"A rewrite must be one of {', '.join(REWRITES)}"
+            raise KdganError(problem, f"got {', '.join(unknown)}", "Choose among these")
+
+    @property
+    def row(self) -> Precision:
+        """The precision's row in the table."""
+        return find_precision(self.precision)
 
     @property
     def selected_rewrites(self) -> frozenset[str]:
         """Names of the graph passes that are applied."""
         if self.rewrites is not None:
             return self.rewrites
-        return frozenset(REWRITES) - (INT8_SKIPPED if self.mobile else find_precision(self.precision).skipped_passes)
+        return frozenset(REWRITES) - (INT8_SKIPPED if self.mobile else self.row.skipped_passes)
 
     @property
     def is_exact(self) -> bool:
         """Whether the scores equal torch's up to rounding."""
-        return find_precision(self.precision).convert is None and self.latent_rank is None
+        return self.row.convert is None and self.latent_rank is None
 
     @property
     def name(self) -> str:
         """Short description for messages: ``int8``, ``fp32 of rank 32``."""
         return self.precision + ("" if self.latent_rank is None else f" of rank {self.latent_rank}")
+
+    def with_static_shapes(self, side: int) -> "ExportSettings":
+        """The settings with fixed batch and image size (the given one by default) if they are those for phones."""
+        if not self.mobile:
+            return self
+        return replace(self, io=replace(self.io, batch_size=1, input_size=self.io.input_size or (side, side)))

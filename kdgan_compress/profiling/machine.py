@@ -43,9 +43,8 @@ def check_device(device: str) -> None:
         KdganError: It cannot.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise KdganError(
-            "The device must be there", "torch finds no CUDA GPU", "Leave --device out, or install torch for your GPU"
-        )
+        hint = "Leave --device out, or install torch for your GPU"
+        raise KdganError("The device must be there", "torch finds no CUDA GPU", hint)
 
 
 def peak_rss_mb() -> float | None:

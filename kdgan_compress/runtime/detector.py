@@ -69,30 +69,30 @@ class Detector:
         if not path.is_file():
             raise KdganError("The detector must be a file", f"there is no file {path}", EXPORT_HINT)
         content = path.read_bytes()
+        problem = "The detector must be a complete ONNX file"
         if not content:
-            raise KdganError("The detector must be a complete ONNX file", f"{path} is empty", EXPORT_HINT)
+            raise KdganError(problem, f"{path} is empty", EXPORT_HINT)
         checksum = read_checksum(content)
+        found = f"{path} was changed after its export"
+        modified = KdganError("The detector file must be unmodified", found, "Export the model again")
         if checksum is not None and not is_intact(content, checksum):
-            raise _modified(path)
+            raise modified
         try:
             self.session = create_session(content, threads)
             self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         except ValueError as error:  # a KdganError, or metadata that is not UTF-8
             reason = error.found if isinstance(error, KdganError) else first_line(error)
-            problem = "The detector must be a complete ONNX file"
             raise KdganError(problem, f"{path}: {reason}", EXPORT_HINT) from None
         self._read_metadata(path, threshold)
         if checksum is None or self.metadata.get(CHECKSUM_KEY) != checksum:
-            raise _modified(path)
+            raise modified
         (image,) = self.session.get_inputs()
         self.input = "uint8" if image.type == "tensor(uint8)" else "float"
         self._batch_is_1 = image.shape[0] == 1
         height, width = image.shape[1:3] if self.input == "uint8" else image.shape[2:4]
         self.input_size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         self.image_shape = _shape_text(image.shape)
-        self.outputs = [
-            (output.name, DTYPES[output.type], _shape_text(output.shape)) for output in self.session.get_outputs()
-        ]
+        self.outputs = [(each.name, DTYPES[each.type], _shape_text(each.shape)) for each in self.session.get_outputs()]
 
     def _read_metadata(self, path: Path, threshold: float | None) -> None:
         try:
@@ -101,9 +101,8 @@ class Detector:
             self.image_size = int(self.metadata["image_size"])
             self.threshold = float(self.metadata["threshold"]) if threshold is None else threshold
         except (KeyError, ValueError) as error:
-            raise KdganError(
-                "The detector needs this package's metadata", f"{path} has no valid {error.args[0]}", EXPORT_HINT
-            ) from None
+            found = f"{path} has no valid {error.args[0]}"
+            raise KdganError("The detector needs this package's metadata", found, EXPORT_HINT) from None
         if version != SCHEMA_VERSION:
             hint = "Upgrade kdgan-compress" if version > SCHEMA_VERSION else "Export the model again"
             raise KdganError(f"The detector needs schema {SCHEMA_VERSION}", f"{path} has schema {version}", hint)
@@ -134,13 +133,11 @@ class Detector:
             )
         names = {"score": "score", "is_anomaly": "is_anomaly"}
         if maps:
-            names |= {name: MAP_OUTPUTS[name] for name in self._output_names if name in MAP_OUTPUTS}
+            outputs = [name for name, _, _ in self.outputs]
+            names |= {name: MAP_OUTPUTS[name] for name in outputs if name in MAP_OUTPUTS}
             if len(names) == 2:
-                raise KdganError(
-                    "The detector has no maps",
-                    f"its outputs are {', '.join(self._output_names)}",
-                    "Export it with --reconstruction or --anomaly-map",
-                )
+                hint = "Export it with --reconstruction or --anomaly-map"
+                raise KdganError("The detector has no maps", f"its outputs are {', '.join(outputs)}", hint)
         inputs = self.to_model_input(images)
         threshold = np.asarray(self.threshold, dtype=np.float32)
         batches = [inputs[i : i + 1] for i in range(len(inputs))] if self._batch_is_1 else [inputs]
@@ -151,10 +148,6 @@ class Detector:
     def to_model_input(self, images: NDArray[np.uint8]) -> NDArray[np.generic]:
         """Convert images (N, H, W, C) uint8 to the file's input type: unchanged, or floats (N, C, H, W) in [0, 1]."""
         return images if self.input == "uint8" else (images.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
-
-    @property
-    def _output_names(self) -> list[str]:
-        return [name for name, _, _ in self.outputs]
 
     def score_file(self, path: str | Path) -> tuple[float, bool]:
         """Score one image file; returns the score and whether it is an anomaly.
@@ -176,9 +169,3 @@ class Detector:
 
 def _shape_text(dimensions: list[int | str]) -> str:
     return f"({', '.join(map(str, dimensions))})"
-
-
-def _modified(path: Path) -> KdganError:
-    return KdganError(
-        "The detector file must be unmodified", f"{path} was changed after its export", "Export the model again"
-    )

@@ -32,11 +32,8 @@ def find_images(folder: Path) -> list[Path]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not images:
-        raise KdganError(
-            "The folder must hold images",
-            f"there is none in {folder}",
-            f"Add images of these types: {', '.join(sorted(SUFFIXES))}",
-        )
+        hint = f"Add images of these types: {', '.join(sorted(SUFFIXES))}"
+        raise KdganError("The folder must hold images", f"there is none in {folder}", hint)
     return images
 
 
@@ -59,9 +56,8 @@ def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -
             if getattr(image, "n_frames", 1) > 1 and image.format != MPO_FORMAT:
                 raise KdganError("An image needs exactly one frame", f"{path} has {image.n_frames}", "Save one frame")  # type: ignore[attr-defined]
             if image.mode.startswith(("I", "F")) or ";16" in str(image.tile):
-                raise KdganError(
-                    "An image needs 8 bits per channel", f"{path} has mode {image.mode}", "Convert it to 8 bits"
-                )
+                found = f"{path} has mode {image.mode}"
+                raise KdganError("An image needs 8 bits per channel", found, "Convert it to 8 bits")
             if image.mode == "CMYK":
                 raise KdganError("An image must be grey or RGB", f"{path} is CMYK", "Convert it to RGB")
             if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
@@ -76,9 +72,8 @@ def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -
         raise KdganError("The image must exist", f"there is no file {path}", "Check the path") from None
     except READ_ERRORS as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
-        raise KdganError(
-            "The file must be a readable image", f"{path}: {reason}", "Remove or replace the file"
-        ) from None
+        hint = "Remove or replace the file"
+        raise KdganError("The file must be a readable image", f"{path}: {reason}", hint) from None
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

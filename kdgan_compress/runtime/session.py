@@ -6,8 +6,6 @@ moment and then removed. A value set by the user is respected.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike, fspath
 
 from kdgan_compress.errors import KdganError, first_line
@@ -16,22 +14,14 @@ TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 ERROR_LEVEL = 3
 """ONNX Runtime's severity from which it logs: it would warn of every detector that its threshold is not constant."""
 
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    if TELEMETRY_VARIABLE in os.environ:
-        yield
-        return
-    os.environ[TELEMETRY_VARIABLE] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[TELEMETRY_VARIABLE]
-
-
-with _without_telemetry():
+_is_set_by_user = TELEMETRY_VARIABLE in os.environ
+os.environ.setdefault(TELEMETRY_VARIABLE, "1")
+try:
     import onnxruntime as onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+finally:
+    if not _is_set_by_user:
+        del os.environ[TELEMETRY_VARIABLE]
 
 _LOAD_ERRORS = (
     ort_errors.Fail,
@@ -61,6 +51,5 @@ def create_session(model: bytes | str | PathLike[str], threads: int = 1) -> onnx
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except _LOAD_ERRORS as error:
-        raise KdganError(
-            "ONNX Runtime cannot load the model", first_line(error), "Use fp32, or another version of onnxruntime"
-        ) from None
+        hint = "Use fp32, or another version of onnxruntime"
+        raise KdganError("ONNX Runtime cannot load the model", first_line(error), hint) from None

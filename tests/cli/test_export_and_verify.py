@@ -19,9 +19,10 @@ from traces import trace_once
 from kdgan_compress.cli.main import run
 from kdgan_compress.data import DataSettings, load_split
 from kdgan_compress.experiment.checkpoint import load_checkpoint
-from kdgan_compress.export import PRECISIONS, Precision, detector_file
+from kdgan_compress.export import detector_file
 from kdgan_compress.export.graph import quantize
 from kdgan_compress.export.packaging import web
+from kdgan_compress.export.precisions import PRECISIONS, Precision
 from kdgan_compress.runtime import Detector
 
 KEYS = {"path", "precision", "size_bytes", "opset", "threshold", "parity_max_rel"}

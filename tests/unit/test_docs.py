@@ -8,7 +8,7 @@ from PIL import Image
 
 import kdgan_compress
 from kdgan_compress.cli import main
-from kdgan_compress.export import write_detector
+from kdgan_compress.export.detector_file import write_detector
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.runtime import Detector
 

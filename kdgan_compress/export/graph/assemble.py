@@ -4,10 +4,10 @@ Inputs: ``image`` and the optional ``threshold``. Outputs: ``score`` (N,), ``is_
 ``reconstruction`` and ``anomaly_map``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from kdgan_compress.errors import KdganError
@@ -38,9 +38,8 @@ class IOSpec:
 
     def __post_init__(self) -> None:
         if self.input_size is not None and min(self.input_size) < 1:
-            raise KdganError(
-                "The input size must be at least 1×1 pixel", f"got {self.input_size}", "Give height and width"
-            )
+            found = f"got {self.input_size}"
+            raise KdganError("The input size must be at least 1×1 pixel", found, "Give height and width")
 
     @property
     def needs_reconstruction(self) -> bool:
@@ -62,7 +61,6 @@ def add_pre_and_postprocessing(core: ir.Model, image_format: ImageFormat, thresh
     traced = {value.name: value for value in graph.outputs}
     batch: int | str = io.batch_size or "N"
     channels, side = image_format.image_channels, image_format.image_size
-
     size = io.input_size or ("H", "W")
     is_uint8 = io.input == "uint8"
     image = ir.Value(
@@ -70,7 +68,7 @@ def add_pre_and_postprocessing(core: ir.Model, image_format: ImageFormat, thresh
         shape=ir.Shape([batch, *size, channels] if is_uint8 else [batch, channels, *size]),
         type=ir.TensorType(ir.DataType.UINT8 if is_uint8 else ir.DataType.FLOAT),
     )
-    limit = add_constant(graph, np.array(threshold, np.float32))
+    limit = add_constant(graph, float(threshold))
     graph.initializers.pop(str(limit.name))
     limit.name = "threshold"
     graph.register_initializer(limit)
@@ -83,12 +81,11 @@ def add_pre_and_postprocessing(core: ir.Model, image_format: ImageFormat, thresh
     score.shape = ir.Shape([batch])
     outputs = [score, _append(graph, "Greater", [score, limit], "is_anomaly", ir.DataType.BOOL, [batch])]
     if io.reconstruction:
-        outputs.append(_add_reconstruction(graph, traced[X_HAT], is_uint8, [batch, side, side, channels]))
+        outputs.append(_add_reconstruction(graph, traced[X_HAT], is_uint8, batch, image_format))
     if io.anomaly_map:
         error = _append(graph, "Abs", [_append(graph, "Sub", [pixels, traced[X_HAT]])])
-        axis, half = add_constant(graph, np.array([1])), add_constant(graph, np.array(0.5, np.float32))
-        mean = _append(graph, "ReduceMean", [error, axis], keepdims=0)
-        outputs.append(_append(graph, "Mul", [mean, half], "anomaly_map", ir.DataType.FLOAT, [batch, side, side]))
+        mean = _append(graph, "ReduceMean", [error, [1]], keepdims=0)
+        outputs.append(_append(graph, "Mul", [mean, 0.5], "anomaly_map", ir.DataType.FLOAT, [batch, side, side]))
     graph.outputs[:] = outputs
     graph.sort()
 
@@ -96,67 +93,59 @@ def add_pre_and_postprocessing(core: ir.Model, image_format: ImageFormat, thresh
 def _add_preprocessing(graph: ir.Graph, image: ir.Value, image_format: ImageFormat, io: IOSpec) -> ir.Value:
     """Resize as in training (bilinear, antialiased) and scale to [−1, 1]."""
     side = image_format.image_size
-    is_uint8 = io.input == "uint8"
-    values, axes = image, [2, 3]
-    if is_uint8:
-        values, axes = _append(graph, "Cast", [image], to=ir.DataType.FLOAT), [1, 2]
+    values, axes, half_range = image, [2, 3], 0.5
+    if io.input == "uint8":
+        values, axes, half_range = _append(graph, "Cast", [image], to=ir.DataType.FLOAT), [1, 2], 127.5
     if io.input_size != (side, side):
-        sizes = add_constant(graph, np.array([side, side]))
-        resize = ir.node(
+        values = _append(
+            graph,
             "Resize",
-            [values, None, None, sizes],
-            {
-                "axes": axes,
-                "mode": "linear",
-                "coordinate_transformation_mode": "half_pixel",
-                "antialias": 1,
-                "exclude_outside": 1,  # weights of pixels outside the image are dropped, as in torch and Pillow
-            },
+            [values, None, None, [side, side]],
+            axes=axes,
+            mode="linear",
+            coordinate_transformation_mode="half_pixel",
+            antialias=1,
+            exclude_outside=1,  # weights of pixels outside the image are dropped, as in torch and Pillow
         )
-        graph.append(resize)
-        (values,) = resize.outputs
-    if is_uint8:
+    if io.input == "uint8":
         values = _append(graph, "Transpose", [values], perm=[0, 3, 1, 2])  # after the resize, when the image is small
-    half_range = add_constant(graph, np.array(127.5 if is_uint8 else 0.5, np.float32))
     scaled = _append(graph, "Div", [values, half_range])
-    one = add_constant(graph, np.array(1.0, np.float32))
-    shape: list[int | str] = [io.batch_size or "N", image_format.image_channels, side, side]
-    return _append(graph, "Sub", [scaled, one], None, ir.DataType.FLOAT, shape)
+    shape = [io.batch_size or "N", image_format.image_channels, side, side]
+    return _append(graph, "Sub", [scaled, 1.0], None, ir.DataType.FLOAT, shape)
 
 
-def _add_reconstruction(graph: ir.Graph, x_hat: ir.Value, is_uint8: bool, nhwc: list[int | str]) -> ir.Value:
+def _add_reconstruction(
+    graph: ir.Graph, x_hat: ir.Value, is_uint8: bool, batch: int | str, image_format: ImageFormat
+) -> ir.Value:
     """Convert x̂ to the input's range and layout."""
-    half = add_constant(graph, np.array(127.5 if is_uint8 else 0.5, np.float32))
-    one = add_constant(graph, np.array(1.0, np.float32))
-    shifted = _append(graph, "Add", [x_hat, one])
+    channels, side = image_format.image_channels, image_format.image_size
+    shifted = _append(graph, "Add", [x_hat, 1.0])
     if not is_uint8:
-        shape = [nhwc[0], nhwc[3], nhwc[1], nhwc[2]]
-        return _append(graph, "Mul", [shifted, half], "reconstruction", ir.DataType.FLOAT, shape)
-    low, high = (add_constant(graph, np.array(level, np.float32)) for level in (0, 255))
-    rounded = _append(graph, "Round", [_append(graph, "Mul", [shifted, half])])
-    levels = _append(graph, "Clip", [rounded, low, high])  # a decoder without a final tanh may leave the range
-    transposed = _append(graph, "Transpose", [levels], perm=[0, 2, 3, 1])
-    return _append(graph, "Cast", [transposed], "reconstruction", ir.DataType.UINT8, nhwc, to=ir.DataType.UINT8)
+        shape = [batch, channels, side, side]
+        return _append(graph, "Mul", [shifted, 0.5], "reconstruction", ir.DataType.FLOAT, shape)
+    rounded = _append(graph, "Round", [_append(graph, "Mul", [shifted, 127.5])])
+    levels = _append(graph, "Clip", [rounded, 0.0, 255.0])  # a decoder without a final tanh may leave the range
+    nhwc = _append(graph, "Transpose", [levels], perm=[0, 2, 3, 1])
+    dtype, shape = ir.DataType.UINT8, [batch, side, side, channels]
+    return _append(graph, "Cast", [nhwc], "reconstruction", dtype, shape, to=dtype)
 
 
 def _append(
     graph: ir.Graph,
     operator: str,
-    inputs: list[ir.Value],
+    inputs: Sequence[ir.Value | float | list[int] | None],
     name: str | None = None,
     dtype: ir.DataType | None = None,
-    shape: list[int | str] | None = None,
-    **attributes: int | list[int],
+    shape: Sequence[int | str] | None = None,
+    **attributes: Any,
 ) -> ir.Value:
-    """Append a node; returns its output, with name, type and shape where given."""
-    node = ir.node(operator, inputs, attributes)
+    """Append a node, with numbers among its inputs as constants; returns its output."""
+    values = [each if each is None or isinstance(each, ir.Value) else add_constant(graph, each) for each in inputs]
+    node = ir.node(operator, values, attributes)
     (output,) = node.outputs
-    if name is not None:
-        output.name = name
-    if dtype is not None:
-        output.type = ir.TensorType(dtype)
-    if shape is not None:
-        output.shape = ir.Shape(shape)
+    output.name = name
+    output.type = None if dtype is None else ir.TensorType(dtype)
+    output.shape = None if shape is None else ir.Shape(shape)
     graph.append(node)
     return output
 

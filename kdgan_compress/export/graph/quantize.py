@@ -1,9 +1,7 @@
 """Convert a core to a lower precision: fp16 in all layers, int8 in the layers with enough weights."""
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +10,13 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as common_passes
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export.graph.nodes import ELEMENTWISE, add_constant, constant_value, only_consumer
+from kdgan_compress.export.graph.nodes import (
+    ELEMENTWISE,
+    add_constant,
+    constant_input,
+    constant_value,
+    only_consumer,
+)
 from kdgan_compress.export.graph.trace import IMAGES, quiet
 from kdgan_compress.gans import normalize_images
 
@@ -61,49 +65,25 @@ def to_int8(model: ir.Model, normals: NDArray[np.uint8]) -> ir.Model:
     Raises:
         KdganError: No layer is large enough.
     """
-    for number, node in enumerate(model.graph):
-        node.name = f"n{number}"
-    layers = [
-        node for node in model.graph if node.op_type in INT8_LAYERS and _num_weights(node) >= MIN_WEIGHTS_TO_QUANTIZE
-    ]
-    if not layers:
-        raise KdganError(
-            f"int8 needs a convolution or linear layer of at least {MIN_WEIGHTS_TO_QUANTIZE} weights",
-            "this graph has none",
-            "Export fp32 or fp16",
-        )
-    fused = [node for layer in layers for node in _fusable_neighbours(layer)]
-    quantized = _quantize_nodes(model, layers + fused, normals)
-    common_passes.ClearMetadataAndDocStringPass()(quantized)
-    common_passes.RemoveUnusedOpsetsPass()(quantized)
-    return quantized
-
-
-def _quantize_nodes(model: ir.Model, nodes: list[ir.Node], normals: NDArray[np.uint8]) -> ir.Model:
-    """Apply ONNX Runtime's static quantisation to some nodes."""
     import kdgan_compress.runtime.session  # noqa: F401  imports onnxruntime without telemetry
 
     with quiet():
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            subset = normals[:: -(-len(normals) // MAX_CALIBRATION_IMAGES)]
-            self._batches: Iterator[dict[str, Any]] = (
-                {IMAGES: normalize_images(torch.from_numpy(batch).permute(0, 3, 1, 2)).numpy()}
-                for batch in np.array_split(subset, -(-len(subset) // CALIBRATION_BATCH_SIZE))
-            )
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self._batches, None)
-
+    layers = [node for node in model.graph if node.op_type in INT8_LAYERS and _is_large(node)]
+    if not layers:
+        problem = f"int8 needs a convolution or linear layer of at least {MIN_WEIGHTS_TO_QUANTIZE} weights"
+        raise KdganError(problem, "this graph has none", "Export fp32 or fp16")
+    nodes = layers + [node for layer in layers for node in _fusable_neighbours(layer)]
+    for number, node in enumerate(model.graph):
+        node.name = f"n{number}"
     with quiet(), tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         ir.save(model, before)
         quantize_static(
             before,
             after,
-            Reader(),
+            _CalibrationBatches(normals),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=sorted({node.op_type for node in nodes}),
             nodes_to_quantize=[node.name for node in nodes],
@@ -116,7 +96,23 @@ def _quantize_nodes(model: ir.Model, nodes: list[ir.Node], normals: NDArray[np.u
         for tensor in quantized.graph.initializers.values():  # read the weights before the file is deleted
             assert tensor.const_value is not None
             tensor.const_value = ir.tensor(tensor.const_value.numpy().copy(), name=tensor.name)
+    common_passes.ClearMetadataAndDocStringPass()(quantized)
+    common_passes.RemoveUnusedOpsetsPass()(quantized)
     return quantized
+
+
+class _CalibrationBatches:
+    """ONNX Runtime's interface of a CalibrationDataReader, over an evenly spaced subset of the images."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        subset = images[:: -(-len(images) // MAX_CALIBRATION_IMAGES)]
+        self.batches = iter(np.array_split(subset, -(-len(subset) // CALIBRATION_BATCH_SIZE)))
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        batch = next(self.batches, None)
+        if batch is None:
+            return None
+        return {IMAGES: normalize_images(torch.from_numpy(batch).permute(0, 3, 1, 2)).numpy()}
 
 
 def _ancestors(nodes: list[ir.Node]) -> set[ir.Node]:
@@ -158,9 +154,9 @@ def _convert(graph: ir.Graph, node: ir.Node, value: ir.Value, to_half: bool) -> 
     return cast.outputs[0]
 
 
-def _num_weights(node: ir.Node) -> int:
-    weight = constant_value(node.inputs[1])
-    return 0 if weight is None else weight.size
+def _is_large(layer: ir.Node) -> bool:
+    weight = constant_input(layer, 1)
+    return weight is not None and weight.size >= MIN_WEIGHTS_TO_QUANTIZE
 
 
 def _fusable_neighbours(layer: ir.Node) -> list[ir.Node]:

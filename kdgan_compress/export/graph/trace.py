@@ -4,10 +4,11 @@ The traced core maps images (N, C, S, S) in [−1, 1] to scores (N,) and, on req
 the decision are added later (``assemble.py``).
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from onnx_ir.passes import common as common_passes
 from torch import Tensor, nn
 
 from kdgan_compress.distillation.hooks import FeatureHooks
-from kdgan_compress.export.graph.nodes import SHAPE_ONLY, constant_value, replace
+from kdgan_compress.export.graph.nodes import SHAPE_ONLY, constant_input, replace
 from kdgan_compress.gans import ImageFormat, Scorer
 
 OPSET = 18
@@ -56,13 +57,10 @@ def trace(generator: nn.Module, image_format: ImageFormat, x_hat: str | None = N
     assert program is not None
     model = program.model
     fold_constants(model)
-    for clean in (
-        common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common_passes.CommonSubexpressionEliminationPass(),
-        common_passes.RemoveUnusedNodesPass(),
-        common_passes.ClearMetadataAndDocStringPass(),
-    ):
-        clean(model)
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common_passes.CommonSubexpressionEliminationPass()(model)
+    common_passes.RemoveUnusedNodesPass()(model)
+    common_passes.ClearMetadataAndDocStringPass()(model)
     _remove_zero_biases(model.graph)
     _remove_identity_slices(model.graph)
     _reshape_to_flatten(model.graph)
@@ -73,7 +71,7 @@ def trace(generator: nn.Module, image_format: ImageFormat, x_hat: str | None = N
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress warnings and log messages that exporters and quantisers emit about their own deprecated code."""
+    """Suppress output, warnings and log messages of exporters and quantisers, mostly about their deprecated code."""
     loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     null_handler = logging.NullHandler()
@@ -81,7 +79,7 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -105,7 +103,7 @@ class _ScorerAndReconstructor(nn.Module):
 def _remove_zero_biases(graph: ir.Graph) -> None:
     """Remove the zeros that torch writes for a convolution without bias."""
     for node in graph:
-        if node.op_type == "Conv" and len(node.inputs) > 2 and not np.any(constant_value(node.inputs[2])):
+        if node.op_type == "Conv" and len(node.inputs) > 2 and not np.any(constant_input(node, 2)):
             replace(graph, [node], ir.node("Conv", node.inputs[:2], node.attributes))
 
 
@@ -115,7 +113,7 @@ def _remove_identity_slices(graph: ir.Graph) -> None:
         if node.op_type != "Slice" or node.outputs[0].is_graph_output():
             continue
         before, after = node.inputs[0], node.outputs[0]
-        steps = constant_value(node.inputs[4]) if len(node.inputs) > 4 else np.ones(1)
+        steps = constant_input(node, 4) if len(node.inputs) > 4 else np.ones(1)
         is_forward = steps is not None and bool((steps > 0).all())  # a mirrored image has the same shape too
         if before is not None and is_forward and _has_same_shape(before, after):
             after.replace_all_uses_with(before)

@@ -1,7 +1,8 @@
 """The model card (Markdown): everything that a user of a detector file needs to know about it."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.detector_file import ExportReport
@@ -27,29 +28,58 @@ class ModelCardData:
     """
 
     trained_on: str
-    teacher: str | None
-    auc: float | None
-    mobile_checks: tuple[list[MobileCheck], list[MobileCheck]] | None
-    card: str
-    files: dict[str, str]
+    teacher: str | None = None
+    auc: float | None = None
+    mobile_checks: tuple[list[MobileCheck], list[MobileCheck]] | None = None
+    card: str = "card.md"
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_card(name: str, detector: Detector, report: ExportReport, data: ModelCardData, golden: Golden) -> str:
     """The card of the detector file ``name``, as Markdown."""
     is_uint8 = detector.input == "uint8"
     spec = InputSpec(name, detector.image_channels, is_uint8, detector.input_size, detector.threshold)
-    files = {name: "the detector", **data.files}
-    sections = [
-        f"# {name}\n\n{_intro(detector, data)}",
-        _properties(detector, report, data),
-        "## Input and output\n\n" + _interface(detector, spec),
-        "## Calling it\n\n" + "\n\n".join(_example(language, spec) for language in LANGUAGES),
-        "## Latency\n\n" + _not_measured(name, data.card),
-        *(["## On a phone\n\n" + _mobile(*data.mobile_checks)] if data.mobile_checks else []),
-        "## Files\n\n" + "\n".join(f"- `{file}`: {purpose}" for file, purpose in files.items()),
-        "## Is it the right file?\n\n" + _verification(name, detector, golden),
-    ]
-    return "\n\n".join(sections) + "\n"
+    kind = "grey" if spec.channels == 1 else "colour"
+    source = f", distilled from the teacher `{data.teacher}`" if data.teacher else ""
+    calls = "\n".join(f"{each}:\n\n```{tag}\n{code(spec)}\n```\n" for each, (tag, code) in LANGUAGES.items())
+    files = "\n".join(f"- `{file}`: {purpose}" for file, purpose in {name: "the detector", **data.files}.items())
+    return f"""\
+# {name}
+
+Scores how much a {kind} image differs from its normal training images (higher: more anomalous) and decides
+whether it is an anomaly. Trained on {data.trained_on}{source}.
+
+{_properties(detector, report, data)}
+
+## Input and output
+
+{_interface(detector, spec)}
+
+## Calling it
+
+{calls}
+## Latency
+
+Not measured. To measure it on your machine and write it here:
+
+    kdgan-compress profile --model {name} --card {data.card}
+
+With the run folder as `--model`, its teacher and, for a lossy export, fp32 are measured too.
+
+{_mobile(*data.mobile_checks) if data.mobile_checks else ""}## Files
+
+{files}
+
+## Is it the right file?
+
+`kdgan-compress verify {name}` replays the golden vectors. In another language, compare your scores
+with those in `golden.json`: they may differ by {golden.tolerance:g} relative.
+
+    file_sha256     {golden.file_sha256}
+    weights_sha256  {detector.metadata["weights_sha256"]}
+
+`file_sha256` is the SHA-256 of the file with these 64 digits, which are in its metadata, replaced by zeros.
+"""
 
 
 def read_detector_name(card: str) -> str:
@@ -90,32 +120,6 @@ def replace_latency(card: str, latencies: dict[str, Latency], machine: str, thre
     return card[:start] + section + (card[end:] if end >= 0 else "\n")
 
 
-def _not_measured(name: str, card: str) -> str:
-    return (
-        "Not measured. To measure it on your machine and write it here:\n\n"
-        f"    kdgan-compress profile --model {name} --card {card}\n\n"
-        "With the run folder as `--model`, its teacher and, for a lossy export, fp32 are measured too."
-    )
-
-
-def _verification(name: str, detector: Detector, golden: Golden) -> str:
-    return (
-        f"`kdgan-compress verify {name}` replays the golden vectors. In another language, compare your scores\n"
-        f"with those in `golden.json`: they may differ by {golden.tolerance:g} relative.\n\n"
-        f"    file_sha256     {golden.file_sha256}\n    weights_sha256  {detector.metadata['weights_sha256']}\n\n"
-        "`file_sha256` is the SHA-256 of the file with these 64 digits, which are in its metadata, replaced by zeros."
-    )
-
-
-def _intro(detector: Detector, data: ModelCardData) -> str:
-    kind = "grey" if detector.image_channels == 1 else "colour"
-    source = f", distilled from the teacher `{data.teacher}`" if data.teacher else ""
-    return (
-        f"Scores how much a {kind} image differs from its normal training images (higher: more anomalous) and decides\n"
-        f"whether it is an anomaly. Trained on {data.trained_on}{source}."
-    )
-
-
 def _properties(detector: Detector, report: ExportReport, data: ModelCardData) -> str:
     metadata = detector.metadata
     rows = {
@@ -131,10 +135,8 @@ def _properties(detector: Detector, report: ExportReport, data: ModelCardData) -
         "rewrites": metadata["rewrites"] or "none",
     }
     if report.latent_lost is not None:
-        lost = f"{100 * report.latent_lost:.2f} % of its weights' energy lost"
-        rows["latent"] = f"rank {metadata['latent_rank']}, {lost}"
-    if report.agreement is not None:
-        found = report.agreement
+        rows["latent"] = f"rank {metadata['latent_rank']}, {100 * report.latent_lost:.2f} % of its weights' energy lost"
+    if (found := report.agreement) is not None:
         auc = "" if found.auc_diff is None else f"AUC {found.auc_diff:+.4f}, "
         rows["compared with fp32"] = (
             f"{auc}{100 * found.label_agreement:.2f} % of decisions equal, Spearman {found.spearman:.4f}, "
@@ -146,29 +148,19 @@ def _properties(detector: Detector, report: ExportReport, data: ModelCardData) -
 
 def _interface(detector: Detector, spec: InputSpec) -> str:
     size = f"{detector.image_size}×{detector.image_size}"
-    if spec.input_size is None:
-        resized = (
-            f"Any height and width: the file resizes to {size} itself, antialiased, as in training. Do not resize."
-        )
-    else:
+    resized = f"Any height and width: the file resizes to {size} itself, antialiased, as in training. Do not resize."
+    if spec.input_size is not None:
         height, width = spec.input_size
         resized = f"Resize images to {height}×{width} first, bilinear and antialiased; no other resize."
     colour = "Grey is L = 0.299 R + 0.587 G + 0.114 B." if spec.channels == 1 else "Channels in the order R, G, B."
-    lines = [
-        "| | name | type | shape |",
-        "|---|---|---|---|",
-        f"| in | `image` | {'uint8, 0 to 255' if spec.is_uint8 else 'float32, 0 to 1'} | {detector.image_shape} |",
-        "| in | `threshold` | float32, optional | () |",
-        *(f"| out | `{name}` | {dtype} | {shape} |" for name, dtype, shape in detector.outputs),
-        "",
-        f"{resized} {colour} Apply a photo's EXIF orientation first.",
-    ]
-    return "\n".join(lines)
-
-
-def _example(language: str, spec: InputSpec) -> str:
-    tag, code = LANGUAGES[language]
-    return f"{language}:\n\n```{tag}\n{code(spec)}\n```"
+    outputs = (f"| out | `{name}` | {dtype} | {shape} |\n" for name, dtype, shape in detector.outputs)
+    return f"""\
+| | name | type | shape |
+|---|---|---|---|
+| in | `image` | {"uint8, 0 to 255" if spec.is_uint8 else "float32, 0 to 1"} | {detector.image_shape} |
+| in | `threshold` | float32, optional | () |
+{"".join(outputs)}
+{resized} {colour} Apply a photo's EXIF orientation first."""
 
 
 def _ratio_text(ratio: float) -> str:
@@ -177,8 +169,14 @@ def _ratio_text(ratio: float) -> str:
 
 
 def _mobile(before: list[MobileCheck], after: list[MobileCheck]) -> str:
-    rows = [f"| {old.runtime} | {old} | {new} |" for old, new in zip(before, after, strict=True)]
-    return (
-        "ONNX Runtime's mobile usability checker, on the plain graph and on this file. It only looks at operators and\n"
-        "shapes; measure the speed on the phone.\n\n| | plain graph | this file |\n|---|---|---|\n" + "\n".join(rows)
-    )
+    rows = (f"| {old.runtime} | {old} | {new} |\n" for old, new in zip(before, after, strict=True))
+    return f"""\
+## On a phone
+
+ONNX Runtime's mobile usability checker, on the plain graph and on this file. It only looks at operators and
+shapes; measure the speed on the phone.
+
+| | plain graph | this file |
+|---|---|---|
+{"".join(rows)}
+"""

@@ -1,7 +1,5 @@
 """Files for phones: ONNX Runtime's mobile usability check, the ORT format, the operators that a small build needs."""
 
-import contextlib
-import io
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,6 @@ from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.session import create_session, onnxruntime
 
 LOG_WARNINGS, LOG_ERRORS = 2, 3
-RUNTIMES = ("NNAPI", "CoreML")
 
 
 @dataclass(frozen=True)
@@ -52,17 +49,17 @@ def check_mobile(path: Path) -> list[MobileCheck]:
     Returns:
         One result per mobile runtime.
     """
-    with quiet(), tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         from onnxruntime.tools.mobile_helpers.usability_checker import check_coreml_partitions, check_nnapi_partitions
         from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
 
         optimized = Path(folder) / "optimized.onnx"
         optimize_model(path, optimized)
         model = ModelProtoWithShapeInfo(optimized).model_with_shape_info
-        results = (
-            check_nnapi_partitions(model, True),
-            check_coreml_partitions(model, True, "coreml_supported_mlprogram_ops.md"),
-        )
+        results = {
+            "NNAPI": check_nnapi_partitions(model, True),
+            "CoreML": check_coreml_partitions(model, True, "coreml_supported_mlprogram_ops.md"),
+        }
         return [
             MobileCheck(
                 runtime,
@@ -72,7 +69,7 @@ def check_mobile(path: Path) -> list[MobileCheck]:
                 info.num_partitions,
                 sorted(name.rpartition(":")[2] for name in info.unsupported_ops),
             )
-            for runtime, info in zip(RUNTIMES, results, strict=True)
+            for runtime, info in results.items()
         ]
 
 
@@ -87,7 +84,7 @@ def write_ort(path: Path, ort: Path, config: Path) -> None:
     Raises:
         KdganError: The scores differ.
     """
-    with quiet(), tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
         source = Path(folder) / "detector.onnx"
@@ -114,8 +111,5 @@ def _check_same_scores(content: bytes, path: Path) -> None:
     scores = np.concatenate([session.run(["score"], each)[0] for each in inputs])
     difference = relative_difference(scores, golden.score)
     if not difference <= golden.tolerance:
-        raise KdganError(
-            "The .ort file must score as the .onnx file does",
-            f"they differ by {difference:.2g}",
-            "Please report this with the version of onnxruntime; use the .onnx file",
-        )
+        hint = "Please report this with the version of onnxruntime; use the .onnx file"
+        raise KdganError("The .ort file must score as the .onnx file does", f"they differ by {difference:.2g}", hint)

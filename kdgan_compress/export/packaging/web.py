@@ -32,7 +32,7 @@ HTML_MARKER = b'<meta name="generator" content="kdgan-compress export --web">'
 NPM_TIMEOUT_S = 600
 
 
-def write_page(directory: Path, detector: Path, golden: Path, ort_web: Path | None = None) -> Path:
+def write_page(directory: str | Path, detector: Path, golden: Path, ort_web: str | Path | None = None) -> Path:
     """Write a folder for any static file server: open it in a browser, drop images, see their scores.
 
     Args:
@@ -49,6 +49,7 @@ def write_page(directory: Path, detector: Path, golden: Path, ort_web: Path | No
         KdganError: The folder contains other files or cannot be written; detector or golden vectors are missing or do
             not belong together; onnxruntime-web is not available. An older page then stays unchanged.
     """
+    directory = Path(directory)
     _check_free(directory)
     page = {name: (PAGE_FOLDER / name).read_bytes() for name in PAGE_FILES[:-1]}
     page["detector.onnx"] = _read(detector, "The detector")
@@ -99,10 +100,10 @@ def _check_pair(model: bytes, golden: bytes, path: Path) -> None:
         raise KdganError(problem, f"{path} has the checksum of another file", hint)
 
 
-def _runtime(ort_web: Path | None) -> dict[str, bytes]:
+def _runtime(ort_web: str | Path | None) -> dict[str, bytes]:
     """Files of onnxruntime-web by name: from the given package, else from the cache, else downloaded."""
     if ort_web is not None:
-        return _read_package(ort_web)
+        return _read_package(Path(ort_web))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdgan-compress"
     cache /= f"onnxruntime-web-{ORT_WEB_VERSION}"
     if all((cache / "dist" / name).is_file() for name in RUNTIME_FILES):

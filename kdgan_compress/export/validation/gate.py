@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from kdgan_compress.data import Split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import detection_metrics, quantile_threshold, score_spearman
 from kdgan_compress.export.graph.assemble import IOSpec, add_pre_and_postprocessing, canonicalize_names
@@ -31,6 +32,14 @@ class ValidationData:
     normals: NDArray[np.uint8]
     test: NDArray[np.uint8]
     test_is_anomalous: NDArray[np.bool_]
+
+    @classmethod
+    def from_split(cls, split: Split) -> "ValidationData":
+        """The images of a split."""
+        train, normals, test = (
+            images.permute(0, 2, 3, 1).contiguous().numpy() for images in (split.train, split.calibration, split.test)
+        )
+        return cls(train, normals, test, split.test_is_anomalous)
 
     @property
     def has_labels(self) -> bool:
@@ -61,11 +70,10 @@ class ThresholdRule:
         if self.quantile is not None:
             return quantile_threshold(normal_scores, self.quantile)
         if not data.has_labels:
-            raise KdganError(
-                "A threshold by best F1 needs labelled images, normal and anomalous",
-                f"there are {int((~data.test_is_anomalous).sum())} and {int(data.test_is_anomalous.sum())}",
-                "Give --data with a labelled test split, or set the threshold by --quantile",
-            )
+            problem = "A threshold by best F1 needs labelled images, normal and anomalous"
+            found = f"there are {int((~data.test_is_anomalous).sum())} and {int(data.test_is_anomalous.sum())}"
+            hint = "Give --data with a labelled test split, or set the threshold by --quantile"
+            raise KdganError(problem, found, hint)
         best = detection_metrics(test_scores, data.test_is_anomalous).best_f1_threshold  # lowest score of an anomaly
         below = test_scores[test_scores < best]
         return float((best + below.max()) / 2) if below.size else float(np.nextafter(np.float32(best), np.float32(-1)))
@@ -104,15 +112,13 @@ class Agreement:
         hint = "No file was written; export fp32, or distil a wider student"
         if self.auc_diff is not None:
             if abs(self.auc_diff) > limits.max_auc_drop:
-                raise KdganError(
-                    f"{name} must keep the AUC of fp32 to {limits.max_auc_drop}",
-                    f"it changes by {self.auc_diff:+.4f} on {self.num_images} images",
-                    hint,
-                )
+                found = f"it changes by {self.auc_diff:+.4f} on {self.num_images} images"
+                raise KdganError(f"{name} must keep the AUC of fp32 to {limits.max_auc_drop}", found, hint)
         elif min(self.label_agreement, self.spearman) < limits.min_agreement:
+            found = f"got {self.label_agreement:.4f} and {self.spearman:.4f} on {self.num_images} normal images"
             raise KdganError(
                 f"{name} must agree with fp32 to {limits.min_agreement} in decisions and Spearman's correlation",
-                f"got {self.label_agreement:.4f} and {self.spearman:.4f} on {self.num_images} normal images",
+                found,
                 f"{hint}, or give labelled images, so that the AUC is compared instead",
             )
 
@@ -126,11 +132,11 @@ class ValidationScores:
     threshold: float
 
 
-def agreement(scores: ValidationScores, reference: ValidationScores, data: ValidationData) -> Agreement:
+def measure_agreement(scores: ValidationScores, reference: ValidationScores, data: ValidationData) -> Agreement:
     """Compare scores with those of fp32, each with its own threshold."""
-    lossy, exact = (scores.test, reference.test) if data.has_labels else (scores.normals, reference.normals)
-    auc = auc_diff = None
+    lossy, exact, auc, auc_diff = scores.normals, reference.normals, None, None
     if data.has_labels:
+        lossy, exact = scores.test, reference.test
         auc = detection_metrics(scores.test, data.test_is_anomalous).auc
         auc_diff = auc - detection_metrics(reference.test, data.test_is_anomalous).auc
     return Agreement(

@@ -63,12 +63,9 @@ def sample_images(height: int, width: int, channels: int, number: int = 4) -> ND
 
 def make_golden(detector: Detector) -> Golden:
     """Score synthetic images one by one."""
+    channels = detector.image_channels
     sizes = sample_sizes(detector.image_size, detector.input_size)
-    images = [
-        image
-        for height, width in sizes
-        for image in sample_images(height, width, detector.image_channels, IMAGES_PER_SIZE)
-    ]
+    images = [image for size in sizes for image in sample_images(*size, channels, IMAGES_PER_SIZE)]
     scores = [detector.score(image[None]) for image in images]
     return Golden(
         detector.metadata[CHECKSUM_KEY],
@@ -90,22 +87,15 @@ def write_golden(npz: Path, as_json: Path, detector: Detector, name: str) -> Gol
     """
     golden = make_golden(detector)
     arrays: dict[str, Any] = {f"image_{i}": image for i, image in enumerate(golden.images)}
-    arrays |= {"score": golden.score, "is_anomaly": golden.is_anomaly, "tolerance": np.float64(golden.tolerance)}
-    arrays["file_sha256"] = np.str_(golden.file_sha256)
+    arrays |= {name: value for name, value in vars(golden).items() if name != "images"}
     with atomic_path(npz) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, array in arrays.items():
             stream = io.BytesIO()
             np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{key}.npy", ZIP_EPOCH), stream.getvalue())
     cases = [
-        {
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "channels": image.shape[2],
-            "pixels": base64.b64encode(image.tobytes()).decode(),
-            "score": float(score),
-            "is_anomaly": bool(is_anomaly),
-        }
+        dict(zip(("height", "width", "channels"), image.shape, strict=True))
+        | {"pixels": base64.b64encode(image.tobytes()).decode(), "score": float(score), "is_anomaly": bool(is_anomaly)}
         for image, score, is_anomaly in zip(golden.images, golden.score, golden.is_anomaly, strict=True)
     ]
     metadata = {

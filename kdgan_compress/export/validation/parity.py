@@ -43,8 +43,6 @@ def check_parity(difference: float) -> None:
         KdganError: It is larger than 1e-4, or NaN.
     """
     if not difference <= PARITY_TOLERANCE:
-        raise KdganError(
-            f"Scores of torch and ONNX Runtime must agree to {PARITY_TOLERANCE:g} relative",
-            f"they differ by {difference:.2g}",
-            "Please report this with the versions of torch and onnxruntime; no file was written",
-        )
+        problem = f"Scores of torch and ONNX Runtime must agree to {PARITY_TOLERANCE:g} relative"
+        hint = "Please report this with the versions of torch and onnxruntime; no file was written"
+        raise KdganError(problem, f"they differ by {difference:.2g}", hint)

@@ -4,12 +4,14 @@ import shutil
 import numpy as np
 import pytest
 
-from kdgan_compress.api import export as module
-from kdgan_compress.api.export import export_detector, golden_sidecar, load_validation_data
+from kdgan_compress.api import export
+from kdgan_compress.api.export import export_detector, load_validation_data
 from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint
-from kdgan_compress.export import ExportSettings
+from kdgan_compress.export.packaging import sidecars
+from kdgan_compress.export.packaging.sidecars import golden_sidecar
+from kdgan_compress.export.settings import ExportSettings
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")
 
@@ -69,8 +71,11 @@ def test_an_export_measures_no_latency(pair, tmp_path, monkeypatch):
     assert "Not measured" in (tmp_path / "card.md").read_text()
 
 
-@pytest.mark.parametrize("step", ["write_golden", "write_card", "write_ort", "check_mobile"])
-def test_whatever_fails_leaves_nothing(pair, tmp_path, monkeypatch, step):
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [(sidecars, "write_golden"), (sidecars, "write_card"), (sidecars, "write_ort"), (export, "check_mobile")],
+)
+def test_whatever_fails_leaves_nothing(pair, tmp_path, monkeypatch, module, step):
     def fail(*_, **__):
         raise KdganError("This must not fail", "it did", "Try again")
 

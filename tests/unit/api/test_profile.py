@@ -141,8 +141,8 @@ def test_one_model_against_another(pair):
 
 
 def test_a_model_without_convolutions_has_no_ratio_of_them():
-    one = ModelProfile("a", "own", "own", 1, 10, 0, 5, 100, Latency(2.0, 1.0))
-    other = ModelProfile("b", "own", "own", 1, 30, 7, 5, 500, Latency(3.0, 1.0))
+    one = ModelProfile(10, 0, 5, "a", "own", "own", 1, 100, Latency(2.0, 1.0))
+    other = ModelProfile(30, 7, 5, "b", "own", "own", 1, 500, Latency(3.0, 1.0))
     found = ratios(one, other)
     assert (found.params, found.macs, found.bytes, found.latency) == (3, None, 5, 1.5)
 

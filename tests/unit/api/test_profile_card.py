@@ -12,7 +12,8 @@ from kdgan_compress.api.profile_card import FP32, IDENTITY, TEACHER, THIS_FILE, 
 from kdgan_compress.cli.main import run
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint, save_checkpoint
-from kdgan_compress.export import ExportSettings, IOSpec
+from kdgan_compress.export.graph.assemble import IOSpec
+from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.profiling import Latency
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")

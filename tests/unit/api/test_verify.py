@@ -11,7 +11,7 @@ from kdgan_compress.api.verify import verify
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import score_images
 from kdgan_compress.experiment.checkpoint import load_checkpoint
-from kdgan_compress.export import ExportSettings
+from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.runtime import Detector
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")

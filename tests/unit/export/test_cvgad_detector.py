@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.signal import correlate2d
 
-from kdgan_compress.export import write_detector
+from kdgan_compress.export.detector_file import write_detector
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.runtime import Detector
 

@@ -15,8 +15,12 @@ from tiny_graphs import architecture, by_torch, generator_of, photos
 
 import kdgan_compress
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import ExportSettings, IOSpec, ThresholdRule, ValidationData, detector_file, write_detector
-from kdgan_compress.export.detector_file import weights_sha256
+from kdgan_compress.evaluation import weights_sha256
+from kdgan_compress.export import detector_file
+from kdgan_compress.export.detector_file import write_detector
+from kdgan_compress.export.graph.assemble import IOSpec
+from kdgan_compress.export.settings import ExportSettings
+from kdgan_compress.export.validation.gate import ThresholdRule, ValidationData
 from kdgan_compress.export.validation.parity import parity, relative_difference
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.runtime import Detector

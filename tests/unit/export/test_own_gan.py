@@ -8,8 +8,12 @@ from torch import nn
 from torch.nn.functional import pad
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import REWRITES, ExportSettings, ValidationData, detector_file, write_detector
+from kdgan_compress.export import detector_file
+from kdgan_compress.export.detector_file import write_detector
+from kdgan_compress.export.graph.passes import REWRITES
 from kdgan_compress.export.graph.trace import trace
+from kdgan_compress.export.settings import ExportSettings
+from kdgan_compress.export.validation.gate import ValidationData
 from kdgan_compress.gans import ImageFormat
 from kdgan_compress.runtime import Detector
 

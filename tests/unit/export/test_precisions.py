@@ -12,8 +12,10 @@ from tiny_graphs import architecture, generator_of, photos
 from kdgan_compress.api import profile_variants as module
 from kdgan_compress.cli.main import cli, run
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import PRECISIONS, ExportSettings, Precision, ValidationData, write_detector
-from kdgan_compress.export.precisions import GateLimits, find_precision, is_exact
+from kdgan_compress.export.detector_file import write_detector
+from kdgan_compress.export.precisions import PRECISIONS, GateLimits, Precision, find_precision, is_exact
+from kdgan_compress.export.settings import ExportSettings
+from kdgan_compress.export.validation.gate import ValidationData
 from kdgan_compress.export.validation.golden import make_golden
 from kdgan_compress.gans import Architecture
 from kdgan_compress.runtime import Detector

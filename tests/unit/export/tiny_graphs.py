@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from kdgan_compress.export.detector_file import weights_sha256
+from kdgan_compress.evaluation import weights_sha256
 from kdgan_compress.export.graph.assemble import IOSpec, add_pre_and_postprocessing, canonicalize_names
 from kdgan_compress.export.graph.passes import run_passes
 from kdgan_compress.export.graph.trace import trace

@@ -67,7 +67,7 @@ assert dict(os.environ) == before, set(os.environ) ^ set(before)
 """
 
 
-@pytest.mark.parametrize("first", ["", "from kdgan_compress.export import write_detector"])
+@pytest.mark.parametrize("first", ["", "from kdgan_compress.export.detector_file import write_detector"])
 def test_nothing_is_written_to_the_users_cache_and_the_environment_stays(tmp_path: Path, first: str) -> None:
     from PIL import Image
 

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from kdgan_compress.export.graph.nodes import add_constant, constant_value, num_groups, only_consumer, replace
+from kdgan_compress.export.graph.nodes import add_constant, constant_input, num_groups, only_consumer, replace
 
 
 def fold_batch_norms(model: ir.Model) -> int:
@@ -13,16 +13,16 @@ def fold_batch_norms(model: ir.Model) -> int:
         layer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if node.op_type != "BatchNormalization" or layer is None or layer.op_type not in ("Conv", "ConvTranspose"):
             continue
-        if layer.op_type == "ConvTranspose" and num_groups(layer) > 1:
-            continue
-        parameters = [constant_value(value) for value in node.inputs[1:]]
-        weight = constant_value(layer.inputs[1])
-        bias = constant_value(layer.inputs[2]) if len(layer.inputs) > 2 else None
+        is_transposed = layer.op_type == "ConvTranspose"
+        parameters = [constant_input(node, index) for index in range(1, 5)]
+        weight, bias = constant_input(layer, 1), constant_input(layer, 2)
         if weight is None or any(each is None for each in parameters) or only_consumer(layer.outputs[0]) is not node:
+            continue
+        if is_transposed and num_groups(layer) > 1:
             continue
         gamma, beta, mean, variance = (np.float64(each) for each in parameters)
         scale = gamma / np.sqrt(variance + node.attributes["epsilon"].as_float())
-        output_axis = (1, -1) if layer.op_type == "ConvTranspose" else (-1, 1)
+        output_axis = (1, -1) if is_transposed else (-1, 1)
         folded = weight * scale.reshape(*output_axis, *[1] * (weight.ndim - 2))
         shift = beta + ((0 if bias is None else bias) - mean) * scale
         inputs = [layer.inputs[0], add_constant(graph, folded), add_constant(graph, shift)]
@@ -39,8 +39,7 @@ def fold_input_scale(model: ir.Model) -> int:
         layer = only_consumer(subtract.outputs[0]) if subtract is not None else None
         if subtract is None or layer is None or (subtract.op_type, layer.op_type) != ("Sub", "Conv"):
             continue
-        half, weight = constant_value(divide.inputs[1]), constant_value(layer.inputs[1])
-        one = constant_value(subtract.inputs[1])
+        half, one, weight = constant_input(divide, 1), constant_input(subtract, 1), constant_input(layer, 1)
         if half is None or weight is None or one is None or half.size != 1 or not np.array_equal(one, np.ones(())):
             continue
         layer.replace_input_with(1, add_constant(graph, weight / half))

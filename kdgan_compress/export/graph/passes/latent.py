@@ -10,7 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from kdgan_compress.export.graph.nodes import SHAPE_ONLY, Array, add_constant, constant_value, num_groups, only_consumer
+from kdgan_compress.errors import KdganError
+from kdgan_compress.export.graph.nodes import (
+    SHAPE_ONLY,
+    Array,
+    add_constant,
+    constant_input,
+    is_pixel,
+    num_groups,
+    only_consumer,
+    weight_of,
+)
 
 LENGTH_AGNOSTIC_OPS = SHAPE_ONLY - {"Reshape"}
 """Operators that keep a code's values and work for any length of it."""
@@ -32,13 +42,19 @@ class LatentPattern:
 
     to_latent: ir.Node
     decoder_input: ir.Node
-    to_latent2: ir.Node | None
-    difference: ir.Node | None
+    to_latent2: ir.Node | None = None
+    difference: ir.Node | None = None
 
     @property
     def size(self) -> int:
         """Length of z."""
-        return int(_matrix(self.to_latent).shape[0])
+        return len(weight_of(self.to_latent))
+
+    @property
+    def weights(self) -> tuple[Array, Array]:
+        """W₁, and −W₂ (latent, 0 or n₂)."""
+        first = _matrix(self.to_latent)
+        return first, np.zeros((len(first), 0)) if self.to_latent2 is None else -_matrix(self.to_latent2)
 
 
 def collapse_latent(model: ir.Model) -> int:
@@ -46,11 +62,11 @@ def collapse_latent(model: ir.Model) -> int:
     latent = find_latent(model.graph)
     if latent is None:
         return 0
-    first, decoder = _matrix(latent.to_latent), _matrix(latent.decoder_input)
-    second = np.zeros((len(first), 0)) if latent.to_latent2 is None else _matrix(latent.to_latent2)
-    basis, _ = np.linalg.qr(np.hstack([first, -second]))
-    num_first, num_second = min(first.shape), basis.shape[1] if latent.to_latent2 is not None else 0
-    needed = num_first * (first.shape[1] + decoder.shape[1]) + num_second * second.shape[1]
+    first, second = latent.weights
+    decoder = _matrix(latent.decoder_input)
+    basis, _ = np.linalg.qr(np.hstack([first, second]))
+    num_first = min(first.shape)
+    needed = num_first * (first.shape[1] + decoder.shape[1]) + basis.shape[1] * second.shape[1]
     if needed >= first.size + decoder.size + second.size:
         return 0
     _change_basis(model.graph, latent, basis[:, :num_first], basis)
@@ -61,17 +77,23 @@ def truncate_latent(model: ir.Model, rank: int) -> float:
     """Keep only the first coordinates of z1 and z2 in the left singular vectors of [W₁ −W₂]: smaller, but not exact.
 
     Args:
-        model: Traced core in which ``find_latent`` finds a latent and to which no pass was applied yet.
+        model: Traced core, to which no pass was applied yet.
         rank: Number of coordinates kept, 1 ≤ rank < length of z.
 
     Returns:
         Fraction of Σσ² that is lost, in [0, 1).
+
+    Raises:
+        KdganError: ``find_latent`` finds no latent, or the rank is out of range.
     """
     latent = find_latent(model.graph)
-    assert latent is not None, "checked by the caller"
-    first = _matrix(latent.to_latent)
-    both = first if latent.to_latent2 is None else np.hstack([first, -_matrix(latent.to_latent2)])
-    vectors, singular, _ = np.linalg.svd(both, full_matrices=False)
+    if latent is None:
+        problem = "A latent rank needs a latent between two convolutions without norm or activation"
+        raise KdganError(problem, "this graph has none", "Leave the latent rank out")
+    if not 1 <= rank < latent.size:
+        hint = "Leave it out to keep the whole latent"
+        raise KdganError(f"The latent rank must be 1 to {latent.size - 1}", f"got {rank}", hint)
+    vectors, singular, _ = np.linalg.svd(np.hstack(latent.weights), full_matrices=False)
     basis = vectors[:, :rank]
     _change_basis(model.graph, latent, basis, basis)
     return float((singular[rank:] ** 2).sum() / (singular**2).sum())
@@ -88,7 +110,7 @@ def find_latent(graph: ir.Graph) -> LatentPattern | None:
         if len(decoders) != 1 or len(others) > 1:
             continue
         if not others:
-            return LatentPattern(node, decoders[0], None, None)
+            return LatentPattern(node, decoders[0])
         second = _find_second_encoder(others[0], node)
         if second is not None:
             return LatentPattern(node, decoders[0], second, others[0])
@@ -97,17 +119,14 @@ def find_latent(graph: ir.Graph) -> LatentPattern | None:
 
 def _makes_vector(node: ir.Node) -> bool:
     """Whether a node is a convolution without bias from a whole feature map to a vector."""
-    shape = node.outputs[0].shape
-    is_plain = node.op_type == "Conv" and len(node.inputs) == 2 and constant_value(node.inputs[1]) is not None
-    return is_plain and num_groups(node) == 1 and shape is not None and list(shape[2:]) == [1, 1]
+    is_plain = node.op_type == "Conv" and len(node.inputs) == 2 and constant_input(node, 1) is not None
+    return is_plain and num_groups(node) == 1 and is_pixel(node.outputs[0])
 
 
 def _reads_vector(node: ir.Node) -> bool:
     """Whether a node is a transposed convolution of a 1×1 image."""
-    image = node.inputs[0] if node.inputs else None
-    if node.op_type != "ConvTranspose" or num_groups(node) > 1 or constant_value(node.inputs[1]) is None:
-        return False
-    return image is not None and image.shape is not None and list(image.shape[2:]) == [1, 1]
+    is_plain = node.op_type == "ConvTranspose" and constant_input(node, 1) is not None
+    return is_plain and num_groups(node) == 1 and is_pixel(node.inputs[0])
 
 
 def _consumers(value: ir.Value) -> list[ir.Node]:
@@ -123,7 +142,7 @@ def _consumers(value: ir.Value) -> list[ir.Node]:
 def _find_second_encoder(difference: ir.Node, to_latent: ir.Node) -> ir.Node | None:
     """The convolution to z2, if ``difference`` is z1 − z2 or z2 − z1 and only a Euclidean norm reads it."""
     reader = only_consumer(difference.outputs[0]) if difference.op_type == "Sub" else None
-    axes = constant_value(reader.inputs[1]) if reader is not None and reader.op_type == "ReduceL2" else None
+    axes = constant_input(reader, 1) if reader is not None and reader.op_type == "ReduceL2" else None
     shape = difference.outputs[0].shape
     if axes is None or shape is None or len(shape) != 2 or axes.tolist() not in ([1], [-1]):
         return None
@@ -131,7 +150,7 @@ def _find_second_encoder(difference: ir.Node, to_latent: ir.Node) -> ir.Node | N
     other = others.pop() if len(others) == 1 else None
     if other is None or not _makes_vector(other) or _consumers(other.outputs[0]) != [difference]:
         return None
-    return other if len(_matrix(other)) == len(_matrix(to_latent)) else None
+    return other if len(weight_of(other)) == len(weight_of(to_latent)) else None
 
 
 def _source(value: ir.Value | None) -> ir.Node | None:
@@ -143,8 +162,7 @@ def _source(value: ir.Value | None) -> ir.Node | None:
 
 def _matrix(node: ir.Node) -> Array:
     """A weight as a matrix with the latent dimension first."""
-    weight = constant_value(node.inputs[1])
-    assert weight is not None
+    weight = weight_of(node)
     return weight.reshape(len(weight), -1)
 
 
@@ -156,11 +174,9 @@ def _change_basis(graph: ir.Graph, latent: LatentPattern, first: Array, second: 
     for node, basis in ((latent.to_latent, first), (latent.decoder_input, first), (latent.to_latent2, second)):
         if node is None:
             continue
-        weight = constant_value(node.inputs[1])
-        assert weight is not None
         coordinates = basis.T @ _matrix(node)
         coordinates[np.abs(coordinates) < QR_ZERO_TOL * np.abs(coordinates).max()] = 0
-        node.replace_input_with(1, add_constant(graph, coordinates.reshape(-1, *weight.shape[1:])))
+        node.replace_input_with(1, add_constant(graph, coordinates.reshape(-1, *weight_of(node).shape[1:])))
     _resize(latent.to_latent.outputs[0], first.shape[1])
     if latent.to_latent2 is None or latent.difference is None:
         return
@@ -168,7 +184,7 @@ def _change_basis(graph: ir.Graph, latent: LatentPattern, first: Array, second: 
     missing = second.shape[1] - first.shape[1]
     for index, value in enumerate(latent.difference.inputs):
         if missing and value is not None and _source(value) is latent.to_latent:
-            padded = ir.node("Pad", [value, add_constant(graph, np.array([0, 0, 0, missing]))])
+            padded = ir.node("Pad", [value, add_constant(graph, [0, 0, 0, missing])])
             graph.insert_before(latent.difference, padded)
             latent.difference.replace_input_with(index, padded.outputs[0])
             padded.outputs[0].shape, padded.outputs[0].type = latent.difference.outputs[0].shape, value.type

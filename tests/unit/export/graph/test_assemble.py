@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import REWRITES, IOSpec
+from kdgan_compress.export.graph.assemble import IOSpec
+from kdgan_compress.export.graph.passes import REWRITES
 from kdgan_compress.export.graph.trace import trace
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.gans import ImageFormat

@@ -11,9 +11,11 @@ from onnx.helper import make_node
 from tiny_graphs import architecture, by_torch, detector_of, from_nodes, num_floats, operators, photos, run, session_of
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import ExportSettings, ValidationData, write_detector
+from kdgan_compress.export.detector_file import write_detector
 from kdgan_compress.export.graph.passes import run_passes
 from kdgan_compress.export.graph.passes.latent import find_latent, truncate_latent
+from kdgan_compress.export.settings import ExportSettings
+from kdgan_compress.export.validation.gate import ValidationData
 from kdgan_compress.runtime import Detector
 
 

@@ -24,8 +24,9 @@ from tiny_graphs import (
 from torch.nn.functional import conv_transpose2d
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import ExportSettings, IOSpec
+from kdgan_compress.export.graph.assemble import IOSpec
 from kdgan_compress.export.graph.passes import REWRITES, run_passes
+from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.gans import Architecture
 
 ALL = frozenset(REWRITES)

@@ -22,8 +22,10 @@ from tiny_graphs import (
 )
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import ExportSettings, ThresholdRule, ValidationData, write_detector
+from kdgan_compress.export.detector_file import write_detector
 from kdgan_compress.export.graph.quantize import to_fp16
+from kdgan_compress.export.settings import ExportSettings
+from kdgan_compress.export.validation.gate import ThresholdRule, ValidationData
 from kdgan_compress.runtime import Detector
 
 COUNT = 200

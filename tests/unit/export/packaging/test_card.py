@@ -13,10 +13,13 @@ from PIL import Image
 from tiny_graphs import architecture, generator_of, photos
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import ExportSettings, IOSpec, ValidationData, write_detector
+from kdgan_compress.export.detector_file import write_detector
+from kdgan_compress.export.graph.assemble import IOSpec
 from kdgan_compress.export.packaging import card as cards
 from kdgan_compress.export.packaging.call_examples import LANGUAGES, InputSpec
 from kdgan_compress.export.packaging.mobile import MobileCheck
+from kdgan_compress.export.settings import ExportSettings
+from kdgan_compress.export.validation.gate import ValidationData
 from kdgan_compress.export.validation.golden import make_golden
 from kdgan_compress.profiling import Latency
 from kdgan_compress.runtime import Detector

@@ -6,9 +6,13 @@ import pytest
 from tiny_graphs import architecture, by_torch, generator_of, photos
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import REWRITES, ExportSettings, IOSpec, ValidationData, write_detector
+from kdgan_compress.export.detector_file import write_detector
+from kdgan_compress.export.graph.assemble import IOSpec
+from kdgan_compress.export.graph.passes import REWRITES
 from kdgan_compress.export.packaging import mobile
 from kdgan_compress.export.packaging.mobile import MobileCheck, check_mobile, write_ort
+from kdgan_compress.export.settings import ExportSettings
+from kdgan_compress.export.validation.gate import ValidationData
 from kdgan_compress.runtime import Detector
 
 FIXED = IOSpec(input="float", input_size=(16, 16), batch_size=1)

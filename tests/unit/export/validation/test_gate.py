@@ -8,9 +8,14 @@ from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, roc_auc_score
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import Agreement, ThresholdRule, ValidationData
 from kdgan_compress.export.precisions import GateLimits
-from kdgan_compress.export.validation.gate import ValidationScores, agreement
+from kdgan_compress.export.validation.gate import (
+    Agreement,
+    ThresholdRule,
+    ValidationData,
+    ValidationScores,
+    measure_agreement,
+)
 
 NOTHING = np.zeros((0, 4, 4, 1), np.uint8)
 
@@ -96,7 +101,7 @@ def test_agreement_with_labels(seed):
     theirs, labels = random_case(seed)
     ours = theirs + np.random.default_rng(9).normal(0, 0.3, 200)
     normals = np.random.default_rng(1).normal(size=(2, 5))
-    found = agreement(
+    found = measure_agreement(
         ValidationScores(normals[0], ours, 0.7), ValidationScores(normals[1], theirs, 0.4), validation(labels)
     )
     same = [(a > 0.7) == (b > 0.4) for a, b in zip(ours, theirs, strict=True)]
@@ -112,7 +117,9 @@ def test_agreement_with_labels(seed):
 def test_agreement_without_labels_is_that_on_normals(labels):
     ours, theirs = np.array([1, 2, 3, 4, 5.0]), np.array([1, 2, 3, 5, 4.0])
     rest = np.arange(len(labels)) * 1.0
-    found = agreement(ValidationScores(ours, rest, 3.5), ValidationScores(theirs, rest[::-1], 4.5), validation(labels))
+    found = measure_agreement(
+        ValidationScores(ours, rest, 3.5), ValidationScores(theirs, rest[::-1], 4.5), validation(labels)
+    )
     assert (found.auc, found.auc_diff, found.num_images) == (None, None, 5)
     assert found.label_agreement == pytest.approx(3 / 5 + 1 / 5)  # 3.5 < 4, 5; 4.5 < 5: they differ in the last but one
     assert found.spearman == pytest.approx(0.9)

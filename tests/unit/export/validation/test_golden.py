@@ -9,7 +9,9 @@ import pytest
 from tiny_graphs import architecture, generator_of
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export import ExportSettings, IOSpec, write_detector
+from kdgan_compress.export.detector_file import write_detector
+from kdgan_compress.export.graph.assemble import IOSpec
+from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.golden import make_golden, read_golden, sample_images, sample_sizes, write_golden
 from kdgan_compress.runtime import Detector
 
