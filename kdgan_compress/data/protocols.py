@@ -1,7 +1,9 @@
 """Protocols: which images are trained on, calibrated on and tested on, as pure functions of labels and a seed.
 
-All index a pool: every image of a source, the official training split first, then the official test split. P-KDGAN is
-measured under SIMO; CVGAD under MISO 80/20, GPND's five folds and COIL-100's categories; OCGAN under its protocol 1.
+``labels`` (N,) are those of a pool: every image of a source, the official training split first, then the official test
+split. ``normal`` is the label of the normal class, ``outliers`` the fraction of outliers in the test set, in (0, 1),
+rounded to the nearest image and at least one. P-KDGAN is measured under SIMO; CVGAD under MISO 80/20, GPND's five folds
+and COIL-100's categories; OCGAN under its protocol 1.
 """
 
 import hashlib
@@ -11,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdgan_compress.data.sampling import (
+    NO_INDICES,
     Indices,
     check_class,
     check_fraction,
     check_num_images,
-    empty_indices,
     flatnonzero,
     interleave,
     limit_to_fraction,
@@ -63,11 +65,6 @@ def simo(labels: Indices, num_official_train: int, normal: int) -> IndexSplit:
 
     Trains on the normal class of the official training split and tests on the whole official test split.
 
-    Args:
-        labels: Labels of the pool (N,).
-        num_official_train: Size of the official training split.
-        normal: The normal class.
-
     Raises:
         KdganError: The training split has no image of the normal class.
     """
@@ -75,7 +72,7 @@ def simo(labels: Indices, num_official_train: int, normal: int) -> IndexSplit:
     check_class(official, normal, "The normal class needs training images")
     is_anomalous = labels[num_official_train:] != normal
     test = np.arange(num_official_train, len(labels), dtype=np.int64)
-    return IndexSplit(flatnonzero(official == normal), empty_indices(), test, is_anomalous)
+    return IndexSplit(flatnonzero(official == normal), NO_INDICES, test, is_anomalous)
 
 
 def miso_8020(labels: Indices, novel_class: int, seed: int) -> IndexSplit:
@@ -84,11 +81,6 @@ def miso_8020(labels: Indices, novel_class: int, seed: int) -> IndexSplit:
     One permutation per class splits it: 80 % of each normal class, rounded to the nearest image, are training images,
     the rest is tested together with all images of the novel class. (Sampling the two parts separately, as EGBAD's
     public code does, tests on training images.) A class is split the same way whichever other class is novel.
-
-    Args:
-        labels: Labels of the pool (N,).
-        novel_class: The one class that is novel; all others are normal.
-        seed: Seed of the permutations.
 
     Raises:
         KdganError: No image of the novel class or no other class, a class of fewer than 3 images, a negative seed.
@@ -115,11 +107,7 @@ def gpnd_5fold(labels: Indices, normal: int, outliers: float, trial: int) -> Ind
     spread as evenly as possible. If they are too few, fewer normal images are tested; no image is repeated. The test
     set of a smaller fraction is a subset of a larger one's, as long as no normal image is left out.
 
-    Args:
-        labels: Labels of the pool (N,).
-        normal: The normal class.
-        outliers: Fraction of outliers in the test set, in (0, 1); rounded to the nearest image and at least one.
-        trial: ``trial // 5`` seeds the permutation, and fold ``trial % 5`` is tested.
+    ``trial // 5`` seeds the permutation, and fold ``trial % 5`` is tested.
 
     Raises:
         KdganError: No or fewer than 5 images of the normal class, a fraction outside (0, 1), a negative trial, or no
@@ -141,12 +129,8 @@ def coil100(labels: Indices, num_categories: int, outliers: float, seed: int, nu
 
     The paper's fractions of outliers are 0.5 for 1, 0.25 for 4 and 0.15 for 7 categories of 70 + 2 images.
 
-    Args:
-        labels: Labels of the pool (N,).
-        num_categories: Number of normal categories, chosen at random.
-        outliers: Fraction of outliers in the test set, in (0, 1); rounded to the nearest image and at least one.
-        seed: Seed of all random choices.
-        num_test: Number of test images per normal category, chosen at random; the others are training images.
+    Of each of the ``num_categories`` normal categories, ``num_test`` images chosen at random are tested and the others
+    are trained on.
 
     Raises:
         KdganError: Fewer than 1 or all of the categories, too few others for the fraction, fewer than 1 image to
@@ -187,11 +171,6 @@ def ocgan_p1(labels: Indices, normal: int, seed: int) -> IndexSplit:
     80 % is rounded to the nearest image. Anomalous images are sampled from all other classes together, so a larger
     class contributes more of them. If they are too few, fewer normal images are tested.
 
-    Args:
-        labels: Labels of the pool (N,).
-        normal: The normal class.
-        seed: Seed of the sampling.
-
     Raises:
         KdganError: No or fewer than 3 images of the normal class, none of another one, a negative seed.
     """
@@ -217,9 +196,8 @@ def holdout_mask(num_train: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _index_split(train: Indices, normals: Indices, anomalous: Indices, validation: Indices | None = None) -> IndexSplit:
+def _index_split(train: Indices, normals: Indices, anomalous: Indices, validation: Indices = NO_INDICES) -> IndexSplit:
     test = np.concatenate([normals, anomalous])
     order = np.argsort(test)
     is_anomalous = np.repeat([False, True], [len(normals), len(anomalous)])
-    sorted_validation = empty_indices() if validation is None else np.sort(validation)
-    return IndexSplit(np.sort(train), sorted_validation, test[order], is_anomalous[order])
+    return IndexSplit(np.sort(train), np.sort(validation), test[order], is_anomalous[order])

@@ -9,10 +9,7 @@ MIN_IMAGES_TO_SPLIT = 3
 """With fewer images, 80 % rounds to all of them."""
 
 Indices = NDArray[np.int64]
-
-
-def empty_indices() -> Indices:
-    return np.zeros(0, dtype=np.int64)
+NO_INDICES: Indices = np.zeros(0, dtype=np.int64)
 
 
 def flatnonzero(mask: NDArray[np.bool_]) -> Indices:
@@ -34,8 +31,8 @@ def split_80_20(images: Indices, label: int) -> tuple[Indices, Indices]:
 def interleave(groups: list[Indices], rng: np.random.Generator) -> Indices:
     """One image per group in turn, groups in random order, so that any prefix is spread evenly over the groups."""
     shuffled = [groups[number] for number in rng.permutation(len(groups))]
-    rounds = np.concatenate([empty_indices(), *(np.arange(len(group)) for group in shuffled)])
-    return np.concatenate([empty_indices(), *shuffled])[np.argsort(rounds, kind="stable")]
+    rounds = np.concatenate([NO_INDICES, *(np.arange(len(group)) for group in shuffled)])
+    return np.concatenate([NO_INDICES, *shuffled])[np.argsort(rounds, kind="stable")]
 
 
 def limit_to_fraction(normals: Indices, anomalous: Indices, outliers: float) -> tuple[Indices, Indices]:
@@ -77,6 +74,5 @@ def check_num_images(num_images: int, label: int, minimum: int) -> None:
 
 def check_fraction(outliers: float) -> None:
     if not 0 < outliers < 1:
-        raise KdganError(
-            "The fraction of outliers must be between 0 and 1", f"got {outliers:g}", "Give for example 0.5"
-        )
+        problem = "The fraction of outliers must be between 0 and 1"
+        raise KdganError(problem, f"got {outliers:g}", "Give for example 0.5")
