@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from kdgan_compress.data import DataSettings, Split, load_split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import detection_metrics, load_scores, paper_scores, score_images, score_spearman
+from kdgan_compress.evaluation import (
+    DetectionMetrics,
+    detection_metrics,
+    load_scores,
+    paper_scores,
+    score_images,
+    score_spearman,
+)
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_path
 from kdgan_compress.experiment.run_folder import SCORES_FILE
@@ -22,20 +29,14 @@ ONNX_BATCH_SIZE = 256
 Mode = Literal["deployed", "paper"]
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(DetectionMetrics):
     """Metrics on the whole test split; fractions, not percent.
 
     Attributes:
         model: The evaluated model.
         data: Name of the data and its normal class.
-        auc: Area under the ROC curve of the last epoch's weights (with EMA, their moving average).
-        auc_raw: The same of the last weights without EMA; None if not requested or trained without EMA.
-        average_precision: Average precision; anomalous images are the positive class.
-        best_f1: Highest F1 over all thresholds: an oracle, since the test labels select the threshold.
-        best_f1_threshold: The threshold of ``best_f1``.
-        num_normal: Number of normal test images.
-        num_novel: Number of anomalous test images.
+        auc_raw: The AUC of the last weights without EMA; None if not requested or trained without EMA.
         mode: ``"deployed"``: by the score that is exported. ``"paper"``: by scores scaled over the test set.
         threshold: The model's threshold, set on normal training images; None in the paper's mode, like the two rates.
         fpr: False-positive rate: fraction of normal test images above the threshold.
@@ -47,13 +48,7 @@ class Evaluation:
 
     model: str
     data: str
-    auc: float
-    auc_raw: float | None
-    average_precision: float
-    best_f1: float
-    best_f1_threshold: float
-    num_normal: int
-    num_novel: int
+    auc_raw: float | None = None
     mode: Mode
     threshold: float | None
     fpr: float | None
@@ -106,9 +101,8 @@ def evaluate(
         evaluation = _evaluation(model, settings, split, scores, detector.threshold)
     else:
         checkpoint = load_model(model)
-        settings = checkpoint.data.override(
-            data, normal, data_root, **{"novel": checkpoint.data.novel, **(protocol or {})}
-        )
+        kept = {"novel": checkpoint.data.novel}
+        settings = checkpoint.data.override(data, normal, data_root, **kept | dict(protocol or {}))
         split = labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
         if mode == "paper":
             return _evaluation(model, settings, split, paper_scores(checkpoint.build().generator, split.test), None)
@@ -163,16 +157,18 @@ def _model_scores(model: str | Path, checkpoint: Checkpoint, split: Split) -> ND
 def _evaluation(
     model: str | Path, data: DataSettings, split: Split, scores: NDArray[np.float64], threshold: float | None
 ) -> Evaluation:
-    is_anomalous = split.test_is_anomalous
+    normal, anomalous = (
+        None if threshold is None else float((scores[split.test_is_anomalous == kind] > threshold).mean())
+        for kind in (False, True)
+    )
     return Evaluation(
+        **dataclasses.asdict(detection_metrics(scores, split.test_is_anomalous)),
         model=str(model),
         data=data.name,
-        auc_raw=None,
         mode="paper" if threshold is None else "deployed",
         threshold=threshold,
-        fpr=None if threshold is None else float((scores[~is_anomalous] > threshold).mean()),
-        tpr=None if threshold is None else float((scores[is_anomalous] > threshold).mean()),
-        **dataclasses.asdict(detection_metrics(scores, is_anomalous)),
+        fpr=normal,
+        tpr=anomalous,
     )
 
 
@@ -180,14 +176,11 @@ def _compare_with_teacher(
     evaluation: Evaluation, teacher: str | Path, split: Split, scores: NDArray[np.float64]
 ) -> Evaluation:
     checkpoint = load_model(teacher)
-    architecture = checkpoint.architecture
-    shape = (architecture.image_channels, architecture.image_size, architecture.image_size)
-    if tuple(split.test.shape[1:]) != shape:
-        raise KdganError(
-            "Teacher and student need images of the same shape",
-            f"got {shape} and {tuple(split.test.shape[1:])}",
-            "Give the teacher that this student was distilled from",
-        )
+    teacher_shape = (checkpoint.architecture.image_channels, *[checkpoint.architecture.image_size] * 2)
+    shape = tuple(split.test.shape[1:])
+    if shape != teacher_shape:
+        hint = "Give the teacher that this student was distilled from"
+        raise KdganError("Teacher and student need images of the same shape", f"got {teacher_shape} and {shape}", hint)
     teacher_scores = _model_scores(teacher, checkpoint, split)
     return dataclasses.replace(
         evaluation,
