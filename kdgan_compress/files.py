@@ -45,8 +45,5 @@ def write_text(path: Path, text: str) -> None:
 
 def unwritable(path: Path, error: OSError) -> KdganError:
     """The error for an output path that can't be written."""
-    return KdganError(
-        "The output path must be writable",
-        f"{path}: {error.strerror or error}",
-        "Choose another path, or free space and permissions",
-    )
+    hint = "Choose another path, or free space and permissions"
+    return KdganError("The output path must be writable", f"{path}: {error.strerror or error}", hint)

@@ -126,12 +126,10 @@ def labelled_split(data: DataSettings, image_size: int, image_channels: int) -> 
     """
     split = load_split(data, image_size, image_channels)
     if not split.is_labelled:
-        num_anomalous, total = int(split.test_is_anomalous.sum()), len(split.test)
-        raise KdganError(
-            "Evaluation needs both normal and anomalous test images",
-            f"found {total - num_anomalous} normal and {num_anomalous} anomalous",
-            "Add labelled images (a folder's test/good and test/<defect>)",
-        )
+        num_anomalous = int(split.test_is_anomalous.sum())
+        found = f"found {len(split.test) - num_anomalous} normal and {num_anomalous} anomalous"
+        hint = "Add labelled images (a folder's test/good and test/<defect>)"
+        raise KdganError("Evaluation needs both normal and anomalous test images", found, hint)
     return split
 
 

@@ -89,11 +89,8 @@ def miso_8020(labels: Indices, novel_class: int, seed: int) -> IndexSplit:
     classes = shuffle_by_class(labels, make_rng("seed", seed))
     novel = classes.pop(novel_class)
     if not classes:
-        raise KdganError(
-            "The protocol needs normal classes to train on",
-            f"found only images of the novel class {novel_class}",
-            "Use a data set with several classes",
-        )
+        found = f"found only images of the novel class {novel_class}"
+        raise KdganError("The protocol needs normal classes to train on", found, "Use a data set with several classes")
     splits = [split_80_20(images, label) for label, images in classes.items()]
     train, tested = (np.concatenate(parts) for parts in zip(*splits, strict=True))
     return _index_split(train, tested, novel)
@@ -145,18 +142,13 @@ def coil100(labels: Indices, num_categories: int, outliers: float, seed: int, nu
         check_num_images(len(images), label, num_test + 1)
     num_others = len(classes) - num_categories
     if num_categories < 1 or num_others < 1:
-        raise KdganError(
-            "At least one category must be normal and at least one anomalous",
-            f"got {num_categories} normal of {len(classes)}",
-            "Give another number of categories",
-        )
+        problem = "At least one category must be normal and at least one anomalous"
+        raise KdganError(problem, f"got {num_categories} normal of {len(classes)}", "Give another number of categories")
     wanted = num_outliers(num_categories * num_test, outliers)
     if wanted > num_others:
-        raise KdganError(
-            f"A fraction of {outliers:g} outliers needs {wanted} anomalous categories",
-            f"found {num_others}",
-            "Use a smaller fraction of outliers or fewer normal categories",
-        )
+        problem = f"A fraction of {outliers:g} outliers needs {wanted} anomalous categories"
+        hint = "Use a smaller fraction of outliers or fewer normal categories"
+        raise KdganError(problem, f"found {num_others}", hint)
     shuffled = rng.permutation(np.array(list(classes), dtype=np.int64)).tolist()
     normals = [classes[label] for label in shuffled[:num_categories]]
     anomalous = [classes[label][0] for label in shuffled[num_categories : num_categories + wanted]]

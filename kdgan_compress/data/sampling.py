@@ -65,11 +65,8 @@ def check_class(labels: Indices, wanted: int, problem: str) -> None:
 
 def check_num_images(num_images: int, label: int, minimum: int) -> None:
     if num_images < minimum:
-        raise KdganError(
-            f"Splitting a class needs at least {minimum} images",
-            f"found {num_images} of class {label}",
-            "Use a data set with more images",
-        )
+        problem = f"Splitting a class needs at least {minimum} images"
+        raise KdganError(problem, f"found {num_images} of class {label}", "Use a data set with more images")
 
 
 def check_fraction(outliers: float) -> None:

@@ -62,9 +62,8 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
-            raise KdganError(
-                "The protocol must be a known one", f"got {self.protocol!r}", f"Choose one of {', '.join(PROTOCOLS)}"
-            )
+            hint = f"Choose one of {', '.join(PROTOCOLS)}"
+            raise KdganError("The protocol must be a known one", f"got {self.protocol!r}", hint)
         for name, hint in FIELD_HINTS.items():
             value = getattr(self, name)
             if value is not None and name not in PROTOCOL_FIELDS[self.protocol]:

@@ -23,6 +23,7 @@ NPZ_ARRAYS = {"x_train": "x_train", "y_train": "x_train", "x_test": "x_test", "y
 NPZ_HINT = "Save it with numpy.savez; images are uint8 (N, H, W) or (N, H, W, 1 or 3), labels whole numbers (N,)"
 COIL100_ARRAYS = {"images": "images", "object": "images", "angle": "images"}
 COIL100_HINT = "Save it with numpy.savez; images are uint8 (N, H, W, 3), objects 1 to 100 and angles whole numbers (N,)"
+OTHER_CLASSES_HINT = "Give a data set with other classes as npz:PATH"
 COIL100_FILE = re.compile(r"obj(\d+)__(\d+)\.png")
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -103,20 +104,16 @@ class TorchvisionSource(Source):
         try:
             from torchvision import datasets
         except (ImportError, RuntimeError) as error:
-            raise KdganError(
-                f"Reading {self.name} needs a torchvision that fits torch",
-                f"importing it failed: {first_line(error)}",
-                "Install torch and torchvision together (pip install 'kdgan-compress[train]'), or use npz:PATH",
-            ) from None
+            problem, found = f"Reading {self.name} needs a torchvision that fits torch", first_line(error)
+            hint = "Install torch and torchvision together (pip install 'kdgan-compress[train]'), or use npz:PATH"
+            raise KdganError(problem, f"importing it failed: {found}", hint) from None
         try:
             dataset = getattr(datasets, self.torchvision_name)
             splits = [dataset(str(self.root), train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:
-            raise KdganError(
-                f"{self.name} must be in the data root or downloadable",
-                f"{self.root}: {first_line(error)}",
-                "Give --data-root a folder that has it, or connect to the network once",
-            ) from None
+            problem = f"{self.name} must be in the data root or downloadable"
+            hint = "Give --data-root a folder that has it, or connect to the network once"
+            raise KdganError(problem, f"{self.root}: {first_line(error)}", hint) from None
         train, test = ((np.asarray(s.data, dtype=np.uint8), np.asarray(s.targets, dtype=np.int64)) for s in splits)
         return ArrayDataset(*train, *test, self.class_names)
 
@@ -149,17 +146,12 @@ class Coil100(Source):
             images = _read_same_size([path for path, _ in files])
             objects, angles = (np.array([int(match[group]) for _, match in files]) for group in (1, 2))
         else:
-            raise KdganError(
-                "COIL-100 must be in the data root",
-                f"found neither {npz} nor {folder / 'obj<k>__<angle>.png'}",
-                "Unpack Columbia's coil-100.zip there, or give --data-root the folder that has it",
-            )
+            found = f"found neither {npz} nor {folder / 'obj<k>__<angle>.png'}"
+            hint = "Unpack Columbia's coil-100.zip there, or give --data-root the folder that has it"
+            raise KdganError("COIL-100 must be in the data root", found, hint)
         if len(objects) and not 1 <= objects.min() <= objects.max() <= 100:
-            raise KdganError(
-                "COIL-100's objects must be 1 to 100",
-                f"{self.root} has {objects.min()} to {objects.max()}",
-                "Give a data set with other classes as npz:PATH",
-            )
+            found = f"{self.root} has {objects.min()} to {objects.max()}"
+            raise KdganError("COIL-100's objects must be 1 to 100", found, OTHER_CLASSES_HINT)
         order = np.lexsort((angles, objects))
         images, labels = images[order], objects[order] - 1
         names = [f"obj{number}" for number in range(1, 101)]
@@ -194,11 +186,8 @@ class Folder(Source):
     def _train_dir(self) -> Path:
         folder = self.path / "train" / NORMAL_DIR
         if not folder.is_dir():
-            raise KdganError(
-                "A data folder needs train/good (and, to measure AUC, test/good and test/<defect>)",
-                f"found no {folder}",
-                "Put photos of good parts there",
-            )
+            problem = "A data folder needs train/good (and, to measure AUC, test/good and test/<defect>)"
+            raise KdganError(problem, f"found no {folder}", "Put photos of good parts there")
         return folder
 
 
@@ -217,9 +206,7 @@ SOURCES: dict[str, type[Source]] = {
 def open_source(source: str, root: str | Path | None = None) -> Source:
     """The source that ``NAME`` or ``NAME:PATH`` selects; nothing is read yet.
 
-    Args:
-        source: As the user gives it.
-        root: Where named data sets are; None for the user's cache folder.
+    ``root`` is where named data sets are, None for the user's cache folder.
 
     Raises:
         KdganError: Unknown source.
@@ -239,15 +226,12 @@ def _read_splits(path: Path, class_names: Sequence[str] = ()) -> ArrayDataset:
 
 def _read_same_size(paths: list[Path]) -> NDArray[np.uint8]:
     """RGB images of one size (N, H, W, 3)."""
-    first = read_image(paths[0], 3)
-    images = np.empty((len(paths), *first.shape), dtype=np.uint8)
+    height, width, channels = read_image(paths[0], 3).shape
+    images = np.empty((len(paths), height, width, channels), dtype=np.uint8)
     for number, path in enumerate(paths):
         image = read_image(path, 3)
-        if image.shape != first.shape:
-            raise KdganError(
-                "All images of a data set need one size",
-                f"{path} is {image.shape[0]}×{image.shape[1]}, {paths[0]} {first.shape[0]}×{first.shape[1]}",
-                "Unpack the data set again",
-            )
+        if image.shape != images.shape[1:]:
+            found = f"{path} is {image.shape[0]}×{image.shape[1]}, {paths[0]} {height}×{width}"
+            raise KdganError("All images of a data set need one size", found, "Unpack the data set again")
         images[number] = image
     return images

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdgan_compress.data.datasets import ArrayDataset, FileDataset
 from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, holdout_mask, miso_8020, ocgan_p1, simo
 from kdgan_compress.data.settings import DataSettings
-from kdgan_compress.data.sources import Source, open_source
+from kdgan_compress.data.sources import OTHER_CLASSES_HINT, Source, open_source
 from kdgan_compress.errors import KdganError
 
 
@@ -56,11 +56,8 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
     images = source.read()
     labels, names = images.labels, images.class_names
     if names and len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
-        raise KdganError(
-            f"Labels of {data.source} must be 0 to {len(names) - 1}",
-            f"got {labels.min()} to {labels.max()}",
-            "Give a data set with other classes as npz:PATH",
-        )
+        problem = f"Labels of {data.source} must be 0 to {len(names) - 1}"
+        raise KdganError(problem, f"got {labels.min()} to {labels.max()}", OTHER_CLASSES_HINT)
     split = _apply_protocol(data, source, images)
     train, validation, test = (
         images.load(indices, image_size, image_channels) for indices in (split.train, split.validation, split.test)

@@ -83,11 +83,9 @@ def paper_scores(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
         KdganError: The generator's score is not a sum of terms.
     """
     if not has_score_terms(generator):
-        raise KdganError(
-            "Scores in the paper's mode need a sum of scaled terms, as in cvgad",
-            f"the score of {type(generator).__name__} is a single number",
-            "Leave out --mode paper",
-        )
+        problem = "Scores in the paper's mode need a sum of scaled terms, as in cvgad"
+        found = f"the score of {type(generator).__name__} is a single number"
+        raise KdganError(problem, found, "Leave out --mode paper")
     terms = _score_terms(generator, images)
     low, high = terms.amin(0), terms.amax(0)
     scaled: NDArray[np.float64] = ((terms - low) / (high - low).clamp(min=torch.finfo().tiny)).sum(1).numpy()

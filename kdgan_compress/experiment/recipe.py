@@ -117,11 +117,9 @@ def load_recipe(name_or_path: str = DEFAULT) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise KdganError(
-            "The recipe must be a shipped one or a readable .yaml file",
-            f"got {name_or_path!r} ({getattr(error, 'strerror', None) or error})",
-            f"Choose one of {', '.join(recipe_names())}, or give a path",
-        ) from None
+        found = f"got {name_or_path!r} ({getattr(error, 'strerror', None) or error})"
+        hint = f"Choose one of {', '.join(recipe_names())}, or give a path"
+        raise KdganError("The recipe must be a shipped one or a readable .yaml file", found, hint) from None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise KdganError("The recipe must be YAML", f"{path}: {reason}", "Fix the file") from None

@@ -8,9 +8,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PlainSerializer,
-    PositiveInt,
     TypeAdapter,
     ValidationInfo,
     field_validator,
@@ -51,8 +49,9 @@ def _check_family(family: str) -> str:
 
 
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Channels = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+Channels = Annotated[tuple[Count, ...], Field(min_length=1)]
 FamilyName = Annotated[str, AfterValidator(_check_family)]
 Objective = Annotated[Any, PlainSerializer(_dump_objective)]
 """The dataclass that the family's objective is registered as."""
@@ -69,7 +68,7 @@ class ChannelsSection(Section):
 
     default_width: ClassVar[int] = 2
 
-    width: PositiveInt | None = None
+    width: Count | None = None
     channels: Channels | None = None
 
     @model_validator(mode="after")
@@ -91,9 +90,9 @@ class ModelSection(ChannelsSection):
     family: FamilyName = "ede"
     image_channels: Literal[1, 3] | None = None
     image_size: int = 32
-    latent_size: PositiveInt = 256
+    latent_size: Count = 256
     norm: Norm = "instance"
-    num_clusters: PositiveInt | None = None
+    num_clusters: Count | None = None
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
@@ -110,15 +109,15 @@ class ModelSection(ChannelsSection):
 class TrainingSection(Section):
     """Optimiser, batches and length of each stage."""
 
-    batch_size: PositiveInt = 16
-    num_images: PositiveInt = 12_000
-    epochs: PositiveInt | None = None
+    batch_size: Count = 16
+    num_images: Count = 12_000
+    epochs: Count | None = None
     learning_rate: LearningRate = 1e-3
     learning_rate_decay: Literal["linear", "constant"] = "linear"
     betas: tuple[Decay, Decay] = (0.5, 0.99)
     ema_decay: Decay = 0.99
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    threads: PositiveInt | None = None
+    threads: Count | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Precision = "float32"
 
@@ -160,7 +159,7 @@ class CacheSection(Section):
     enabled: bool = True
     folder: Annotated[str, Field(min_length=1)] | None = None
     dtype: CacheDtype = "float32"
-    memory_mb: NonNegativeInt = 1024
+    memory_mb: Annotated[int, Field(ge=0)] = 1024
 
 
 class StageSection(Section):
@@ -168,7 +167,7 @@ class StageSection(Section):
 
     structure: Literal[1, 2, 3, 4] | None = None
     loss_set: LossSet | None = None
-    epochs: PositiveInt | None = None
+    epochs: Count | None = None
     learning_rate: LearningRate | None = None
     teacher_learning_rate: LearningRate | None = None
 
