@@ -11,14 +11,8 @@ from numpy.typing import NDArray
 
 from kdgan_compress.data import DataSettings, Split, load_split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import (
-    DetectionMetrics,
-    detection_metrics,
-    load_scores,
-    paper_scores,
-    score_images,
-    score_spearman,
-)
+from kdgan_compress.evaluation import load_scores, paper_scores, score_images
+from kdgan_compress.evaluation.metrics import DetectionMetrics, detection_metrics, score_spearman
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_path
 from kdgan_compress.experiment.run_folder import SCORES_FILE

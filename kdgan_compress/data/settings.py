@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdgan_compress.data.sampling import check_fraction
+from kdgan_compress.data.protocols import check_fraction
 from kdgan_compress.data.sources import SOURCES, Source
 from kdgan_compress.errors import KdganError
 
