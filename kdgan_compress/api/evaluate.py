@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -58,7 +59,7 @@ def evaluate(
     data: str | None = None,
     normal: str | None = None,
     data_root: str | None = None,
-    protocol: Mapping[str, Any] | None = None,
+    protocol: Mapping[str, Any] = MappingProxyType({}),
     teacher: str | Path | None = None,
     mode: Mode = "deployed",
     raw: bool = False,
@@ -70,11 +71,9 @@ def evaluate(
         data: Source of the images; None for those the model was trained on, which a detector file does not store.
         normal: The normal class.
         data_root: Where named data sets are.
-        protocol: ``protocol``, ``novel``, ``trial``, ``outliers`` and ``num_categories`` of ``DataSettings``, if they
-            differ from the model's; a detector file starts from ``simo``.
+        protocol: Further attributes of ``DataSettings`` that differ from the model's; a detector starts from ``simo``.
         teacher: The model to compare with; None for the one a student was distilled from, if it still exists.
-        mode: ``"paper"`` scores like CVGAD's paper, only for comparison with its numbers (``evaluation.paper_scores``);
-            it compares with no teacher.
+        mode: ``"paper"`` scores like CVGAD's paper (``evaluation.paper_scores``); it compares with no teacher.
         raw: Also measure ``auc_raw``, of the weights without EMA.
 
     Raises:
@@ -89,14 +88,13 @@ def evaluate(
             raise KdganError("The paper's mode needs the model's score terms", "a detector has only the score", hint)
         if data is None:
             raise KdganError("Evaluating an .onnx detector needs data", "got none", "Give --data (and --normal)")
-        detector, settings = Detector(model), DataSettings(data, normal, data_root, **(protocol or {}))
+        detector, settings = Detector(model), DataSettings(data, normal, data_root, **protocol)
         split = labelled_split(settings, detector.image_size, detector.image_channels)
         scores = score_split(detector, split)
         evaluation = _evaluation(model, settings, split, scores, detector.threshold)
     else:
         checkpoint = load_model(model)
-        kept = {"novel": checkpoint.data.novel}
-        settings = checkpoint.data.override(data, normal, data_root, **kept | dict(protocol or {}))
+        settings = checkpoint.data.override(data, normal, data_root, **{"novel": checkpoint.data.novel, **protocol})
         split = labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
         if mode == "paper":
             return _evaluation(model, settings, split, paper_scores(checkpoint.build().generator, split.test), None)
@@ -113,11 +111,7 @@ def evaluate(
 
 
 def labelled_split(data: DataSettings, image_size: int, image_channels: int) -> Split:
-    """A split that metrics can be computed on.
-
-    Raises:
-        KdganError: As in ``load_split``, or the test split lacks normal or anomalous images.
-    """
+    """``load_split``, with a KdganError if the test split lacks normal or anomalous images."""
     split = load_split(data, image_size, image_channels)
     if not split.is_labelled:
         num_anomalous = int(split.test_is_anomalous.sum())
@@ -128,11 +122,7 @@ def labelled_split(data: DataSettings, image_size: int, image_channels: int) -> 
 
 
 def score_split(detector: Detector, split: Split) -> NDArray[np.float64]:
-    """A detector's scores (M,) of the test images, M ≥ 1, which have the network's size.
-
-    Raises:
-        KdganError: The detector takes images of another size.
-    """
+    """A detector's scores (M,) of the test images, M ≥ 1, which need to have the network's size."""
     batches = [batch.permute(0, 2, 3, 1).contiguous().numpy() for batch in split.test.split(ONNX_BATCH_SIZE)]
     return np.concatenate([detector.score(batch).score for batch in batches]).astype(np.float64)
 

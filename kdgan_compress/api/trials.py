@@ -34,7 +34,7 @@ class TrialMetrics:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: its number and the metrics of each detector, by name."""
+    """One trial: its number, run folder and time, and the metrics of each detector by name."""
 
     trial: int
     run: str
@@ -50,7 +50,7 @@ class TrialsReport:
         data: Name of the data of the first trial.
         machine: The machine that they ran on.
         auc: Mean and spread for each detector: ``model``, ``student`` if there is one, and the baselines.
-        best_f1: The same for the highest F1 over all thresholds: an oracle, since the test labels select the threshold.
+        best_f1: The same for the highest F1.
         trials: In order.
     """
 

@@ -66,8 +66,7 @@ class FileDataset:
     def load(self, indices: NDArray[np.int64], size: int, channels: int) -> Tensor:
         """See ``ArrayDataset.load``."""
         images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
-        for position, index in enumerate(indices):
-            path = self.paths[index]
+        for position, path in enumerate(self.paths[index] for index in indices):
             pixels = read_image(path, channels)
             try:
                 images[position] = resize(pixels[None], size)[0]

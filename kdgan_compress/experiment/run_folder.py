@@ -28,11 +28,7 @@ class RunFolder:
         self.result = path / "result.json"
 
     def create(self, recipe: str) -> None:
-        """Create the folder of a new run, with its resolved recipe as YAML.
-
-        Raises:
-            KdganError: It already has a run, or can't be written.
-        """
+        """Create the folder of a new run with its resolved recipe as YAML; see ``check_is_new``."""
         self.check_is_new()
         write_text(self.recipe, recipe)
 
