@@ -195,17 +195,13 @@ class DistillationSection(Section):
 
     @field_validator("schedule", mode="before")
     @classmethod
-    def _number_as_text(cls, schedule: object) -> object:
-        return str(schedule) if isinstance(schedule, int) else schedule
-
-    @field_validator("schedule")
-    @classmethod
-    def _has_stages(cls, schedule: str | tuple[StageSection, ...]) -> str | tuple[StageSection, ...]:
-        if not schedule:
+    def _has_stages(cls, schedule: object) -> object:
+        if schedule in ("", [], ()):
             raise ValueError("a schedule needs at least one stage")
-        if isinstance(schedule, str):
-            parse_schedule(schedule)
-        return schedule
+        if not isinstance(schedule, int | str):
+            return schedule
+        parse_schedule(str(schedule))
+        return str(schedule)
 
     def stages(self, num_train: int) -> tuple[Stage, ...]:
         """The schedule for this many training images."""

@@ -29,21 +29,22 @@ def discriminator_cross_entropy(
 
     Returns:
         (B,), ≥ 0, in nats; log 2 for a discriminator at chance level.
+
+    Raises:
+        KdganError: The shapes differ.
     """
+    check_same_shape(logit_real, logit_fake)
     cross_entropy = -logsigmoid(logit_real) - logsigmoid(-logit_fake)
     return mean_per_sample(cross_entropy) / 2
 
 
 def wasserstein_loss(critic_real: Float[Tensor, " B"], critic_fake: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """D(x̂) − D(x) (Eq. 13); its mean is minus the critic's estimate of the Wasserstein distance.
+    """D(x̂) − D(x) (Eq. 13), unbounded; its mean is minus the critic's estimate of the Wasserstein distance.
 
-    Args:
-        critic_real: D of images (B,).
-        critic_fake: D of reconstructions (B,).
-
-    Returns:
-        (B,), unbounded.
+    Raises:
+        KdganError: The shapes differ.
     """
+    check_same_shape(critic_real, critic_fake)
     return critic_fake - critic_real
 
 
@@ -53,9 +54,9 @@ def gradient_penalty(
     """(‖∇D(t x + (1 − t) x̂)‖₂ − 1)² (Eq. 14), differentiable in the critic's weights.
 
     Args:
-        critic: D, images (B, C, H, W) to values (B,); no value may depend on another image.
+        critic: D, images to values (B,); no value may depend on another image.
         real: Images x.
-        fake: Reconstructions x̂ of the same shape.
+        fake: Reconstructions x̂.
         t: (B,) in [0, 1], uniform in training.
 
     Returns:

@@ -60,8 +60,7 @@ def latent_loss(
 def categorical_loss(logits: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """KL(p(y|z) ‖ q(y)) with q(y) uniform, the last term of Eq. 4: Σ_y p(y|z) log(K p(y|z)).
 
-    Args:
-        logits: The classifier's output before the softmax, (B, K).
+    ``logits`` are the classifier's output before the softmax.
 
     Returns:
         (B,) in [0, log K] nats; 0 where every class is equally likely, so always 0 with one class.
@@ -92,14 +91,6 @@ def is_outlier_code(z: Float[Tensor, "B d"], means: Float[Tensor, "K d"], distan
     The distance is the root mean square over the code's components, in standard deviations of q(z|y) = N(μ_y, I): a
     normal image's code lies at 1, and the paper's bound is 2. The Euclidean distance is √d times that (16 for a normal
     image's code of d = 256 components), so a bound of 2 on it would call every code an outlier.
-
-    Args:
-        z: Codes (B, d).
-        means: μ_y (K, d).
-        distance: ≥ 0.
-
-    Returns:
-        (B,) bool.
     """
     return (z[:, None] - means).square().mean(2).sqrt().amin(1) > distance
 
@@ -112,11 +103,7 @@ def negative_loss(
     The paper maximises its reconstruction losses. −log SSIM is unbounded and its gradient grows with the error, so here
     SSIM itself is minimised: the same direction, with a lower bound.
 
-    Args:
-        x: Images (B, C, H, W) in [−1, 1].
-        x_hat: Their reconstructions.
-        w_ssim: Weight of SSIM, ≥ 0.
-        w_l1: Weight of the mean absolute difference, ≥ 0.
+    Images and reconstructions are in [−1, 1], the weights ≥ 0.
 
     Returns:
         (B,) in [−w_ssim − 2 w_l1, w_ssim].
