@@ -97,9 +97,6 @@ class DataSettings:
         """A copy with the values that are not None replaced; ``others`` are the other attributes.
 
         Another source clears the normal and the novel class, another protocol clears what does not apply to it.
-
-        Raises:
-            KdganError: The resulting settings do not fit together.
         """
         given = {"source": source, "normal": normal, "root": root, **others}
         given = {name: value for name, value in given.items() if value is not None}
@@ -110,11 +107,7 @@ class DataSettings:
         return replace(self, **changes)
 
     def relocate(self, source: str | None, root: str | None) -> "DataSettings":
-        """A copy that reads the same classes from another source or root; None keeps the present one.
-
-        Raises:
-            KdganError: The settings do not apply to the source.
-        """
+        """A copy that reads the same classes from another source or root; None keeps the present one."""
         source = source or self.source
         normal = None if _kind(source).is_presplit else self.normal
         return replace(self, source=source, root=root or self.root, normal=normal)

@@ -21,14 +21,9 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def score_images(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
-    """Raw anomaly scores, never clamped or squashed.
+    """Raw anomaly scores (N,) of images uint8 (N, C, S, S), N ≥ 0; higher is more anomalous.
 
-    Args:
-        generator: Has a method ``anomaly_score``.
-        images: uint8 (N, C, S, S); N may be 0.
-
-    Returns:
-        (N,), higher is more anomalous.
+    The generator has a method ``anomaly_score``. Scores are never clamped or squashed.
     """
     if len(images) == 0:
         return np.empty(0)
@@ -72,12 +67,8 @@ def _update_batch_norms(generator: nn.Module, normals: Tensor) -> None:
 def paper_scores(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
     """Scores as in CVGAD's paper: each term is scaled to [0, 1] by its minimum and maximum over the *test set*.
 
-    A deployed detector cannot do that, and each image's score depends on the others: use these scores only to compare
-    with the paper's numbers.
-
-    Args:
-        generator: Has ``score_terms``.
-        images: The whole test set, uint8 (N, C, S, S), N ≥ 1.
+    ``images`` are the whole test set, uint8 (N, C, S, S), N ≥ 1. A deployed detector does not have it, and each image's
+    score depends on the others: use these scores only to compare with the paper's numbers.
 
     Raises:
         KdganError: The generator's score is not a sum of terms.

@@ -51,12 +51,9 @@ class Reconstruction:
 
 
 def plot_rows(rows: Sequence[ImageRow], titles: Sequence[str], path: Path) -> None:
-    """Plot rows of images below each other into a PNG.
+    """Plot rows of images below each other, with a title above each group.
 
-    Args:
-        rows: At least one; all have as many groups, and as many images in each group, as the first.
-        titles: One title per group, above it.
-        path: The PNG to write.
+    All rows have as many groups, and as many images in each group, as the first.
     """
     counts = [len(group) for group in rows[0].groups]
     tiles = sum(counts) + 0.5 * (len(counts) - 1)
@@ -77,15 +74,7 @@ def plot_rows(rows: Sequence[ImageRow], titles: Sequence[str], path: Path) -> No
 def plot_reconstructions(
     images: Tensor, classes: Sequence[str], rows: Sequence[Reconstruction], title: str, path: Path
 ) -> None:
-    """Plot a row of inputs above one row of reconstructions and scores per detector.
-
-    Args:
-        images: uint8 (N, C, S, S).
-        classes: Column titles: the class of each image.
-        rows: One per detector.
-        title: Title of the figure.
-        path: The PNG to write.
-    """
+    """Plot a row of inputs, uint8 (N, C, S, S), with their classes above one row of reconstructions per detector."""
     figure = Figure(figsize=(1.05 * len(images) + 1.2, 1.35 * (len(rows) + 1) + 0.4), layout="constrained")
     input_axes, *rows_axes = figure.subplots(1 + len(rows), len(images), squeeze=False)
     figure.suptitle(title, fontsize=10)

@@ -19,13 +19,9 @@ LINEAR_BELOW = 0.01
 
 
 def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Plot losses and, if it was tracked, AUC over the epochs of all stages.
+    """Plot the losses and, if it was tracked, the AUC in the lines of ``metrics.jsonl`` over the epochs of all stages.
 
     The loss axis is logarithmic; with a negative loss, symmetric logarithmic.
-
-    Args:
-        metrics: The lines of ``metrics.jsonl``.
-        path: The PNG to write.
     """
     epochs = np.arange(1, len(metrics) + 1)
     is_tracked = any(line.get("auc") is not None for line in metrics)
