@@ -74,15 +74,14 @@ def trials(
 
     Args:
         recipe: None for the shipped ``default``; its seeds and its trial are replaced.
-        out: Output folder, with one run folder per trial; ``trials.json`` is written there.
+        out: Output folder, with one run folder per trial and ``trials.json``.
         num_trials: n, ≥ 1.
         with_student: Also distil each trial's model, by the recipe's ``distillation``.
         jobs: Number of processes, each with one thread; 1 runs in this process with the recipe's threads.
         announce: Called with each finished trial, in order.
 
     Raises:
-        KdganError: Invalid numbers, a folder with trials of another recipe, or any error of a trial; finished trials
-            are kept.
+        KdganError: Invalid numbers, a folder of another recipe, or any error of a trial; finished trials are kept.
     """
     if num_trials < 1 or jobs < 1:
         raise KdganError("Trials and jobs must be at least 1", f"got {num_trials} and {jobs}", "Give larger numbers")
@@ -98,14 +97,11 @@ def trials(
             finished.append(trial)
             if announce:
                 announce(trial)
-    names = finished[0].figures
-    report = TrialsReport(
-        data=tasks[0][0].data.name,
-        machine=machine_name(),
-        auc={name: mean_std([trial.figures[name].auc for trial in finished]) for name in names},
-        best_f1={name: mean_std([trial.figures[name].best_f1 for trial in finished]) for name in names},
-        trials=finished,
+    auc, best_f1 = (
+        {name: mean_std([getattr(trial.figures[name], metric) for trial in finished]) for name in finished[0].figures}
+        for metric in ("auc", "best_f1")
     )
+    report = TrialsReport(tasks[0][0].data.name, machine_name(), auc, best_f1, finished)
     write_text(out / "trials.json", json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     return report
 

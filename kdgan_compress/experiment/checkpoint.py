@@ -58,9 +58,7 @@ class Checkpoint:
         """The GAN with the generator's last weights instead of their EMA; None if it was trained without EMA."""
         if "raw" not in self.weights:
             return None
-        gan = self.build()
-        gan.generator.load_state_dict(self.weights["raw"])
-        return gan
+        return dataclasses.replace(self, weights=self.weights | {"generator": self.weights["raw"]}).build()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
