@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +25,7 @@ Mode = Literal["deployed", "paper"]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(DetectionMetrics):
-    """Metrics on the whole test split; fractions, not percent.
+    """Metrics on the whole test split by the last weights or, with EMA, their average; fractions, not percent.
 
     Attributes:
         model: The evaluated model.
@@ -59,7 +58,7 @@ def evaluate(
     data: str | None = None,
     normal: str | None = None,
     data_root: str | None = None,
-    protocol: Mapping[str, Any] = MappingProxyType({}),
+    protocol: Mapping[str, Any] | None = None,
     teacher: str | Path | None = None,
     mode: Mode = "deployed",
     raw: bool = False,
@@ -80,6 +79,7 @@ def evaluate(
         KdganError: The model or data can't be read, the test split lacks normal or anomalous images, or the model's
             score does not have the mode.
     """
+    protocol = protocol or {}
     if mode == "paper" and teacher is not None:
         raise KdganError("The paper's mode compares with no teacher", f"got {teacher}", "Leave out --teacher or --mode")
     if Path(model).suffix == ".onnx":

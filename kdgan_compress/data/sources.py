@@ -204,9 +204,7 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def open_source(source: str, root: str | Path | None = None) -> Source:
-    """The source that ``NAME`` or ``NAME:PATH`` selects; nothing is read yet.
-
-    ``root`` is where named data sets are, None for the user's cache folder.
+    """The source that ``NAME`` or ``NAME:PATH`` selects; nothing is read yet. A root None is the user's cache folder.
 
     Raises:
         KdganError: Unknown source.
