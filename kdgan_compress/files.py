@@ -37,10 +37,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def unwritable(path: Path, error: OSError) -> KdganError:
     """The error for an output path that can't be written."""
-    return KdganError(
-        "The output path must be writable",
-        f"{path}: {error.strerror or error}",
-        "Choose another path, or free space and permissions",
-    )
+    hint = "Choose another path, or free space and permissions"
+    return KdganError("The output path must be writable", f"{path}: {error.strerror or error}", hint)

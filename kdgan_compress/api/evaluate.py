@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from kdgan_compress.data import DataSettings, Split, load_split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import detection_metrics, load_scores, paper_scores, score_images, score_spearman
+from kdgan_compress.evaluation import load_scores, paper_scores, score_images
+from kdgan_compress.evaluation.metrics import DetectionMetrics, detection_metrics, score_spearman
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_path
 from kdgan_compress.experiment.run_folder import SCORES_FILE
@@ -22,20 +23,14 @@ ONNX_BATCH_SIZE = 256
 Mode = Literal["deployed", "paper"]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics on the whole test split; fractions, not percent.
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(DetectionMetrics):
+    """Metrics on the whole test split by the last weights or, with EMA, their average; fractions, not percent.
 
     Attributes:
         model: The evaluated model.
         data: Name of the data and its normal class.
-        auc: Area under the ROC curve of the last epoch's weights (with EMA, their moving average).
-        auc_raw: The same of the last weights without EMA; None if not requested or trained without EMA.
-        average_precision: Average precision; anomalous images are the positive class.
-        best_f1: Highest F1 over all thresholds: an oracle, since the test labels select the threshold.
-        best_f1_threshold: The threshold of ``best_f1``.
-        num_normal: Number of normal test images.
-        num_novel: Number of anomalous test images.
+        auc_raw: The AUC of the last weights without EMA; None if not requested or trained without EMA.
         mode: ``"deployed"``: by the score that is exported. ``"paper"``: by scores scaled over the test set.
         threshold: The model's threshold, set on normal training images; None in the paper's mode, like the two rates.
         fpr: False-positive rate: fraction of normal test images above the threshold.
@@ -47,13 +42,7 @@ class Evaluation:
 
     model: str
     data: str
-    auc: float
-    auc_raw: float | None
-    average_precision: float
-    best_f1: float
-    best_f1_threshold: float
-    num_normal: int
-    num_novel: int
+    auc_raw: float | None = None
     mode: Mode
     threshold: float | None
     fpr: float | None
@@ -81,17 +70,16 @@ def evaluate(
         data: Source of the images; None for those the model was trained on, which a detector file does not store.
         normal: The normal class.
         data_root: Where named data sets are.
-        protocol: ``protocol``, ``novel``, ``trial``, ``outliers`` and ``num_categories`` of ``DataSettings``, if they
-            differ from the model's; a detector file starts from ``simo``.
+        protocol: Further attributes of ``DataSettings`` that differ from the model's; a detector starts from ``simo``.
         teacher: The model to compare with; None for the one a student was distilled from, if it still exists.
-        mode: ``"paper"`` scores like CVGAD's paper, only for comparison with its numbers (``evaluation.paper_scores``);
-            it compares with no teacher.
+        mode: ``"paper"`` scores like CVGAD's paper (``evaluation.paper_scores``); it compares with no teacher.
         raw: Also measure ``auc_raw``, of the weights without EMA.
 
     Raises:
         KdganError: The model or data can't be read, the test split lacks normal or anomalous images, or the model's
             score does not have the mode.
     """
+    protocol = protocol or {}
     if mode == "paper" and teacher is not None:
         raise KdganError("The paper's mode compares with no teacher", f"got {teacher}", "Leave out --teacher or --mode")
     if Path(model).suffix == ".onnx":
@@ -100,15 +88,13 @@ def evaluate(
             raise KdganError("The paper's mode needs the model's score terms", "a detector has only the score", hint)
         if data is None:
             raise KdganError("Evaluating an .onnx detector needs data", "got none", "Give --data (and --normal)")
-        detector, settings = Detector(model), DataSettings(data, normal, data_root, **(protocol or {}))
+        detector, settings = Detector(model), DataSettings(data, normal, data_root, **protocol)
         split = labelled_split(settings, detector.image_size, detector.image_channels)
         scores = score_split(detector, split)
         evaluation = _evaluation(model, settings, split, scores, detector.threshold)
     else:
         checkpoint = load_model(model)
-        settings = checkpoint.data.override(
-            data, normal, data_root, **{"novel": checkpoint.data.novel, **(protocol or {})}
-        )
+        settings = checkpoint.data.override(data, normal, data_root, **{"novel": checkpoint.data.novel, **protocol})
         split = labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
         if mode == "paper":
             return _evaluation(model, settings, split, paper_scores(checkpoint.build().generator, split.test), None)
@@ -125,28 +111,18 @@ def evaluate(
 
 
 def labelled_split(data: DataSettings, image_size: int, image_channels: int) -> Split:
-    """A split that metrics can be computed on.
-
-    Raises:
-        KdganError: As in ``load_split``, or the test split lacks normal or anomalous images.
-    """
+    """``load_split``, with a KdganError if the test split lacks normal or anomalous images."""
     split = load_split(data, image_size, image_channels)
     if not split.is_labelled:
-        num_anomalous, total = int(split.test_is_anomalous.sum()), len(split.test)
-        raise KdganError(
-            "Evaluation needs both normal and anomalous test images",
-            f"found {total - num_anomalous} normal and {num_anomalous} anomalous",
-            "Add labelled images (a folder's test/good and test/<defect>)",
-        )
+        num_anomalous = int(split.test_is_anomalous.sum())
+        found = f"found {len(split.test) - num_anomalous} normal and {num_anomalous} anomalous"
+        hint = "Add labelled images (a folder's test/good and test/<defect>)"
+        raise KdganError("Evaluation needs both normal and anomalous test images", found, hint)
     return split
 
 
 def score_split(detector: Detector, split: Split) -> NDArray[np.float64]:
-    """A detector's scores (M,) of the test images, M ≥ 1, which have the network's size.
-
-    Raises:
-        KdganError: The detector takes images of another size.
-    """
+    """A detector's scores (M,) of the test images, M ≥ 1, which need to have the network's size."""
     batches = [batch.permute(0, 2, 3, 1).contiguous().numpy() for batch in split.test.split(ONNX_BATCH_SIZE)]
     return np.concatenate([detector.score(batch).score for batch in batches]).astype(np.float64)
 
@@ -163,16 +139,18 @@ def _model_scores(model: str | Path, checkpoint: Checkpoint, split: Split) -> ND
 def _evaluation(
     model: str | Path, data: DataSettings, split: Split, scores: NDArray[np.float64], threshold: float | None
 ) -> Evaluation:
-    is_anomalous = split.test_is_anomalous
+    normal, anomalous = (
+        None if threshold is None else float((scores[split.test_is_anomalous == kind] > threshold).mean())
+        for kind in (False, True)
+    )
     return Evaluation(
+        **dataclasses.asdict(detection_metrics(scores, split.test_is_anomalous)),
         model=str(model),
         data=data.name,
-        auc_raw=None,
         mode="paper" if threshold is None else "deployed",
         threshold=threshold,
-        fpr=None if threshold is None else float((scores[~is_anomalous] > threshold).mean()),
-        tpr=None if threshold is None else float((scores[is_anomalous] > threshold).mean()),
-        **dataclasses.asdict(detection_metrics(scores, is_anomalous)),
+        fpr=normal,
+        tpr=anomalous,
     )
 
 
@@ -180,14 +158,11 @@ def _compare_with_teacher(
     evaluation: Evaluation, teacher: str | Path, split: Split, scores: NDArray[np.float64]
 ) -> Evaluation:
     checkpoint = load_model(teacher)
-    architecture = checkpoint.architecture
-    shape = (architecture.image_channels, architecture.image_size, architecture.image_size)
-    if tuple(split.test.shape[1:]) != shape:
-        raise KdganError(
-            "Teacher and student need images of the same shape",
-            f"got {shape} and {tuple(split.test.shape[1:])}",
-            "Give the teacher that this student was distilled from",
-        )
+    teacher_shape = (checkpoint.architecture.image_channels, *[checkpoint.architecture.image_size] * 2)
+    shape = tuple(split.test.shape[1:])
+    if shape != teacher_shape:
+        hint = "Give the teacher that this student was distilled from"
+        raise KdganError("Teacher and student need images of the same shape", f"got {teacher_shape} and {shape}", hint)
     teacher_scores = _model_scores(teacher, checkpoint, split)
     return dataclasses.replace(
         evaluation,

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from kdgan_compress.api.resume import resume
 from kdgan_compress.api.train import train
 from kdgan_compress.data import native_channels
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import MeanStd, detection_metrics, mean_std
+from kdgan_compress.evaluation import DetectionMetrics, MeanStd, detection_metrics, mean_std
 from kdgan_compress.evaluation.baselines import BASELINES
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.results import RunResult
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.files import atomic_path
+from kdgan_compress.files import write_text
 from kdgan_compress.profiling.machine import machine_name
 
 
@@ -33,7 +34,7 @@ class TrialMetrics:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: its number and the metrics of each detector, by name."""
+    """One trial: its number, run folder and time, and the metrics of each detector by name."""
 
     trial: int
     run: str
@@ -49,7 +50,7 @@ class TrialsReport:
         data: Name of the data of the first trial.
         machine: The machine that they ran on.
         auc: Mean and spread for each detector: ``model``, ``student`` if there is one, and the baselines.
-        best_f1: The same for the highest F1 over all thresholds: an oracle, since the test labels select the threshold.
+        best_f1: The same for the highest F1.
         trials: In order.
     """
 
@@ -73,15 +74,14 @@ def trials(
 
     Args:
         recipe: None for the shipped ``default``; its seeds and its trial are replaced.
-        out: Output folder, with one run folder per trial; ``trials.json`` is written there.
+        out: Output folder, with one run folder per trial and ``trials.json``.
         num_trials: n, ≥ 1.
         with_student: Also distil each trial's model, by the recipe's ``distillation``.
         jobs: Number of processes, each with one thread; 1 runs in this process with the recipe's threads.
         announce: Called with each finished trial, in order.
 
     Raises:
-        KdganError: Invalid numbers, a folder with trials of another recipe, or any error of a trial; finished trials
-            are kept.
+        KdganError: Invalid numbers, a folder of another recipe, or any error of a trial; finished trials are kept.
     """
     if num_trials < 1 or jobs < 1:
         raise KdganError("Trials and jobs must be at least 1", f"got {num_trials} and {jobs}", "Give larger numbers")
@@ -92,20 +92,17 @@ def trials(
     ]
     _check_or_write_recipe(out, recipe.to_yaml())
     finished = []
-    for trial in _run_all(tasks, jobs):
-        finished.append(trial)
-        if announce:
-            announce(trial)
-    names = finished[0].figures
-    report = TrialsReport(
-        data=tasks[0][0].data.name,
-        machine=machine_name(),
-        auc={name: mean_std([trial.figures[name].auc for trial in finished]) for name in names},
-        best_f1={name: mean_std([trial.figures[name].best_f1 for trial in finished]) for name in names},
-        trials=finished,
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) if jobs > 1 else nullcontext() as pool:
+        for trial in (pool.map if pool else map)(_run, tasks):
+            finished.append(trial)
+            if announce:
+                announce(trial)
+    auc, best_f1 = (
+        {name: mean_std([getattr(trial.figures[name], metric) for trial in finished]) for name in finished[0].figures}
+        for metric in ("auc", "best_f1")
     )
-    with atomic_path(out / "trials.json") as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
+    report = TrialsReport(tasks[0][0].data.name, machine_name(), auc, best_f1, finished)
+    write_text(out / "trials.json", json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     return report
 
 
@@ -113,8 +110,7 @@ def _check_or_write_recipe(out: Path, recipe: str) -> None:
     """Write the recipe to the folder, or check that the trials in it have the same one."""
     path = out / "recipe.yaml"
     if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_text(recipe, encoding="utf-8")
+        write_text(path, recipe)
     elif path.read_text(encoding="utf-8") != recipe:
         raise KdganError("All trials in a folder need one recipe", f"{path} is another", "Give another --out")
 
@@ -125,41 +121,23 @@ def _trial_recipe(recipe: Recipe, number: int, jobs: int) -> Recipe:
     return changed.model_copy(update={"data": dataclasses.replace(recipe.data, trial=number)})
 
 
-Task = tuple[Recipe, int, str, bool]
-
-
-def _run_all(tasks: list[Task], jobs: int) -> Iterator[Trial]:
-    if jobs == 1:
-        yield from map(_run, tasks)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_run, tasks)
-
-
-def _run(task: Task) -> Trial:
+def _run(task: tuple[Recipe, int, str, bool]) -> Trial:
     recipe, number, path, with_student = task
     architecture = recipe.model.architecture(native_channels(recipe.data))
     split = labelled_split(recipe.data, architecture.image_size, architecture.image_channels)
-    model = _finish(RunFolder(Path(path)), lambda: train(recipe, path))
-    metrics, seconds = {"model": _evaluate(model.run)}, model.seconds
+    runs = {"model": _finish(path, lambda: train(recipe, path))}
     if with_student:
         out = f"{path}-student"
-        student = _finish(RunFolder(Path(out)), lambda: distill(path, recipe, out))
-        metrics["student"] = _evaluate(student.run)
-        seconds += student.seconds
+        runs["student"] = _finish(out, lambda: distill(path, recipe, out))
+    metrics: dict[str, DetectionMetrics] = {name: evaluate(result.run) for name, result in runs.items()}
     for name, scores in BASELINES.items():
-        baseline = detection_metrics(scores(split.train, split.test), split.test_is_anomalous)
-        metrics[name] = TrialMetrics(baseline.auc, baseline.best_f1)
-    return Trial(number, path, seconds, metrics)
+        metrics[name] = detection_metrics(scores(split.train, split.test), split.test_is_anomalous)
+    figures = {name: TrialMetrics(values.auc, values.best_f1) for name, values in metrics.items()}
+    return Trial(number, path, sum(result.seconds for result in runs.values()), figures)
 
 
-def _finish(folder: RunFolder, start: Callable[[], RunResult]) -> RunResult:
+def _finish(path: str, start: Callable[[], RunResult]) -> RunResult:
     """Start a run, or resume it if its folder has one."""
-    result = resume(folder.path) if folder.recipe.exists() else start()
+    result = resume(path) if RunFolder(Path(path)).recipe.exists() else start()
     assert isinstance(result, RunResult)
     return result
-
-
-def _evaluate(run: str) -> TrialMetrics:
-    evaluation = evaluate(run)
-    return TrialMetrics(evaluation.auc, evaluation.best_f1)

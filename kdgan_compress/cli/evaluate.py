@@ -4,18 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdgan_compress.cli.options import (
-    data_option,
-    data_root_option,
-    json_option,
-    normal_option,
-    protocol_options,
-)
+from kdgan_compress.cli.options import data_option, data_root_option, json_option, normal_option, protocol_options
 from kdgan_compress.cli.output import percent, print_json
 
 if TYPE_CHECKING:
-    from kdgan_compress.api.evaluate import Evaluation, Mode
+    from kdgan_compress.api.evaluate import Evaluation
 
+PROTOCOL_OPTIONS = ("protocol", "novel", "trial", "outliers", "num_categories")
 PAPER_WARNING = (
     "Warning: --mode paper scales scores by the range of the test set, which no deployed detector can do and which "
     "leaks information between test images. Compare these metrics only with the paper's."
@@ -38,17 +33,7 @@ PAPER_WARNING = (
 )
 @click.option("--raw", is_flag=True, help="Also measure the AUC of the last weights without EMA.")
 @json_option
-def evaluate(
-    model: str,
-    teacher: str | None,
-    data: str | None,
-    normal: str | None,
-    data_root: str | None,
-    mode: "Mode",
-    raw: bool,
-    as_json: bool,
-    **protocol: Any,
-) -> None:
+def evaluate(as_json: bool, **options: Any) -> None:
     """Measure how well a model separates anomalous from normal test images.
 
     \b
@@ -57,10 +42,9 @@ def evaluate(
     """
     from kdgan_compress.api.evaluate import evaluate as run_evaluate
 
+    protocol = {name: options.pop(name) for name in PROTOCOL_OPTIONS}
     given = {name: value for name, value in protocol.items() if value is not None}
-    result = run_evaluate(
-        model, data=data, normal=normal, data_root=data_root, protocol=given, teacher=teacher, mode=mode, raw=raw
-    )
+    result = run_evaluate(**options, protocol=given)
     if result.mode == "paper":
         click.echo(PAPER_WARNING, err=True)
     if result.teacher is not None and result.auc_gap is None:
@@ -79,9 +63,8 @@ def _print(result: "Evaluation") -> None:
     click.echo(f"average precision  {percent(result.average_precision)}")
     click.echo(f"best F1            {percent(result.best_f1)} at {result.best_f1_threshold:.4g} (an oracle threshold)")
     if result.threshold is not None:
-        rates = (
-            f"detects {percent(result.tpr)} of anomalous images, false alarm on {percent(result.fpr)} of normal ones"
-        )
+        detected, alarms = percent(result.tpr), percent(result.fpr)
+        rates = f"detects {detected} of anomalous images, false alarm on {alarms} of normal ones"
         click.echo(f"model's threshold  {result.threshold:.4g}: {rates}")
     if result.auc_gap is not None:
         click.echo(f"against teacher    AUC gap {100 * result.auc_gap:+.2f} points (teacher minus student)")

@@ -25,14 +25,7 @@ if TYPE_CHECKING:
 @data_root_option
 @json_option
 def trials(
-    recipe: str,
-    settings: tuple[dict[str, Any], ...],
-    num_trials: int,
-    with_student: bool,
-    jobs: int,
-    out: Path,
-    data_root: str | None,
-    as_json: bool,
+    recipe: str, settings: tuple[dict[str, Any], ...], out: Path, data_root: str | None, as_json: bool, **options: Any
 ) -> None:
     """Repeat a recipe with several seeds and splits: mean, standard deviation and 95 % interval of AUC and F1.
 
@@ -45,16 +38,15 @@ def trials(
 
     loaded = load_recipe(recipe).replace(*settings)
     loaded = loaded.model_copy(update={"data": loaded.data.relocate(None, data_root)})
-    report = run_trials(loaded, out, num_trials=num_trials, with_student=with_student, jobs=jobs, announce=_announce)
+    report = run_trials(loaded, out, announce=_announce, **options)
     if as_json:
         print_json(report)
         return
     click.echo(f"{'':18}{'AUC':>9}{'std':>8}{'± 95 %':>8}   {'best F1':>9}{'std':>8}{'± 95 %':>8}")
     for name, auc in report.auc.items():
         click.echo(f"{name:18}{_row(auc)}   {_row(report.best_f1[name])}")
-    click.echo(
-        f"\n{len(report.trials)} trials of {report.data}; best F1 is an oracle: the test labels select its threshold"
-    )
+    oracle = "best F1 is an oracle: the test labels select its threshold"
+    click.echo(f"\n{len(report.trials)} trials of {report.data}; {oracle}")
     click.echo(f"{report.machine}; all metrics are in {out / 'trials.json'}")
 
 

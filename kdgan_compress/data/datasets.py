@@ -1,11 +1,14 @@
-"""Labelled images that a source has read: as arrays, or as image files that are decoded when needed."""
+"""Labelled images that a source has read: as arrays, or as image files that are decoded when needed.
+
+The images of a data set are one pool: the official training split first, then the official test split.
+"""
 
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,34 +20,12 @@ from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.runtime.images import read_image
 
 
-class LabelledImages(Protocol):
-    """The pool of a source's images: the official training split first, then the official test split."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """One per image, from 0."""
-        ...
-
-    @property
-    def num_train(self) -> int:
-        """Size of the official training split."""
-        ...
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """The name of each label; empty if labels have no names."""
-        ...
-
-    def load(self, indices: NDArray[np.int64], size: int, channels: int) -> Tensor:
-        """The images at these indices at a network's size, uint8 (n, channels, size, size)."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class ArrayDataset:
-    """Images (N, H, W) or (N, H, W, C) uint8 and labels (N,) of a training and a test split.
+    """Images (N, H, W) or (N, H, W, C) uint8 and labels (N,) from 0, of a training and a test split.
 
-    A data set without an official test split has all its images in the training split.
+    A data set without an official test split has all its images in the training split. ``class_names`` has the name of
+    each label; it is empty if labels have no names.
     """
 
     x_train: NDArray[np.uint8]
@@ -55,16 +36,16 @@ class ArrayDataset:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """See ``LabelledImages``."""
+        """Labels of the pool."""
         return np.concatenate([self.y_train, self.y_test])
 
     @property
     def num_train(self) -> int:
-        """See ``LabelledImages``."""
+        """Size of the official training split."""
         return len(self.x_train)
 
     def load(self, indices: NDArray[np.int64], size: int, channels: int) -> Tensor:
-        """See ``LabelledImages``; the two official splits may differ in image size."""
+        """The images at these indices of the pool at a network's size, uint8 (n, channels, size, size)."""
         images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
         in_test = indices >= self.num_train
         for pixels, mask, start in ((self.x_train, ~in_test, 0), (self.x_test, in_test, self.num_train)):
@@ -75,7 +56,7 @@ class ArrayDataset:
 
 @dataclass(frozen=True, eq=False)
 class FileDataset:
-    """Image files of any size with a label each."""
+    """Image files of any size with a label each; see ``ArrayDataset``."""
 
     paths: Sequence[Path]
     labels: NDArray[np.int64]
@@ -83,10 +64,9 @@ class FileDataset:
     class_names: Sequence[str]
 
     def load(self, indices: NDArray[np.int64], size: int, channels: int) -> Tensor:
-        """See ``LabelledImages``."""
+        """See ``ArrayDataset.load``."""
         images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
-        for position, index in enumerate(indices):
-            path = self.paths[index]
+        for position, path in enumerate(self.paths[index] for index in indices):
             pixels = read_image(path, channels)
             try:
                 images[position] = resize(pixels[None], size)[0]
@@ -95,29 +75,43 @@ class FileDataset:
         return images
 
 
-def read_npz(path: Path, keys: tuple[str, ...], hint: str) -> list[NDArray[Any]]:
-    """The arrays of an ``.npz`` file under these keys; no pickle is executed.
+def read_npz(
+    path: Path, images_of: dict[str, str], channels: tuple[tuple[int, ...], ...], hint: str
+) -> list[NDArray[Any]]:
+    """Read and check the arrays of an ``.npz`` file; no pickle is executed.
+
+    Args:
+        path: The file.
+        images_of: The keys to read. Images (N, H, W) or (N, H, W, C) uint8 are named by their own key; whole numbers
+            (N,), one per image, by the key of those images.
+        channels: What may follow N, H and W in the shape of images.
+        hint: How to write such a file.
 
     Raises:
-        KdganError: The file is missing or damaged, or lacks a key.
+        KdganError: The file is missing or damaged, or lacks a key, or an array has another shape or dtype.
     """
+
+    def invalid(found: str) -> KdganError:
+        return KdganError(f"An .npz data set must hold {', '.join(images_of)}", found, hint)
+
     if not path.is_file():
         raise KdganError("The .npz file must exist", f"found none at {path}", "Check the path")
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise invalid_npz(keys, f"{path} is a single array", hint)
-            missing = [key for key in keys if key not in file]
-            if missing:
-                raise invalid_npz(keys, f"{path} lacks {', '.join(missing)}", hint)
-            return [file[key] for key in keys]
-    except KdganError:
-        raise
+            is_single = not isinstance(file, np.lib.npyio.NpzFile)
+            arrays = {} if is_single else {key: file[key] for key in images_of if key in file}
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise invalid_npz(keys, f"{path} can't be read: {first_line(error)}", hint) from None
-
-
-def invalid_npz(keys: tuple[str, ...], found: str, hint: str) -> KdganError:
-    """The error for an ``.npz`` file with other content."""
-    return KdganError(f"An .npz data set must hold {', '.join(keys)}", found, hint)
+        raise invalid(f"{path} can't be read: {first_line(error)}") from None
+    missing = [key for key in images_of if key not in arrays]
+    if missing:
+        raise invalid(f"{path} is a single array" if is_single else f"{path} lacks {', '.join(missing)}")
+    for key, images_key in images_of.items():
+        array, images = arrays[key], arrays[images_key]
+        found = f"{key} in {path} is {array.dtype} {array.shape}"
+        if key == images_key:
+            if array.dtype != np.uint8 or array.ndim < 3 or array.shape[3:] not in channels:
+                raise invalid(found)
+        elif array.shape != images.shape[:1] or not np.issubdtype(array.dtype, np.integer):
+            raise invalid(f"{found} for {len(images)} images")
+    return [array if key == images_of[key] else array.astype(np.int64) for key, array in arrays.items()]

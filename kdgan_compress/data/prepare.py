@@ -40,11 +40,8 @@ def resize(pixels: NDArray[np.uint8], size: int) -> Tensor:
     """
     height, width = pixels.shape[1:3]
     if min(height, width) * 2 < size:
-        raise KdganError(
-            f"Images must be at least {size // 2}×{size // 2} pixels for a network of {size}×{size}",
-            f"got {height}×{width}",
-            "Use larger images, or train with a smaller --image-size",
-        )
+        problem = f"Images must be at least {size // 2}×{size // 2} pixels for a network of {size}×{size}"
+        raise KdganError(problem, f"got {height}×{width}", "Use larger images, or train with a smaller --image-size")
     images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
     if (height, width) == (size, size):
         return images.contiguous()

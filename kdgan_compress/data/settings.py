@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdgan_compress.data.protocols import check_fraction
 from kdgan_compress.data.sources import SOURCES, Source
 from kdgan_compress.errors import KdganError
 
@@ -61,9 +62,8 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
-            raise KdganError(
-                "The protocol must be a known one", f"got {self.protocol!r}", f"Choose one of {', '.join(PROTOCOLS)}"
-            )
+            hint = f"Choose one of {', '.join(PROTOCOLS)}"
+            raise KdganError("The protocol must be a known one", f"got {self.protocol!r}", hint)
         for name, hint in FIELD_HINTS.items():
             value = getattr(self, name)
             if value is not None and name not in PROTOCOL_FIELDS[self.protocol]:
@@ -72,77 +72,45 @@ class DataSettings:
         self._check_source()
         if self.trial < 0:
             raise KdganError("The trial must be 0 or more", f"got {self.trial}", "Give --trial 0")
-        if self.outliers is not None and not 0 < self.outliers < 1:
-            raise KdganError(
-                "The fraction of outliers must be between 0 and 1", f"got {self.outliers:g}", "Give for example 0.5"
-            )
+        if self.outliers is not None:
+            check_fraction(self.outliers)
         if self.num_categories is not None and self.num_categories < 1:
             hint = "Give a larger --num-categories"
             raise KdganError("At least one category must be normal", f"got {self.num_categories}", hint)
 
     def _check_source(self) -> None:
         """Check the settings against the kind of source; an unknown one is reported when it is opened."""
-        kind, name = self._kind, self.source.partition(":")[0]
-        if kind is None:
-            return
+        kind, name = _kind(self.source), self.source.partition(":")[0]
         if self.protocol == "simo" and not kind.has_test_split:
             hint = f"Choose --protocol {', '.join(PROTOCOLS[1:-1])} or {PROTOCOLS[-1]}"
             raise KdganError("Protocol simo needs an official test split", f"{name} has none", hint)
-        if self.protocol != "simo" and not kind.can_be_split:
-            hint = "Leave out --protocol"
-            raise KdganError(f"The protocol of a {name} must be simo", f"got {self.protocol}", hint)
-        if kind.has_fixed_normal and self.normal not in (None, kind.default_normal):
+        if self.protocol != "simo" and kind.is_presplit:
+            problem = f"The protocol of a {name} must be simo"
+            raise KdganError(problem, f"got {self.protocol}", "Leave out --protocol")
+        if kind.is_presplit and self.normal not in (None, kind.default_normal):
             problem = f"The normal class of a {name} must be {kind.default_normal}"
             raise KdganError(problem, f"got --normal {self.normal}", "Leave out --normal")
 
-    @property
-    def _kind(self) -> type[Source] | None:
-        return SOURCES.get(self.source.partition(":")[0])
-
     def override(
-        self,
-        source: str | None,
-        normal: str | None,
-        root: str | None,
-        *,
-        protocol: str | None = None,
-        novel: str | None = None,
-        trial: int | None = None,
-        outliers: float | None = None,
-        num_categories: int | None = None,
+        self, source: str | None = None, normal: str | None = None, root: str | None = None, **others: Any
     ) -> "DataSettings":
-        """A copy with the values that are not None replaced.
+        """A copy with the values that are not None replaced; ``others`` are the other attributes.
 
         Another source clears the normal and the novel class, another protocol clears what does not apply to it.
-
-        Raises:
-            KdganError: The resulting settings do not fit together.
         """
-        given = {
-            "source": source,
-            "normal": normal,
-            "root": root,
-            "protocol": protocol,
-            "novel": novel,
-            "trial": trial,
-            "outliers": outliers,
-            "num_categories": num_categories,
-        }
-        cleared = set(FIELD_HINTS) - PROTOCOL_FIELDS.get(protocol or self.protocol, frozenset())
+        given = {"source": source, "normal": normal, "root": root, **others}
+        given = {name: value for name, value in given.items() if value is not None}
+        cleared = set(FIELD_HINTS) - PROTOCOL_FIELDS.get(given.get("protocol", self.protocol), frozenset())
         if source is not None:
             cleared |= {"normal", "novel"}
-        changes: dict[str, Any] = dict.fromkeys(cleared)
-        return replace(self, **changes | {name: value for name, value in given.items() if value is not None})
+        changes: dict[str, Any] = dict.fromkeys(cleared) | given
+        return replace(self, **changes)
 
     def relocate(self, source: str | None, root: str | None) -> "DataSettings":
-        """A copy that reads the same classes from another source or root; None keeps the present one.
-
-        Raises:
-            KdganError: The settings do not apply to the source.
-        """
-        moved = SOURCES.get((source or self.source).partition(":")[0])
-        normal = None if moved is not None and moved.has_fixed_normal else self.normal
-        return replace(self, source=source or self.source, root=root or self.root, normal=normal)
+        """A copy that reads the same classes from another source or root; None keeps the present one."""
+        source = source or self.source
+        normal = None if _kind(source).is_presplit else self.normal
+        return replace(self, source=source, root=root or self.root, normal=normal)
 
     def absolute(self) -> "DataSettings":
         """A copy with absolute paths, which stay valid in any working directory."""
@@ -156,10 +124,10 @@ class DataSettings:
 
         It leaves out trial 0, except in protocols that average over trials, and the protocol's default fraction.
         """
-        kind = self._kind
+        kind = _kind(self.source)
         name, _, path = self.source.partition(":")
         base = Path(path).expanduser().resolve().stem if path else name
-        if kind is not None and kind.has_fixed_normal:
+        if kind.is_presplit:
             return base
         parts: list[str | None] = [base]
         if self.protocol == "coil100":
@@ -168,8 +136,7 @@ class DataSettings:
         elif self.protocol == "miso-8020":
             parts += [f"not-{self.novel}" if self.novel else None, self.protocol]
         else:
-            normal = self.normal or (kind.default_normal if kind is not None else None)
-            parts += [normal, None if self.protocol == "simo" else self.protocol]
+            parts += [self.normal or kind.default_normal, None if self.protocol == "simo" else self.protocol]
         if self.outliers is not None:
             parts.append(f"outliers{100 * self.outliers:g}")
         if self.protocol in ("gpnd-5fold", "coil100") or (self.protocol != "simo" and self.trial):
@@ -179,8 +146,10 @@ class DataSettings:
     @property
     def outlier_fraction(self) -> float:
         """``outliers``, or the protocol's default fraction."""
-        if self.outliers is not None:
-            return self.outliers
-        if self.protocol == "coil100":
-            return COIL100_OUTLIERS.get(self.num_categories or 1, DEFAULT_OUTLIERS)
-        return DEFAULT_OUTLIERS
+        default = COIL100_OUTLIERS.get(self.num_categories or 1, DEFAULT_OUTLIERS)  # 0.5 without num_categories
+        return default if self.outliers is None else self.outliers
+
+
+def _kind(source: str) -> type[Source]:
+    """The class of a source; ``Source`` itself, with its defaults, if it is unknown."""
+    return SOURCES.get(source.partition(":")[0], Source)

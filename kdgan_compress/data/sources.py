@@ -13,16 +13,17 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdgan_compress.data.datasets import ArrayDataset, FileDataset, LabelledImages, invalid_npz, read_npz
+from kdgan_compress.data.datasets import ArrayDataset, FileDataset, read_npz
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.runtime.images import find_images, is_grey, read_image
 
 DEFAULT_ROOT = Path("~/.cache/kdgan-compress")
 SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist_sample.npz"
-NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+NPZ_ARRAYS = {"x_train": "x_train", "y_train": "x_train", "x_test": "x_test", "y_test": "x_test"}
 NPZ_HINT = "Save it with numpy.savez; images are uint8 (N, H, W) or (N, H, W, 1 or 3), labels whole numbers (N,)"
-COIL100_KEYS = ("images", "object", "angle")
+COIL100_ARRAYS = {"images": "images", "object": "images", "angle": "images"}
 COIL100_HINT = "Save it with numpy.savez; images are uint8 (N, H, W, 3), objects 1 to 100 and angles whole numbers (N,)"
+OTHER_CLASSES_HINT = "Give a data set with other classes as npz:PATH"
 COIL100_FILE = re.compile(r"obj(\d+)__(\d+)\.png")
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -40,10 +41,9 @@ class Source(ABC):
         takes_path: Whether the source is selected by ``NAME:PATH`` instead of ``NAME``.
         channels: Channels of the stored images; a source with varying channels overrides ``image_channels``.
         default_normal: The normal class if the user names none.
-        has_fixed_normal: Whether no other class can be the normal one.
         has_test_split: Whether there is an official test split, which protocol ``simo`` needs.
-        can_be_split: Whether protocols other than ``simo`` may split the images.
-        is_fixed: Whether the same name always means the same images, so that a split's hash identifies it.
+        is_presplit: Whether the user sorts the images: ``default_normal`` is the only normal class, ``simo`` the only
+            protocol; a split has no hash, since the images may change.
     """
 
     name: str
@@ -53,13 +53,11 @@ class Source(ABC):
     takes_path: ClassVar[bool] = False
     channels: ClassVar[int] = 1
     default_normal: ClassVar[str | None] = None
-    has_fixed_normal: ClassVar[bool] = False
     has_test_split: ClassVar[bool] = True
-    can_be_split: ClassVar[bool] = True
-    is_fixed: ClassVar[bool] = True
+    is_presplit: ClassVar[bool] = False
 
     @abstractmethod
-    def read(self) -> LabelledImages:
+    def read(self) -> ArrayDataset | FileDataset:
         """Read labels and images.
 
         Raises:
@@ -77,11 +75,9 @@ class NpzFile(Source):
     takes_path = True
 
     def read(self) -> ArrayDataset:
-        """See ``Source.read``."""
         return _read_splits(self.path)
 
     def image_channels(self) -> int:
-        """See ``Source.image_channels``."""
         images = self.read().x_train
         return 1 if images.ndim == 3 else int(images.shape[3])
 
@@ -92,7 +88,6 @@ class Sample(Source):
     default_normal = "sneaker"
 
     def read(self) -> ArrayDataset:
-        """See ``Source.read``."""
         return _read_splits(SAMPLE, FASHION)
 
 
@@ -103,52 +98,36 @@ class TorchvisionSource(Source):
     class_names: ClassVar[Sequence[str]]
 
     def read(self) -> ArrayDataset:
-        """See ``Source.read``.
-
-        Raises:
-            KdganError: No torchvision, or the data set can't be downloaded.
-        """
         npz = self.root / f"{self.name}.npz"
         if npz.exists():
             return _read_splits(npz, self.class_names)
         try:
             from torchvision import datasets
         except (ImportError, RuntimeError) as error:
-            raise KdganError(
-                f"Reading {self.name} needs a torchvision that fits torch",
-                f"importing it failed: {first_line(error)}",
-                "Install torch and torchvision together (pip install 'kdgan-compress[train]'), or use npz:PATH",
-            ) from None
+            problem, found = f"Reading {self.name} needs a torchvision that fits torch", first_line(error)
+            hint = "Install torch and torchvision together (pip install 'kdgan-compress[train]'), or use npz:PATH"
+            raise KdganError(problem, f"importing it failed: {found}", hint) from None
         try:
             dataset = getattr(datasets, self.torchvision_name)
             splits = [dataset(str(self.root), train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError) as error:
-            raise KdganError(
-                f"{self.name} must be in the data root or downloadable",
-                f"{self.root}: {first_line(error)}",
-                "Give --data-root a folder that has it, or connect to the network once",
-            ) from None
+            problem = f"{self.name} must be in the data root or downloadable"
+            hint = "Give --data-root a folder that has it, or connect to the network once"
+            raise KdganError(problem, f"{self.root}: {first_line(error)}", hint) from None
         train, test = ((np.asarray(s.data, dtype=np.uint8), np.asarray(s.targets, dtype=np.int64)) for s in splits)
         return ArrayDataset(*train, *test, self.class_names)
 
 
 class Mnist(TorchvisionSource):
-    """MNIST."""
-
     torchvision_name, class_names = "MNIST", tuple("0123456789")
 
 
 class FashionMnist(TorchvisionSource):
-    """Fashion-MNIST."""
-
     torchvision_name, class_names = "FashionMNIST", FASHION
 
 
 class Cifar10(TorchvisionSource):
-    """CIFAR-10."""
-
-    torchvision_name, class_names = "CIFAR10", CIFAR10
-    channels = 3
+    torchvision_name, class_names, channels = "CIFAR10", CIFAR10, 3
 
 
 class Coil100(Source):
@@ -162,24 +141,19 @@ class Coil100(Source):
         npz, folder = self.root / "coil100.npz", self.root / "coil-100"
         files = [(path, match) for path in folder.glob("*.png") if (match := COIL100_FILE.fullmatch(path.name))]
         if npz.exists():
-            images, objects, angles = _read_coil100_npz(npz)
+            images, objects, angles = read_npz(npz, COIL100_ARRAYS, ((3,),), COIL100_HINT)
         elif files:
             images = _read_same_size([path for path, _ in files])
             objects, angles = (np.array([int(match[group]) for _, match in files]) for group in (1, 2))
         else:
-            raise KdganError(
-                "COIL-100 must be in the data root",
-                f"found neither {npz} nor {folder / 'obj<k>__<angle>.png'}",
-                "Unpack Columbia's coil-100.zip there, or give --data-root the folder that has it",
-            )
+            found = f"found neither {npz} nor {folder / 'obj<k>__<angle>.png'}"
+            hint = "Unpack Columbia's coil-100.zip there, or give --data-root the folder that has it"
+            raise KdganError("COIL-100 must be in the data root", found, hint)
         if len(objects) and not 1 <= objects.min() <= objects.max() <= 100:
-            raise KdganError(
-                "COIL-100's objects must be 1 to 100",
-                f"{self.root} has {objects.min()} to {objects.max()}",
-                "Give a data set with other classes as npz:PATH",
-            )
+            found = f"{self.root} has {objects.min()} to {objects.max()}"
+            raise KdganError("COIL-100's objects must be 1 to 100", found, OTHER_CLASSES_HINT)
         order = np.lexsort((angles, objects))
-        images, labels = images[order], objects[order].astype(np.int64) - 1
+        images, labels = images[order], objects[order] - 1
         names = [f"obj{number}" for number in range(1, 101)]
         return ArrayDataset(images, labels, images[:0], labels[:0], names)
 
@@ -189,9 +163,7 @@ class Folder(Source):
 
     takes_path = True
     default_normal = NORMAL_DIR
-    has_fixed_normal = True
-    can_be_split = False
-    is_fixed = False
+    is_presplit = True
 
     def read(self) -> FileDataset:
         """Find the image files; they are decoded when they are loaded."""
@@ -214,11 +186,8 @@ class Folder(Source):
     def _train_dir(self) -> Path:
         folder = self.path / "train" / NORMAL_DIR
         if not folder.is_dir():
-            raise KdganError(
-                "A data folder needs train/good (and, to measure AUC, test/good and test/<defect>)",
-                f"found no {folder}",
-                "Put photos of good parts there",
-            )
+            problem = "A data folder needs train/good (and, to measure AUC, test/good and test/<defect>)"
+            raise KdganError(problem, f"found no {folder}", "Put photos of good parts there")
         return folder
 
 
@@ -235,11 +204,7 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def open_source(source: str, root: str | Path | None = None) -> Source:
-    """The source that ``NAME`` or ``NAME:PATH`` selects; nothing is read yet.
-
-    Args:
-        source: As the user gives it.
-        root: Where named data sets are; None for the user's cache folder.
+    """The source that ``NAME`` or ``NAME:PATH`` selects; nothing is read yet. A root None is the user's cache folder.
 
     Raises:
         KdganError: Unknown source.
@@ -253,43 +218,18 @@ def open_source(source: str, root: str | Path | None = None) -> Source:
 
 
 def _read_splits(path: Path, class_names: Sequence[str] = ()) -> ArrayDataset:
-    x_train, y_train, x_test, y_test = read_npz(path, NPZ_KEYS, NPZ_HINT)
-    for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
-            raise invalid_npz(NPZ_KEYS, f"x_{split} in {path} is {x.dtype} {x.shape}", NPZ_HINT)
-        _check_numbers(path, NPZ_KEYS, f"y_{split}", y, x, NPZ_HINT)
-    return ArrayDataset(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), class_names)
-
-
-def _read_coil100_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    images, objects, angles = read_npz(path, COIL100_KEYS, COIL100_HINT)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise invalid_npz(COIL100_KEYS, f"images in {path} is {images.dtype} {images.shape}", COIL100_HINT)
-    for name, numbers in (("object", objects), ("angle", angles)):
-        _check_numbers(path, COIL100_KEYS, name, numbers, images, COIL100_HINT)
-    return images, objects, angles
-
-
-def _check_numbers(
-    path: Path, keys: tuple[str, ...], name: str, numbers: NDArray[np.int64], images: NDArray[np.uint8], hint: str
-) -> None:
-    """One whole number per image."""
-    if numbers.shape != images.shape[:1] or not np.issubdtype(numbers.dtype, np.integer):
-        found = f"{name} in {path} is {numbers.dtype} {numbers.shape} for {len(images)} images"
-        raise invalid_npz(keys, found, hint)
+    x_train, y_train, x_test, y_test = read_npz(path, NPZ_ARRAYS, ((), (1,), (3,)), NPZ_HINT)
+    return ArrayDataset(x_train, y_train, x_test, y_test, class_names)
 
 
 def _read_same_size(paths: list[Path]) -> NDArray[np.uint8]:
     """RGB images of one size (N, H, W, 3)."""
-    first = read_image(paths[0], 3)
-    images = np.empty((len(paths), *first.shape), dtype=np.uint8)
+    height, width, channels = read_image(paths[0], 3).shape
+    images = np.empty((len(paths), height, width, channels), dtype=np.uint8)
     for number, path in enumerate(paths):
         image = read_image(path, 3)
-        if image.shape != first.shape:
-            raise KdganError(
-                "All images of a data set need one size",
-                f"{path} is {image.shape[0]}×{image.shape[1]}, {paths[0]} {first.shape[0]}×{first.shape[1]}",
-                "Unpack the data set again",
-            )
+        if image.shape != images.shape[1:]:
+            found = f"{path} is {image.shape[0]}×{image.shape[1]}, {paths[0]} {height}×{width}"
+            raise KdganError("All images of a data set need one size", found, "Unpack the data set again")
         images[number] = image
     return images

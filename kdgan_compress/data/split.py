@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdgan_compress.data.datasets import LabelledImages
+from kdgan_compress.data.datasets import ArrayDataset, FileDataset
 from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, holdout_mask, miso_8020, ocgan_p1, simo
 from kdgan_compress.data.settings import DataSettings
-from kdgan_compress.data.sources import Source, open_source
+from kdgan_compress.data.sources import OTHER_CLASSES_HINT, Source, open_source
 from kdgan_compress.errors import KdganError
 
 
@@ -57,23 +56,23 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
     images = source.read()
     labels, names = images.labels, images.class_names
     if names and len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
-        raise KdganError(
-            f"Labels of {data.source} must be 0 to {len(names) - 1}",
-            f"got {labels.min()} to {labels.max()}",
-            "Give a data set with other classes as npz:PATH",
-        )
+        problem = f"Labels of {data.source} must be 0 to {len(names) - 1}"
+        raise KdganError(problem, f"got {labels.min()} to {labels.max()}", OTHER_CLASSES_HINT)
     split = _apply_protocol(data, source, images)
     train, validation, test = (
         images.load(indices, image_size, image_channels) for indices in (split.train, split.validation, split.test)
     )
-    train, calibration = (train, validation) if len(validation) else _split_off_calibration(train)
+    calibration = validation
+    if not len(validation):
+        mask = holdout_mask(len(train))
+        train, calibration = (train[~mask], train[mask]) if mask.any() else (train, train)
     return Split(
         train=train,
         calibration=calibration,
         test=test,
         test_is_anomalous=split.test_is_anomalous,
         test_classes=np.array([names[label] if names else str(label) for label in labels[split.test]], dtype=np.str_),
-        split_sha256=split.sha256 if source.is_fixed else None,
+        split_sha256=None if source.is_presplit else split.sha256,
     )
 
 
@@ -82,44 +81,34 @@ def native_channels(data: DataSettings) -> int:
     return open_source(data.source, data.root).image_channels()
 
 
-def _apply_protocol(data: DataSettings, source: Source, images: LabelledImages) -> IndexSplit:
-    labels = images.labels
-
-    def label_of(role: Literal["normal", "novel"]) -> int:
-        return _label_of_class(data, source, images.class_names, role)
-
+def _apply_protocol(data: DataSettings, source: Source, images: ArrayDataset | FileDataset) -> IndexSplit:
+    labels, outliers, trial = images.labels, data.outlier_fraction, data.trial
+    if data.protocol == "coil100":
+        return coil100(labels, data.num_categories or 1, outliers, trial)
+    label = _label_of_class(data, source, images.class_names)
     match data.protocol:
         case "miso-8020":
-            return miso_8020(labels, label_of("novel"), data.trial)
+            return miso_8020(labels, label, trial)
         case "gpnd-5fold":
-            return gpnd_5fold(labels, label_of("normal"), data.outlier_fraction, data.trial)
-        case "coil100":
-            return coil100(labels, data.num_categories or 1, data.outlier_fraction, data.trial)
+            return gpnd_5fold(labels, label, outliers, trial)
         case "ocgan-p1":
-            return ocgan_p1(labels, label_of("normal"), data.trial)
+            return ocgan_p1(labels, label, trial)
         case _:
-            return simo(labels, images.num_train, label_of("normal"))
+            return simo(labels, images.num_train, label)
 
 
-def _split_off_calibration(normals: Tensor) -> tuple[Tensor, Tensor]:
-    """Training images, and those to set the threshold on."""
-    mask = holdout_mask(len(normals))
-    return (normals[~mask], normals[mask]) if mask.any() else (normals, normals)
-
-
-def _label_of_class(data: DataSettings, source: Source, names: Sequence[str], role: Literal["normal", "novel"]) -> int:
-    """The label of the normal or novel class, which the user gives by name or number."""
-    wanted = data.novel if role == "novel" else data.normal or source.default_normal
+def _label_of_class(data: DataSettings, source: Source, names: Sequence[str]) -> int:
+    """The label of the normal or, in ``miso-8020``, novel class, which the user gives by name or number."""
+    role, wanted = "normal", data.normal or source.default_normal
+    if data.protocol == "miso-8020":
+        role, wanted = "novel", data.novel
     if wanted is None:
         hint = f"Give --{role}, for example --{role} 5"
         raise KdganError(f"Training on {data.source} needs a {role} class", "got none", hint)
     if wanted in names:
         return names.index(wanted)
     if not wanted.isdecimal() or (names and int(wanted) >= len(names)):
-        raise KdganError(
-            f"The {role} class of {data.source} must be one of its classes",
-            f"got {wanted!r}",
-            f"Choose a number{' below ' + str(len(names)) if names else ''}"
-            + (f" or one of {', '.join(names)}" if names else ""),
-        )
+        choices = f" below {len(names)} or one of {', '.join(names)}" if names else ""
+        problem = f"The {role} class of {data.source} must be one of its classes"
+        raise KdganError(problem, f"got {wanted!r}", f"Choose a number{choices}")
     return int(wanted)

@@ -1,6 +1,7 @@
-"""Baseline detectors by scikit-learn, for comparison with GANs.
+"""Baseline detectors by scikit-learn, for comparison with GANs: functions of normal images and test images.
 
-Each image is first centred and scaled to unit length, so Euclidean distance ranks images like Pearson correlation.
+Both are uint8, (N, C, S, S), N ≥ 1, and (M, C, S, S). Each image is first centred and scaled to unit length, so
+Euclidean distance ranks images like Pearson correlation.
 """
 
 from collections.abc import Callable
@@ -16,14 +17,9 @@ MAX_REFERENCE_IMAGES = 5000
 
 
 def nearest_neighbour_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]:
-    """Distance to the nearest training image; of more than 5,000 training images, an evenly spaced subset is used.
+    """Distance to the nearest training image: (M,) in [0, 2], higher is more anomalous.
 
-    Args:
-        train: Normal images, uint8 (N, C, S, S), N ≥ 1.
-        test: uint8 (M, C, S, S).
-
-    Returns:
-        (M,) in [0, 2], higher is more anomalous.
+    Of more than 5,000 training images, an evenly spaced subset is used.
     """
     references = train[:: -(-len(train) // MAX_REFERENCE_IMAGES)]
     neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_unit_length(references))
@@ -32,20 +28,14 @@ def nearest_neighbour_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]
 
 
 def pca_residual_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]:
-    """Length of the residual after projection to 16 principal components of the training images.
+    """Length of the residual after projection to 16 principal components of the training images: (M,) ≥ 0.
 
-    Args:
-        train: Normal images, uint8 (N, C, S, S), N ≥ 1; with fewer than 17, N − 1 components are used.
-        test: uint8 (M, C, S, S).
-
-    Returns:
-        (M,) ≥ 0, higher is more anomalous.
+    With fewer than 17 training images, N − 1 components are used.
     """
     normals, images = _unit_length(train), _unit_length(test)
     num_components = min(NUM_COMPONENTS, len(normals) - 1, normals.shape[1])
-    if num_components == 0:
-        residuals = images - normals
-    else:
+    residuals = images - normals.mean(0)
+    if num_components:
         pca = PCA(num_components, random_state=0).fit(normals)
         residuals = images - pca.inverse_transform(pca.transform(images))
     return np.asarray(np.linalg.norm(residuals, axis=1), dtype=np.float64)

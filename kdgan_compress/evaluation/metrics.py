@@ -41,9 +41,8 @@ def detection_metrics(scores: NDArray[np.float64], is_anomalous: NDArray[np.bool
     """
     num_bad = int((~np.isfinite(scores)).sum())
     if num_bad:
-        raise KdganError(
-            "Scores must be finite", f"{num_bad} of {len(scores)} are not", "Train with a lower learning rate"
-        )
+        found = f"{num_bad} of {len(scores)} are not"
+        raise KdganError("Scores must be finite", found, "Train with a lower learning rate")
     precision, recall, thresholds = precision_recall_curve(is_anomalous, scores)
     f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], np.finfo(float).tiny)
     best = int(np.argmax(f1))

@@ -3,12 +3,11 @@
 The file names the weights and the test images by their hashes, so a reader knows whether its scores are still valid.
 """
 
-import dataclasses
 import hashlib
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,8 @@ from torch import Tensor, nn
 from kdgan_compress.data import DataSettings, Split
 from kdgan_compress.files import atomic_path
 
-ARRAYS = {
-    "calibration_scores": (1, "f"),
-    "test_scores": (1, "f"),
-    "test_is_anomalous": (1, "b"),
-    "test_classes": (1, "U"),
-}
-"""Dimensions and dtype kind of each array."""
+DTYPE_KINDS = {"calibration_scores": "f", "test_scores": "f", "test_is_anomalous": "b", "test_classes": "U"}
+"""Of the one-dimensional arrays; the other values are texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,17 +61,10 @@ def save_scores(
     calibration_scores: NDArray[np.float64],
     test_scores: NDArray[np.float64],
 ) -> None:
-    """Write the scores of ``split.calibration`` and ``split.test``.
+    """Write the scores of ``split.calibration``, (V,), and ``split.test``, (M,).
 
-    Args:
-        path: The ``.npz`` file, usually ``RunFolder.scores``.
-        generator: The network that was scored, with the weights that the checkpoint stores.
-        data: The settings that ``split`` was loaded by.
-        split: The images that were scored.
-        calibration_scores: (V,), one per image of ``split.calibration``.
-        test_scores: (M,), one per image of ``split.test``.
+    ``generator`` has the weights that the checkpoint stores; ``split`` was loaded by ``data``.
     """
-    about = {"settings": dataclasses.asdict(data), "split_sha256": split.split_sha256}
     scores = SavedScores(
         calibration_scores=calibration_scores,
         test_scores=test_scores,
@@ -85,7 +72,7 @@ def save_scores(
         test_classes=split.test_classes,
         weights_sha256=weights_sha256(generator),
         test_sha256=_images_sha256(split.test),
-        data=json.dumps(about, ensure_ascii=False),
+        data=json.dumps({"settings": asdict(data), "split_sha256": split.split_sha256}, ensure_ascii=False),
     )
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **vars(scores))
@@ -95,10 +82,11 @@ def load_scores(path: Path) -> SavedScores | None:
     """Read a score file; None if it is missing, damaged or not a score file. No pickle is executed."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays: dict[str, Any] = {field.name: file[field.name] for field in dataclasses.fields(SavedScores)}
-        kinds = {name: (array.ndim, array.dtype.kind) for name, array in arrays.items()}
-        texts = {name: str(array) for name, array in arrays.items() if name not in ARRAYS}
-        return SavedScores(**arrays | texts) if ARRAYS.items() <= kinds.items() else None
+            arrays: dict[str, Any] = {field.name: file[field.name] for field in fields(SavedScores)}
+        if any((arrays[name].ndim, arrays[name].dtype.kind) != (1, kind) for name, kind in DTYPE_KINDS.items()):
+            return None
+        texts = {name: str(array) for name, array in arrays.items() if name not in DTYPE_KINDS}
+        return SavedScores(**arrays | texts)
     except (OSError, ValueError, KeyError, EOFError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None  # a single array has no context manager, hence AttributeError
 

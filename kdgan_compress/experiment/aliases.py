@@ -14,13 +14,9 @@ RECIPES = {"alone": "from-scratch"}
 
 
 def update_names(content: Any, known_keys: Collection[str]) -> Any:
-    """A copy of nested dictionaries and lists with old keys and values replaced by the current ones.
+    """A copy of a recipe or a checkpoint's header with old keys and values replaced by the current ones.
 
     An old key is replaced only if it is unknown, its current name is known, and the section does not have both.
-
-    Args:
-        content: A recipe's or a checkpoint header's content.
-        known_keys: All keys that the current version knows.
     """
     if isinstance(content, list):
         return [update_names(item, known_keys) for item in content]

@@ -22,7 +22,8 @@ from kdgan_compress.gans import Architecture, Gan, build
 
 FORMAT = 1
 HEADER_KEY = "kdgan_compress"
-NETWORKS = ("generator", "raw", "discriminator")
+PLAIN_VALUES = ("threshold", "threshold_rule", "provenance")
+"""Attributes of ``Checkpoint`` that are stored in the header as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,7 @@ class Checkpoint:
         """The GAN with the generator's last weights instead of their EMA; None if it was trained without EMA."""
         if "raw" not in self.weights:
             return None
-        gan = self.build()
-        gan.generator.load_state_dict(self.weights["raw"])
-        return gan
+        return dataclasses.replace(self, weights=self.weights | {"generator": self.weights["raw"]}).build()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -68,9 +67,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "architecture": dataclasses.asdict(checkpoint.architecture),
         "data": dataclasses.asdict(checkpoint.data),
-        "threshold": checkpoint.threshold,
-        "threshold_rule": checkpoint.threshold_rule,
-        "provenance": checkpoint.provenance,
+        **{name: getattr(checkpoint, name) for name in PLAIN_VALUES},
     }
     tensors = {
         f"{network}.{name}": tensor.detach().cpu().contiguous().clone()
@@ -93,10 +90,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     hint = "Give a run folder or a model.safetensors that train or distill wrote"
     if not path.is_file():
         raise KdganError("The model must be a file", f"found none at {path}", hint)
+    weights: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            for full_name in file.keys():  # noqa: SIM118
+                network, _, name = full_name.partition(".")
+                weights.setdefault(network, {})[name] = file.get_tensor(full_name)
     except (SafetensorError, OSError) as error:
         raise KdganError("The model file is damaged", f"{path}: {error}", hint) from None
     if HEADER_KEY not in metadata:
@@ -104,19 +104,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         header = json.loads(metadata[HEADER_KEY])
         if header["format"] > FORMAT:
-            raise KdganError(
-                f"The model file must be of format {FORMAT} or older",
-                f"{path} has format {header['format']}",
-                "Upgrade kdgan-compress",
-            )
+            problem = f"The model file must be of format {FORMAT} or older"
+            raise KdganError(problem, f"{path} has format {header['format']}", "Upgrade kdgan-compress")
         architecture = update_names(header["architecture"], {field.name for field in dataclasses.fields(Architecture)})
         checkpoint = Checkpoint(
             architecture=Architecture(**architecture | {"channels": tuple(architecture["channels"])}),
             data=DataSettings(**header["data"]),
-            threshold=header["threshold"],
-            threshold_rule=header["threshold_rule"],
-            provenance=header["provenance"],
-            weights=_by_network(tensors),
+            weights=weights,
+            **{name: header[name] for name in PLAIN_VALUES},
         )
         checkpoint.build()
         checkpoint.build_without_ema()
@@ -126,11 +121,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
         reason = " ".join(str(error).split("\n\t")[:2]) or type(error).__name__
         raise KdganError("The weights must fit the model file's header", f"{path}: {reason}", hint) from None
     return checkpoint
-
-
-def _by_network(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    weights: dict[str, dict[str, Tensor]] = {}
-    for full_name, tensor in tensors.items():
-        network, _, name = full_name.partition(".")
-        weights.setdefault(network, {})[name] = tensor
-    return weights

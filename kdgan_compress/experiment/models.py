@@ -14,11 +14,7 @@ def model_path(model: str | Path) -> Path:
 
 
 def load_model(model: str | Path) -> Checkpoint:
-    """Load a run folder's model or a model file.
-
-    Raises:
-        KdganError: It is missing, unfinished, damaged or of a newer format.
-    """
+    """``load_checkpoint`` of a run folder's model or a model file, with a KdganError for an unfinished run."""
     path = model_path(model)
     if not path.exists() and (path.parent / "recipe.yaml").exists():
         raise KdganError("The run must be finished", f"{model} has no model yet", "Finish it with --resume")

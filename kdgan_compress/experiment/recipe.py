@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_serializer, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from kdgan_compress.data import DataSettings
 from kdgan_compress.distillation.loss import DistillationLoss, Term
@@ -23,8 +23,6 @@ from kdgan_compress.experiment.recipe_sections import (
     StageSection,
     StudentSection,
     TrainingSection,
-    dump_objective,
-    objective_class,
     parse_objective,
 )
 from kdgan_compress.gans import FAMILIES
@@ -63,18 +61,14 @@ class Recipe(Section):
 
     @field_validator("objective", mode="plain")
     @classmethod
-    def _fits_family(cls, objective: object, info: ValidationInfo) -> Objective:
+    def _fits_family(cls, objective: object, info: ValidationInfo) -> Any:
         model = info.data.get("model")
         return None if model is None else parse_objective(objective, model.family)  # a bad model has its own message
 
-    @field_serializer("objective")
-    def _dump(self, objective: Objective) -> dict[str, Any]:
-        return dump_objective(objective)
-
-    def student_objective(self) -> Objective:
+    def student_objective(self) -> Any:
         """How the student trains on its own losses."""
         student = self.distillation.student
-        expected = objective_class(student.family or self.model.family)
+        expected = FAMILIES[student.family or self.model.family].objective
         return student.objective or (self.objective if type(self.objective) is expected else expected())
 
     def standalone_stages(self, num_train: int) -> tuple[Stage, ...]:
@@ -123,11 +117,9 @@ def load_recipe(name_or_path: str = DEFAULT) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise KdganError(
-            "The recipe must be a shipped one or a readable .yaml file",
-            f"got {name_or_path!r} ({getattr(error, 'strerror', None) or error})",
-            f"Choose one of {', '.join(recipe_names())}, or give a path",
-        ) from None
+        found = f"got {name_or_path!r} ({getattr(error, 'strerror', None) or error})"
+        hint = f"Choose one of {', '.join(recipe_names())}, or give a path"
+        raise KdganError("The recipe must be a shipped one or a readable .yaml file", found, hint) from None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise KdganError("The recipe must be YAML", f"{path}: {reason}", "Fix the file") from None
@@ -164,14 +156,10 @@ def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
 
 
 def _known_keys() -> set[str]:
-    keys = {"type"}
     sections = (Recipe, ModelSection, StudentSection, TrainingSection, DistillationSection, CacheSection, StageSection)
-    for section in sections:
-        keys |= section.model_fields.keys()
-    objectives = [objective_class(family) for family in FAMILIES]
-    for settings in (DataSettings, DistillationLoss, Term, LossSet, *objectives):
-        keys |= {field.name for field in dataclasses.fields(settings)}
-    return keys
+    settings = (DataSettings, DistillationLoss, Term, LossSet, *(family.objective for family in FAMILIES.values()))
+    fields = {field.name for each in settings for field in dataclasses.fields(each)}
+    return fields.union({"type"}, *(section.model_fields for section in sections))
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -189,9 +177,9 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _resets(objective: Objective, changes: dict[str, Any], *section: str) -> bool:
+def _resets(objective: Any, changes: dict[str, Any], *section: str) -> bool:
     """Whether the changes name, in a section, a family with another kind of objective."""
     family: Any = changes
     for key in (*section, "family"):
         family = family.get(key) if isinstance(family, dict) else None
-    return isinstance(family, str) and (family not in FAMILIES or objective_class(family) is not type(objective))
+    return isinstance(family, str) and (family not in FAMILIES or FAMILIES[family].objective is not type(objective))

@@ -4,12 +4,13 @@ import dataclasses
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     TypeAdapter,
     ValidationInfo,
-    field_serializer,
     field_validator,
     model_validator,
     with_config,
@@ -21,43 +22,39 @@ from kdgan_compress.distillation.policies import STRUCTURES, LossSet, Stage, par
 from kdgan_compress.distillation.scheduler import Precision, TrainingSettings
 from kdgan_compress.gans import FAMILIES, Architecture, Norm, channels_from_width
 
-LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Channels = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
-
-Objective = Any
-"""A dataclass, the one that the family's objective is registered as."""
-
-
-def objective_class(family: str) -> type:
-    """The dataclass that holds a family's objective."""
-    return FAMILIES[family].objective
-
 
 def objective_type(objective: type) -> str:
     """The ``type`` of an objective section, such as ``ganomaly`` for ``GanomalyObjective``."""
     return objective.__name__.removesuffix("Objective").lower()
 
 
-def parse_objective(section: object, family: str) -> Objective:
+def parse_objective(section: object, family: str) -> Any:
     """An objective section as the dataclass of its family; ``type`` may be left out, as the family implies it."""
-    expected = objective_class(family)
+    expected = FAMILIES[family].objective
     if isinstance(section, dict) and "type" in section:
         if section["type"] != objective_type(expected):
             raise ValueError(f"type {section['type']!r} does not fit family {family}: use {objective_type(expected)}")
         section = {key: value for key, value in section.items() if key != "type"}
-    adapter: TypeAdapter[Objective] = TypeAdapter(with_config(extra="forbid")(expected))
-    return adapter.validate_python(section)
+    return TypeAdapter(with_config(extra="forbid")(expected)).validate_python(section)
 
 
-def dump_objective(objective: Objective) -> dict[str, Any]:
-    """The section that ``parse_objective`` reads."""
-    return {"type": objective_type(type(objective)), **dataclasses.asdict(objective)}
+def _dump_objective(objective: Any) -> dict[str, Any] | None:
+    return objective and {"type": objective_type(type(objective)), **dataclasses.asdict(objective)}
 
 
-def _check_family(family: str) -> None:
+def _check_family(family: str) -> str:
     if family not in FAMILIES:
         raise ValueError(f"family {family!r} is not one of {', '.join(FAMILIES)}")
+    return family
+
+
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Channels = Annotated[tuple[Count, ...], Field(min_length=1)]
+FamilyName = Annotated[str, AfterValidator(_check_family)]
+Objective = Annotated[Any, PlainSerializer(_dump_objective)]
+"""The dataclass that the family's objective is registered as."""
 
 
 class Section(BaseModel):
@@ -71,7 +68,7 @@ class ChannelsSection(Section):
 
     default_width: ClassVar[int] = 2
 
-    width: Annotated[int, Field(ge=1)] | None = None
+    width: Count | None = None
     channels: Channels | None = None
 
     @model_validator(mode="after")
@@ -90,44 +87,37 @@ class ModelSection(ChannelsSection):
 
     default_width: ClassVar[int] = 64
 
-    family: str = "ede"
+    family: FamilyName = "ede"
     image_channels: Literal[1, 3] | None = None
     image_size: int = 32
-    latent_size: Annotated[int, Field(ge=1)] = 256
+    latent_size: Count = 256
     norm: Norm = "instance"
-    num_clusters: Annotated[int, Field(ge=1)] | None = None
+    num_clusters: Count | None = None
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
-        _check_family(self.family)
         self.architecture(native_channels=1)
         return self
 
     def architecture(self, native_channels: int) -> Architecture:
         """The architecture for images that are stored with this many channels."""
-        return Architecture(
-            family=self.family,
-            channels=self.channels_for(self.image_size),
-            image_channels=self.image_channels or native_channels,
-            image_size=self.image_size,
-            latent_size=self.latent_size,
-            norm=self.norm,
-            num_clusters=self.num_clusters,
-        )
+        values = self.model_dump(exclude={"width"})
+        values["channels"] = self.channels_for(self.image_size)
+        return Architecture(**values | {"image_channels": self.image_channels or native_channels})
 
 
 class TrainingSection(Section):
     """Optimiser, batches and length of each stage."""
 
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    num_images: Annotated[int, Field(ge=1)] = 12_000
-    epochs: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Count = 16
+    num_images: Count = 12_000
+    epochs: Count | None = None
     learning_rate: LearningRate = 1e-3
     learning_rate_decay: Literal["linear", "constant"] = "linear"
-    betas: tuple[Beta, Beta] = (0.5, 0.99)
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    betas: tuple[Decay, Decay] = (0.5, 0.99)
+    ema_decay: Decay = 0.99
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Count | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Precision = "float32"
 
@@ -144,28 +134,17 @@ class StudentSection(ChannelsSection):
     """The student's channels and norm, and its family and objective if they are not the teacher's."""
 
     norm: Norm = "batch"
-    family: str | None = None
-    objective: Objective | None = None
-
-    @field_validator("family")
-    @classmethod
-    def _is_known(cls, family: str | None) -> str | None:
-        if family is not None:
-            _check_family(family)
-        return family
+    family: FamilyName | None = None
+    objective: Objective = None
 
     @field_validator("objective", mode="plain")
     @classmethod
-    def _fits_family(cls, objective: object, info: ValidationInfo) -> Objective | None:
+    def _fits_family(cls, objective: object, info: ValidationInfo) -> Any:
         if objective is None or "family" not in info.data:
             return None
         if info.data["family"] is None:
             raise ValueError("it needs a student's family; otherwise the student trains by the recipe's objective")
         return parse_objective(objective, info.data["family"])
-
-    @field_serializer("objective")
-    def _dump(self, objective: Objective | None) -> dict[str, Any] | None:
-        return None if objective is None else dump_objective(objective)
 
 
 class StudentTrainingSection(TrainingSection):
@@ -188,7 +167,7 @@ class StageSection(Section):
 
     structure: Literal[1, 2, 3, 4] | None = None
     loss_set: LossSet | None = None
-    epochs: Annotated[int, Field(ge=1)] | None = None
+    epochs: Count | None = None
     learning_rate: LearningRate | None = None
     teacher_learning_rate: LearningRate | None = None
 
@@ -216,17 +195,13 @@ class DistillationSection(Section):
 
     @field_validator("schedule", mode="before")
     @classmethod
-    def _number_as_text(cls, schedule: object) -> object:
-        return str(schedule) if isinstance(schedule, int) else schedule
-
-    @field_validator("schedule")
-    @classmethod
-    def _has_stages(cls, schedule: str | tuple[StageSection, ...]) -> str | tuple[StageSection, ...]:
-        if not schedule:
+    def _has_stages(cls, schedule: object) -> object:
+        if schedule in ("", [], ()):
             raise ValueError("a schedule needs at least one stage")
-        if isinstance(schedule, str):
-            parse_schedule(schedule)
-        return schedule
+        if not isinstance(schedule, int | str):
+            return schedule
+        parse_schedule(str(schedule))
+        return str(schedule)
 
     def stages(self, num_train: int) -> tuple[Stage, ...]:
         """The schedule for this many training images."""

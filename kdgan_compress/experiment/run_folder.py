@@ -8,18 +8,14 @@ from typing import Any
 import torch
 
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.files import atomic_path, unwritable
+from kdgan_compress.files import atomic_path, unwritable, write_text
 
 MODEL_FILE = "model.safetensors"
 SCORES_FILE = "scores.npz"
 
 
 class RunFolder:
-    """Paths and files of one run.
-
-    Args:
-        path: The folder; ``create`` creates it.
-    """
+    """Paths and files of one run; ``create`` creates the folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,42 +28,21 @@ class RunFolder:
         self.result = path / "result.json"
 
     def create(self, recipe: str) -> None:
-        """Create the folder of a new run, with its resolved recipe as YAML.
-
-        Raises:
-            KdganError: It already has a run, or can't be written.
-        """
+        """Create the folder of a new run with its resolved recipe as YAML; see ``check_is_new``."""
         self.check_is_new()
-        self.write_text(self.recipe, recipe)
+        write_text(self.recipe, recipe)
 
     def check_is_new(self) -> None:
-        """Check that the folder has no run yet.
-
-        Raises:
-            KdganError: It has one.
-        """
+        """Raise a KdganError if the folder has a run already."""
         if self.recipe.exists():
-            raise KdganError(
-                "A new run needs a new folder",
-                f"found a run in {self.path}",
-                "Give another --out, or continue that run with --resume",
-            )
+            hint = "Give another --out, or continue that run with --resume"
+            raise KdganError("A new run needs a new folder", f"found a run in {self.path}", hint)
 
     def check_is_run(self) -> None:
-        """Check that the folder has a run that can be resumed.
-
-        Raises:
-            KdganError: It has none.
-        """
+        """Raise a KdganError if the folder has no run that can be resumed."""
         if not self.recipe.exists():
-            raise KdganError(
-                "--resume must be given a run folder", f"found no run in {self.path}", "Check the path, or start a run"
-            )
-
-    def write_text(self, path: Path, text: str) -> None:
-        """Write one of the folder's text files atomically."""
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            hint = "Check the path, or start a run"
+            raise KdganError("--resume must be given a run folder", f"found no run in {self.path}", hint)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""

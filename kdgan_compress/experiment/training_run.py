@@ -19,6 +19,7 @@ from kdgan_compress.experiment.aliases import update_state
 from kdgan_compress.experiment.checkpoint import Checkpoint, save_checkpoint
 from kdgan_compress.experiment.job import Job
 from kdgan_compress.experiment.results import RunResult
+from kdgan_compress.files import write_text
 from kdgan_compress.gans import Architecture
 from kdgan_compress.profiling.machine import machine_name, versions
 from kdgan_compress.reports import plot_curves, plot_scores
@@ -102,7 +103,7 @@ class TrainingRun:
             best_epoch_auc_oracle=max((line["auc"] for line in lines if line["auc"] is not None), default=None),
         )
         plot_curves(lines, folder.path / "curves.png")
-        folder.write_text(folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+        write_text(folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
         return result
 
     def fail(self, error: DivergedError) -> KdganError:
@@ -197,7 +198,7 @@ class TrainingRun:
             scheduler.load_state_dict(update_state(folder.load_state()))
             lines = folder.read_metrics()
             kept = [line for line in lines if (line["stage_index"], line["epoch"]) <= scheduler.position]
-        folder.write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._images_done = sum(line["num_images"] for line in kept)
         self._seconds = sum(line["seconds"] for line in kept)
 

@@ -1,6 +1,6 @@
 """The description from which a network is built: family, channels, image format, latent size and norm."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from kdgan_compress.errors import KdganError
@@ -22,8 +22,13 @@ class ImageFormat:
     image_channels: int = 1
 
     def describe(self) -> dict[str, str]:
-        """Every attribute as text, for a detector's metadata."""
-        return {"image_size": str(self.image_size), "image_channels": str(self.image_channels)}
+        """Every attribute that is not None as text, for a detector's metadata."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +74,6 @@ class Architecture(ImageFormat):
                 f"got {self.num_clusters}",
                 "Estimate how many kinds of normal images there are",
             )
-
-    def describe(self) -> dict[str, str]:
-        """Every attribute as text, for a detector's metadata."""
-        description = {
-            "family": self.family,
-            "channels": self.channels_str,
-            "latent_size": str(self.latent_size),
-            "norm": self.norm,
-        }
-        if self.num_clusters is not None:
-            description["num_clusters"] = str(self.num_clusters)
-        return super().describe() | description
 
     @property
     def channels_str(self) -> str:

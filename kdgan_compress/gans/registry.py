@@ -22,16 +22,13 @@ def build(architecture: Architecture, seed: int = 0) -> Gan:
         KdganError: The family does not exist, or has no clusters but a number of them is given.
     """
     if architecture.family not in FAMILIES:
-        raise KdganError(
-            "The family does not exist", f"got {architecture.family!r}", f"Choose one of {', '.join(sorted(FAMILIES))}"
-        )
+        hint = f"Choose one of {', '.join(sorted(FAMILIES))}"
+        raise KdganError("The family does not exist", f"got {architecture.family!r}", hint)
     family = FAMILIES[architecture.family]
     if architecture.num_clusters is not None and not family.has_clusters:
-        raise KdganError(
-            f"The family {architecture.family} has no clusters",
-            f"got num_clusters = {architecture.num_clusters}",
-            f"Leave it out, or choose {', '.join(name for name, f in FAMILIES.items() if f.has_clusters)}",
-        )
+        problem = f"The family {architecture.family} has no clusters"
+        hint = f"Leave it out, or choose {', '.join(name for name, f in FAMILIES.items() if f.has_clusters)}"
+        raise KdganError(problem, f"got num_clusters = {architecture.num_clusters}", hint)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return family.build(architecture)

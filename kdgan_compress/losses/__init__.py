@@ -2,8 +2,13 @@
 
 from kdgan_compress.losses.adversarial import discriminator_cross_entropy, gradient_penalty, wasserstein_loss
 from kdgan_compress.losses.distances import Distance, l1, l2
-from kdgan_compress.losses.latent import categorical_loss, latent_loss, mutual_information_loss
-from kdgan_compress.losses.negative import is_outlier_code, negative_loss
+from kdgan_compress.losses.latent import (
+    categorical_loss,
+    is_outlier_code,
+    latent_loss,
+    mutual_information_loss,
+    negative_loss,
+)
 from kdgan_compress.losses.similarity import ssim, ssim_loss
 
 __all__ = [

@@ -39,14 +39,7 @@ def discriminator_cross_entropy(
 
 
 def wasserstein_loss(critic_real: Float[Tensor, " B"], critic_fake: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """D(x̂) − D(x) (Eq. 13); its mean is minus the critic's estimate of the Wasserstein distance.
-
-    Args:
-        critic_real: D of images (B,).
-        critic_fake: D of reconstructions (B,).
-
-    Returns:
-        (B,), unbounded.
+    """D(x̂) − D(x) (Eq. 13), unbounded; its mean is minus the critic's estimate of the Wasserstein distance.
 
     Raises:
         KdganError: The shapes differ.
@@ -61,9 +54,9 @@ def gradient_penalty(
     """(‖∇D(t x + (1 − t) x̂)‖₂ − 1)² (Eq. 14), differentiable in the critic's weights.
 
     Args:
-        critic: D, images (B, C, H, W) to values (B,); no value may depend on another image.
+        critic: D, images to values (B,); no value may depend on another image.
         real: Images x.
-        fake: Reconstructions x̂ of the same shape.
+        fake: Reconstructions x̂.
         t: (B,) in [0, 1], uniform in training.
 
     Returns:

@@ -17,15 +17,9 @@ Distance = Literal["mean", "norm"]
 
 
 def l1(a: Float[Tensor, "B ..."], b: Float[Tensor, "B ..."], distance: Distance = "mean") -> Float[Tensor, " B"]:
-    """L1 distance of each pair of samples: S_con (Eq. 3) and K_x (Eq. 8).
+    """L1 distance of each pair of samples, ≥ 0: S_con (Eq. 3) and K_x (Eq. 8).
 
-    Args:
-        a: Samples, any shape (B, ...).
-        b: The same shape.
-        distance: ``"mean"``: mean of |a − b| over a sample's elements. ``"norm"``: ‖a − b‖₁, their sum.
-
-    Returns:
-        (B,), ≥ 0.
+    ``"mean"`` is the mean of |a − b| over a sample's elements, ``"norm"`` ‖a − b‖₁, their sum.
 
     Raises:
         KdganError: The shapes differ; they are never broadcast.
@@ -35,15 +29,9 @@ def l1(a: Float[Tensor, "B ..."], b: Float[Tensor, "B ..."], distance: Distance 
 
 
 def l2(a: Float[Tensor, "B ..."], b: Float[Tensor, "B ..."], distance: Distance = "mean") -> Float[Tensor, " B"]:
-    """L2 distance of each pair of samples: S_enc (Eq. 4), S_adv (Eq. 5), K_1 and K_2 (Eq. 8).
+    """L2 distance of each pair of samples, ≥ 0: S_enc (Eq. 4), S_adv (Eq. 5), K_1 and K_2 (Eq. 8).
 
-    Args:
-        a: Samples, any shape (B, ...).
-        b: The same shape.
-        distance: ``"mean"``: mean of (a − b)² over a sample's elements. ``"norm"``: ‖a − b‖₂, whose gradient at 0 is 0.
-
-    Returns:
-        (B,), ≥ 0.
+    ``"mean"`` is the mean of (a − b)² over a sample's elements, ``"norm"`` ‖a − b‖₂, whose gradient at 0 is 0.
 
     Raises:
         KdganError: The shapes differ; they are never broadcast.
@@ -56,11 +44,7 @@ def l2(a: Float[Tensor, "B ..."], b: Float[Tensor, "B ..."], distance: Distance 
 
 
 def check_same_shape(a: Tensor, b: Tensor) -> None:
-    """Check that nothing would be broadcast.
-
-    Raises:
-        KdganError: The shapes differ.
-    """
+    """Raise a KdganError if the shapes differ, so that nothing is broadcast."""
     if a.shape != b.shape:
         raise KdganError(
             "The two sides of a loss differ in shape",

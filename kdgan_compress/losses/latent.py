@@ -1,4 +1,7 @@
-"""Losses that shape CVGAD's latent space (sections II-A, II-B): K Gaussians q(z|y) = N(μ_y, I), informative codes."""
+"""Losses of CVGAD's latent space: K Gaussians q(z|y) = N(μ_y, I) and informative codes (sections II-A, II-B).
+
+In active negative training (section II-E), codes that normal images do not have are reconstructed badly.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from torch.nn.functional import log_softmax
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.losses.adversarial import discriminator_cross_entropy
-from kdgan_compress.losses.distances import Distance, check_same_shape
+from kdgan_compress.losses.distances import Distance, check_same_shape, l1
+from kdgan_compress.losses.similarity import ssim
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 
 def latent_loss(
@@ -56,8 +60,7 @@ def latent_loss(
 def categorical_loss(logits: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """KL(p(y|z) ‖ q(y)) with q(y) uniform, the last term of Eq. 4: Σ_y p(y|z) log(K p(y|z)).
 
-    Args:
-        logits: The classifier's output before the softmax, (B, K).
+    ``logits`` are the classifier's output before the softmax.
 
     Returns:
         (B,) in [0, log K] nats; 0 where every class is equally likely, so always 0 with one class.
@@ -80,3 +83,29 @@ def mutual_information_loss(paired: Float[Tensor, "B ..."], shuffled: Float[Tens
         (B,), ≥ 0, in nats; 2 log 2 for an FD at chance level.
     """
     return 2 * discriminator_cross_entropy(paired, shuffled)
+
+
+def is_outlier_code(z: Float[Tensor, "B d"], means: Float[Tensor, "K d"], distance: float) -> Bool[Tensor, " B"]:
+    """Whether a code is farther than ``distance`` from every mean.
+
+    The distance is the root mean square over the code's components, in standard deviations of q(z|y) = N(μ_y, I): a
+    normal image's code lies at 1, and the paper's bound is 2. The Euclidean distance is √d times that (16 for a normal
+    image's code of d = 256 components), so a bound of 2 on it would call every code an outlier.
+    """
+    return (z[:, None] - means).square().mean(2).sqrt().amin(1) > distance
+
+
+def negative_loss(
+    x: Float[Tensor, "B C H W"], x_hat: Float[Tensor, "B C H W"], w_ssim: float, w_l1: float
+) -> Float[Tensor, " B"]:
+    """w_ssim SSIM(x, x̂) − w_l1 |x − x̂|: small where supposed outliers are reconstructed badly.
+
+    The paper maximises its reconstruction losses. −log SSIM is unbounded and its gradient grows with the error, so here
+    SSIM itself is minimised: the same direction, with a lower bound.
+
+    Images and reconstructions are in [−1, 1], the weights ≥ 0.
+
+    Returns:
+        (B,) in [−w_ssim − 2 w_l1, w_ssim].
+    """
+    return w_ssim * ssim(x, x_hat) - w_l1 * l1(x, x_hat)

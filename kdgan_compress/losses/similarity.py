@@ -31,14 +31,7 @@ MIN_SSIM = 1e-3
 
 
 def ssim(a: Float[Tensor, "B C S S"], b: Float[Tensor, "B C S S"]) -> Float[Tensor, " B"]:
-    """SSIM of each pair of images.
-
-    Args:
-        a: Images (B, C, S, S) in [−1, 1], S ≥ 11.
-        b: The same shape.
-
-    Returns:
-        (B,) in (−1, 1]; 1 for equal images.
+    """SSIM of each pair of images in [−1, 1], S ≥ 11: (B,) in (−1, 1]; 1 for equal images.
 
     Raises:
         KdganError: The shapes differ.

@@ -1,7 +1,6 @@
 """Reports: plots of runs and pictures of images."""
 
-from kdgan_compress.reports.grids import ImageRow, plot_rows
-from kdgan_compress.reports.pictures import Reconstruction, plot_reconstructions
+from kdgan_compress.reports.grids import ImageRow, Reconstruction, plot_reconstructions, plot_rows
 from kdgan_compress.reports.plots import plot_curves, plot_scores, plot_speed
 
 __all__ = [

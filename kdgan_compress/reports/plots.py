@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from kdgan_compress.reports.figures import save_figure
+from kdgan_compress.reports.grids import save_figure
 
 NOT_A_LOSS = frozenset({"stage_index", "stage", "epoch", "num_images", "seconds", "images_per_s", "auc", "auc_raw"})
 TEACHER_PREFIX = "teacher_"
@@ -19,13 +19,9 @@ LINEAR_BELOW = 0.01
 
 
 def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Plot losses and, if it was tracked, AUC over the epochs of all stages.
+    """Plot the losses and, if it was tracked, the AUC in the lines of ``metrics.jsonl`` over the epochs of all stages.
 
     The loss axis is logarithmic; with a negative loss, symmetric logarithmic.
-
-    Args:
-        metrics: The lines of ``metrics.jsonl``.
-        path: The PNG to write.
     """
     epochs = np.arange(1, len(metrics) + 1)
     is_tracked = any(line.get("auc") is not None for line in metrics)
@@ -34,10 +30,9 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     names = sorted({key for line in metrics for key in line} - NOT_A_LOSS)
     terms = sorted({name.removeprefix(TEACHER_PREFIX) for name in names})
     for name in names:
-        style = "--" if name.startswith(TEACHER_PREFIX) else "-"
         values = [line.get(name, np.nan) for line in metrics]
-        color = f"C{terms.index(name.removeprefix(TEACHER_PREFIX))}"
-        axes[0].plot(epochs, values, style, marker=".", color=color, label=name)
+        style = ".--" if name.startswith(TEACHER_PREFIX) else ".-"
+        axes[0].plot(epochs, values, style, color=f"C{terms.index(name.removeprefix(TEACHER_PREFIX))}", label=name)
     axes[0].set(title="losses, unweighted means", xlabel="epoch")
     if any(line.get(name, 0.0) < 0 for line in metrics for name in names):
         axes[0].set_yscale("symlog", linthresh=LINEAR_BELOW)  # a critic's values have either sign

@@ -148,7 +148,7 @@ def test_trials_end_to_end(cli: Cli, pool: Path, tmp_path: Path) -> None:
     assert "an oracle" in out
 
     other = settings(pool, **{"training.batch_size": 4})
-    assert_refused(cli("trials", *other, "--out", tmp_path / "t"), "have one recipe", "--out")
+    assert_refused(cli("trials", *other, "--out", tmp_path / "t"), "need one recipe", "--out")
     assert_refused(cli(*call, "--num-trials", 0), "at least 1")
     assert_refused(cli(*call, "--jobs", 0), "at least 1")
 

@@ -16,7 +16,7 @@ from kdgan_compress.api.trials import trials
 from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation.baselines import nearest_neighbour_scores, pca_residual_scores
-from kdgan_compress.experiment import runner as run_module
+from kdgan_compress.experiment import training_run as run_module
 from kdgan_compress.experiment.checkpoint import load_checkpoint
 from kdgan_compress.experiment.recipe import parse_recipe
 
@@ -105,7 +105,7 @@ def test_finished_trials_are_kept_and_more_are_added(recipe, tmp_path, monkeypat
 def test_an_interrupted_trial_is_resumed(recipe, tmp_path, monkeypatch):
     out = tmp_path / "out"
     longer = recipe.replace({"training": {"epochs": 3}})
-    original, calls = run_module._metrics_line, []
+    original, calls = run_module.TrainingRun._metrics_line, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -114,7 +114,7 @@ def test_an_interrupted_trial_is_resumed(recipe, tmp_path, monkeypatch):
         return original(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "_metrics_line", interrupted)
+        patched.setattr(run_module.TrainingRun, "_metrics_line", interrupted)
         with pytest.raises(KeyboardInterrupt):
             trials(longer, out, num_trials=2)
     assert not (out / "trials.json").exists()
@@ -137,11 +137,11 @@ def test_students_are_distilled_from_their_trials_model(recipe, tmp_path):
 
 def test_a_folder_of_another_recipe_is_refused(recipe, tmp_path):
     trials(recipe, tmp_path / "out", num_trials=1)
-    with pytest.raises(KdganError, match=r"have one recipe; .*recipe\.yaml is another\. Give another --out"):
+    with pytest.raises(KdganError, match=r"need one recipe; .*recipe\.yaml is another\. Give another --out"):
         trials(recipe.replace({"training": {"batch_size": 4}}), tmp_path / "out", num_trials=1)
     other = tmp_path / "run"
     train(recipe, other)
-    with pytest.raises(KdganError, match="have one recipe"):
+    with pytest.raises(KdganError, match="need one recipe"):
         trials(recipe, other, num_trials=1)
     assert not (other / "trial-0").exists()
 

@@ -3,18 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from kdgan_compress.data import (
-    DataSettings,
-    coil100,
-    gpnd_5fold,
-    load_split,
-    miso_8020,
-    native_channels,
-    ocgan_p1,
-    resize,
-    simo,
-)
+from kdgan_compress.data import DataSettings, load_split, native_channels
 from kdgan_compress.data import datasets as datasets_module
+from kdgan_compress.data.prepare import resize
+from kdgan_compress.data.protocols import coil100, gpnd_5fold, miso_8020, ocgan_p1, simo
 from kdgan_compress.errors import KdganError
 
 SIZE = 16

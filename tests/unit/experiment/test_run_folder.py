@@ -8,6 +8,7 @@ import torch
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.files import write_text
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_folder_with_other_files_may_become_a_run(folder):
 
 
 def test_a_folder_with_a_run_is_refused(folder):
-    folder.write_text(folder.recipe, "description: x\n")
+    write_text(folder.recipe, "description: x\n")
     with pytest.raises(KdganError, match=r"needs a new folder; found a run in .*one"):
         folder.create("description: mine\n")
 
@@ -80,8 +81,8 @@ def test_a_diverged_loss_is_kept(folder):
 
 
 def test_text_is_replaced_whole(folder):
-    folder.write_text(folder.result, "a longer first text")
-    folder.write_text(folder.result, "Straße\n")
+    write_text(folder.result, "a longer first text")
+    write_text(folder.result, "Straße\n")
     assert folder.result.read_bytes() == "Straße\n".encode()
     assert [path.name for path in folder.path.iterdir()] == ["result.json"]
 
