@@ -10,7 +10,8 @@ from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_name, model_path
 from kdgan_compress.export.detector_file import write_detector
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.profiling import Counts, Latency, detector_call, identity_model_call, measure_latency
+from kdgan_compress.profiling.counts import Counts
+from kdgan_compress.profiling.latency import Latency, detector_call, identity_model_call, measure_latency
 from kdgan_compress.profiling.machine import machine_name
 from kdgan_compress.runtime import Detector
 

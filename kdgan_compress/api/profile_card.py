@@ -15,7 +15,7 @@ from kdgan_compress.export.packaging.card import read_detector_name, replace_lat
 from kdgan_compress.export.precisions import is_exact
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.files import atomic_path
-from kdgan_compress.profiling import Latency
+from kdgan_compress.profiling.latency import Latency
 from kdgan_compress.profiling.machine import machine_name
 from kdgan_compress.runtime import Detector
 

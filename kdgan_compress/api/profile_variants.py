@@ -15,7 +15,7 @@ from kdgan_compress.export.precisions import PRECISIONS
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.gate import Agreement, ValidationData
 from kdgan_compress.gans import Architecture, Gan, build
-from kdgan_compress.profiling import Latency
+from kdgan_compress.profiling.latency import Latency
 from kdgan_compress.profiling.machine import machine_name
 
 PAPER_ARCHITECTURES = (

@@ -28,7 +28,7 @@ from kdgan_compress.export.validation.gate import (
 from kdgan_compress.export.validation.parity import check_parity, parity, relative_difference
 from kdgan_compress.files import atomic_path
 from kdgan_compress.gans import ImageFormat, anomaly_score, normalize_images
-from kdgan_compress.profiling import count
+from kdgan_compress.profiling.counts import count
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, write_checksum
 from kdgan_compress.runtime.detector import SCHEMA_VERSION

@@ -9,7 +9,7 @@ from kdgan_compress.export.detector_file import ExportReport
 from kdgan_compress.export.packaging.call_examples import LANGUAGES, InputSpec
 from kdgan_compress.export.packaging.mobile import MobileCheck
 from kdgan_compress.export.validation.golden import Golden
-from kdgan_compress.profiling import Latency
+from kdgan_compress.profiling.latency import Latency
 from kdgan_compress.runtime import Detector
 
 

@@ -13,7 +13,8 @@ from kdgan_compress.cli.main import run
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint
 from kdgan_compress.gans import Architecture, build
-from kdgan_compress.profiling import Latency, count
+from kdgan_compress.profiling.counts import count
+from kdgan_compress.profiling.latency import Latency
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")
 

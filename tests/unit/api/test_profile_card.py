@@ -14,7 +14,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint, save_checkpoint
 from kdgan_compress.export.graph.assemble import IOSpec
 from kdgan_compress.export.settings import ExportSettings
-from kdgan_compress.profiling import Latency
+from kdgan_compress.profiling.latency import Latency
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")
 

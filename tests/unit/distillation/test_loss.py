@@ -191,9 +191,7 @@ def test_a_fourth_tap_is_a_term_like_the_others(channels, loss):
         torch.testing.assert_close(trained.state_dict(), by_hand.state_dict(), rtol=1e-7, atol=1e-9)
 
 
-def test_a_terms_name_can_be_chosen_and_its_weight_is_checked():
-    assert FOURTH.name == "k_encoder.features"
-    assert Term("encoder.features", name="middle").name == "middle"
+def test_a_terms_weight_is_checked():
     with pytest.raises(KdganError, match="got weight = -1"):
         Term("encoder.features", weight=-1)
 

@@ -76,7 +76,7 @@ def test_part_in_evaluation_mode_stays_so():
 
 def test_training_mode_comes_back_after_an_error():
     generator = gan("ede", "batch").generator.train()
-    with pytest.raises(KdganError, match=r"must be \(1, 32, 32\).*got \(3, 32, 32\)"):
+    with pytest.raises(KdganError, match=r"takes images of \(1, 32, 32\).*got \(3, 32, 32\)"):
         score_images(generator, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert generator.training
 
@@ -92,7 +92,7 @@ def test_images_of_another_kind_are_refused(family, run):
     built = gan(family, "batch")
     for shape in ((2, 3, 32, 32), (2, 1, 16, 16)):
         pixels = torch.zeros(shape, dtype=torch.uint8)
-        with pytest.raises(KdganError, match=r"must be \(1, 32, 32\) for this network"):
+        with pytest.raises(KdganError, match=r"takes images of \(1, 32, 32\)"):
             run(built if run in (reconstruct, encode) else built.generator, pixels)
 
 

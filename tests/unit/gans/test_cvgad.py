@@ -13,7 +13,7 @@ from torch import nn
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Scorer, anomaly_score, build, channels_from_width, has_score_terms
 from kdgan_compress.losses import discriminator_cross_entropy, ssim
-from kdgan_compress.profiling import count
+from kdgan_compress.profiling.counts import count
 
 UNSCORED = ("encoder.log_var", "classifier", "means", "feature_discriminator")
 

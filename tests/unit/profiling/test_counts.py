@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdgan_compress.gans import Architecture, anomaly_score, build
-from kdgan_compress.profiling import count
+from kdgan_compress.profiling.counts import count
 
 TABLE = [  # channels, image channels, parameters, MACs of convolutions
     ((64, 128, 256), 3, 5_123_712, 55_836_672),

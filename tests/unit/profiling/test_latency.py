@@ -5,7 +5,8 @@ import onnx
 import pytest
 from brightness import write_brightness
 
-from kdgan_compress.profiling import Latency, detector_call, identity_model_call, latency, measure_latency
+from kdgan_compress.profiling import latency
+from kdgan_compress.profiling.latency import Latency, detector_call, identity_model_call, measure_latency
 from kdgan_compress.runtime import Detector, session
 
 

@@ -21,7 +21,7 @@ from kdgan_compress.export.packaging.mobile import MobileCheck
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.gate import ValidationData
 from kdgan_compress.export.validation.golden import make_golden
-from kdgan_compress.profiling import Latency
+from kdgan_compress.profiling.latency import Latency
 from kdgan_compress.runtime import Detector
 
 pytestmark = pytest.mark.usefixtures("quick")
