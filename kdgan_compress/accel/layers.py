@@ -1,9 +1,9 @@
-"""im2col layers: torch's convolutions and instance norm, computed faster in training where torch is slow.
+"""im2col layers: torch's convolutions and instance norm, computed faster where torch is slow.
 
 A convolution of few channels, or one whose input or output is a vector, is bound by call overhead and by reordering
-weights. In training mode these layers compute it as a matrix product over patches (im2col + GEMM), for all groups at
-once. All others, and every one in evaluation mode (what is counted and exported), are torch's operator.
-docs/performance.md has the times. ``fast_layers`` swaps them into any network and out again.
+weights. These layers compute it as a matrix product over patches (im2col + GEMM), for all groups at once; all others
+are torch's operator. ``fast_layers`` swaps them into any network, for training and scoring, and out again: what is
+counted and exported has torch's layers. docs/performance.md has the times.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ MAX_NARROW_CHANNELS = 3
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d``; in training weight × patches of the input where that is faster.
+    """``nn.Conv2d`` as weight × patches of the input where that is faster.
 
     Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); padding by numbers, dilation 1.
     """
@@ -30,8 +30,6 @@ class Conv2d(nn.Conv2d):
     padding: tuple[int, int]
 
     def forward(self, images: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(images)
         batch, groups = len(images), self.groups
         height, width = (_output_size(self, axis, images.shape[2 + axis]) for axis in (0, 1))
         if not _should_use_im2col(self, batch, self.in_channels, height * width):
@@ -46,7 +44,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d``; in training patches of the output = weightᵀ × input where that is faster.
+    """``nn.ConvTranspose2d`` as patches of the output = weightᵀ × input where that is faster.
 
     Shape: (B, in_channels, H, W) → (B, out_channels, H', W'); padding by numbers, no output padding, dilation 1.
     """
@@ -54,8 +52,6 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     padding: tuple[int, int]
 
     def forward(self, images: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if not self.training:
-            return super().forward(images, output_size)
         batch, groups, positions = len(images), self.groups, images.shape[2] * images.shape[3]
         if not _should_use_im2col(self, batch, self.out_channels, positions):
             return super().forward(images, output_size)
@@ -74,11 +70,9 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """``nn.InstanceNorm2d``; in training group norm with one group per channel, which computes the same."""
+    """``nn.InstanceNorm2d`` as group norm with one group per channel, which computes the same."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(images)
         return group_norm(images, self.num_features, self.weight, self.bias, self.eps)
 
 

@@ -48,6 +48,7 @@ class TrainingRun:
         self._images_done, self._seconds = 0, 0.0
         self._record: TrainRecord | None = None
         self._next_save = 0.0
+        self._saved_position: tuple[int, int] | None = None
         self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
         if job.resume:
             self._restore()
@@ -76,11 +77,10 @@ class TrainingRun:
 
     def finish(self, fleet: int) -> RunResult | KdganError:
         """Write the model, the scores, the plots and the result."""
-        if not self._is_finite():
+        if not self._save_state():
             return self.fail(
                 DivergedError("Weights must stay finite", "they are not after the last step", "Lower the learning rate")
             )
-        self._save_state()
         self._save_models()
         job, folder = self.job, self.job.folder
         auc, auc_raw = self._aucs()
@@ -171,14 +171,19 @@ class TrainingRun:
             weights=weights,
         )
 
-    def _save_state(self) -> None:
-        """Save the state, unless an older one is better because this one is not finite."""
+    def _save_state(self) -> bool:
+        """Save the state, once per position; False if it is not finite, where an older state is better."""
+        position = self.job.scheduler.position
+        if position == self._saved_position:
+            return True
         if not self._is_finite():
-            return
+            return False
         start = time.perf_counter()
         self.job.folder.save_state(self.job.scheduler.state_dict())
         end = time.perf_counter()
         self._next_save = end + (end - start) * (1 / MAX_SAVE_FRACTION - 1)
+        self._saved_position = position
+        return True
 
     def _is_finite(self) -> bool:
         """Whether everything that is trained has finite weights and gives some images finite scores."""
