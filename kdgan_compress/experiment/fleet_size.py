@@ -97,7 +97,7 @@ def max_fleet_size(job: Job) -> int:
         for network in state.gan.networks().values()
         for parameter in network.parameters()
     )
-    pixels = job.split.train[0].numel() * max(job.architecture.channels[0], 4) * job.batch_size
+    pixels = job.split.train[0].numel() * max(job.architecture.channels[0], 4) * job.training.batch_size
     bytes_per_member = 4 * (FLOATS_PER_WEIGHT * weights + FLOATS_PER_PIXEL * pixels)
     return max(1, int(MEMORY_FRACTION * _free_bytes(job.scheduler.student.gan.device) / bytes_per_member))
 
@@ -142,7 +142,7 @@ def _fastest_size(jobs: Sequence[Job], max_size: int) -> int:
         return 1
     largest = min(max_size, len(jobs))
     fastest, least = 1, float("inf")
-    with num_threads(jobs[0].num_threads), torch.random.fork_rng(devices=[]):
+    with num_threads(jobs[0].training.threads or 1), torch.random.fork_rng(devices=[]):
         for size in (*(size for size in FLEET_SIZES if size < largest), largest):
             seconds = _seconds_per_model(jobs[:size])
             if seconds > MIN_RELATIVE_TIME * least:

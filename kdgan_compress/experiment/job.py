@@ -14,7 +14,8 @@ from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_name
-from kdgan_compress.experiment.recipe import Recipe, StudentSection, load_recipe
+from kdgan_compress.experiment.recipe import Recipe, load_recipe
+from kdgan_compress.experiment.recipe_sections import DistillationSection, TrainingSection
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
 from kdgan_compress.gans import Architecture, build, to_device
@@ -34,13 +35,15 @@ class Job:
     split: Split
     scheduler: ProgressiveScheduler
     architecture: Architecture
-    seed: int
-    num_threads: int
-    batch_size: int
     provenance: dict[str, Any]
     teacher_architecture: Architecture | None = None
     attach_cache: Callable[[], str] | None = None
     teacher_cache: str | None = None
+
+    @property
+    def training(self) -> TrainingSection:
+        """The section of the recipe that the job trains by; ``threads`` is set."""
+        return self.recipe.training if self.teacher_architecture is None else self.recipe.distillation.training
 
     @property
     def num_images(self) -> int:
@@ -98,9 +101,6 @@ def training_job(recipe: Recipe, out: Path | None = None, parent: Path = RUNS, r
         split=split,
         scheduler=scheduler,
         architecture=architecture,
-        seed=training.seed,
-        num_threads=threads,
-        batch_size=training.batch_size,
         provenance={"command": "train"},
     )
 
@@ -138,13 +138,7 @@ def distillation_job(
     section = recipe.distillation
     training = section.training
     check_device(training.device)
-    architecture = _student_architecture(section.student, checkpoint.architecture)
-    if architecture.norm == "batch" and training.batch_size == 1:
-        raise KdganError(
-            "A student with batch norm needs batches of at least 2 images",
-            "got a batch size of 1, where training and evaluation would normalise an image differently",
-            "Give --norm instance, or a larger --batch-size",
-        )
+    architecture = _student_architecture(section, checkpoint.architecture)
     split = _load_split(recipe, architecture)
     stages = section.stages(len(split.train))
     trains_teacher = any(stage.loss_set.trains_teacher for stage in stages)
@@ -163,6 +157,7 @@ def distillation_job(
         with num_threads(training.threads or choose_threads(max(checkpoint.architecture.channels))):
             return (caches or TeacherCaches()).attach(section.cache, scheduler)
 
+    schedule = "->".join(stage.name for stage in stages)
     cache_folder = str(Path(section.cache.folder).expanduser().resolve()) if section.cache.folder else None
     name = f"{model_name(teacher)}-student-{architecture.channels_str}-seed{training.seed}"
     return Job(
@@ -172,14 +167,7 @@ def distillation_job(
         split=split,
         scheduler=scheduler,
         architecture=architecture,
-        seed=training.seed,
-        num_threads=threads,
-        batch_size=training.batch_size,
-        provenance={
-            "command": "distill",
-            "teacher": section.teacher,
-            "schedule": "->".join(stage.name for stage in stages),
-        },
+        provenance={"command": "distill", "teacher": section.teacher, "schedule": schedule},
         teacher_architecture=checkpoint.architecture,
         attach_cache=attach_cache,
     )
@@ -244,8 +232,15 @@ def _with_teacher(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Reci
     return recipe.replace({"model": architecture, "distillation": {"teacher": str(Path(path).resolve())}})
 
 
-def _student_architecture(student: StudentSection, teacher: Architecture) -> Architecture:
+def _student_architecture(section: DistillationSection, teacher: Architecture) -> Architecture:
     """The teacher's architecture with the student's channels and norm and, if it names one, its family."""
+    student = section.student
+    if student.norm == "batch" and section.training.batch_size == 1:
+        raise KdganError(
+            "A student with batch norm needs batches of at least 2 images",
+            "got a batch size of 1, where training and evaluation would normalise an image differently",
+            "Give --norm instance, or a larger --batch-size",
+        )
     architecture = dataclasses.replace(teacher, channels=student.channels_for(teacher.image_size), norm=student.norm)
     if student.family in (None, teacher.family):
         return architecture

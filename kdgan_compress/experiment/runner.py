@@ -58,8 +58,8 @@ def run_jobs(
     total, done_before = sum(job.num_images for job in jobs), 0
     for start in range(0, len(jobs), fleet_size):
         fleet = jobs[start : start + fleet_size]
-        with num_threads(fleet[0].num_threads), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(fleet[0].seed)
+        with num_threads(fleet[0].training.threads or 1), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fleet[0].training.seed)
             runs = [TrainingRun(job, track_auc, raw) for job in fleet]
             for member, record in train_schedulers([job.scheduler for job in fleet], fast_engine):
                 run = runs[member]

@@ -95,7 +95,7 @@ class TrainingRun:
             num_images=num_images,
             seconds=round(self._seconds, 3),
             images_per_s=round(num_images / self._seconds, 1),
-            seed=job.seed,
+            seed=job.training.seed,
             threads=torch.get_num_threads(),
             machine=machine_name(job.scheduler.student.gan.device.type),
             fleet=fleet,
@@ -167,7 +167,7 @@ class TrainingRun:
             threshold=threshold,
             threshold_rule=THRESHOLD_RULE.format(len(job.split.calibration), held_out),
             provenance=job.provenance
-            | {"seed": job.seed, "split_sha256": job.split.split_sha256, "versions": versions()},
+            | {"seed": job.training.seed, "split_sha256": job.split.split_sha256, "versions": versions()},
             weights=weights,
         )
 

@@ -1,7 +1,6 @@
 """The CVAE-GAN family of CVGAD (Bian et al., 2019, Fig. 1): reconstructs through a clustered latent space.
 
-The generator is the paper's CVAE (encoder, decoder, classifier p(y|z), means μ_y) with its feature discriminator FD,
-which shares the encoder's objective. The score needs encoder and decoder only.
+The generator is the paper's CVAE with its feature discriminator FD. The score needs encoder and decoder only.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 MIN_SCORE_RANGE = 1e-6
 LOG_VAR_BOUND = 5.0  # of |log σ²|, whose exponential could overflow after a single bad step
 NUM_PHASES, CRITIC_PHASE, ADVERSARIAL_PHASE = 6, 4, 5
-MAX_OUTLIER_DISTANCE_FACTOR = 1.5
-"""Outlier codes are drawn at 1 to this many times the distance from which a code counts as an outlier."""
+MAX_OUTLIER_DISTANCE_FACTOR = 1.5  # outlier codes lie at 1 to this many times the distance of an outlier
 
 
 class Encoder(nn.Module):
@@ -85,7 +83,7 @@ class FeatureDiscriminator(nn.Module):
 
 
 class Generator(nn.Module):
-    """The CVAE with its feature discriminator.
+    """The CVAE (encoder, decoder, classifier p(y|z), means μ_y) with its feature discriminator.
 
     Attributes:
         means: μ_y (K, latent_size), learnable, initialised from N(0, 1).
@@ -110,6 +108,11 @@ class Generator(nn.Module):
         """Images (B, C, S, S) in [−1, 1] → μ (B, latent) and x̂ decoded from it, without noise."""
         mu, _ = self.encoder(images)
         return mu, self.decoder(mu)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images (B, C, S, S) in [−1, 1] → x̂ decoded from a sample of p(z|x)."""
+        x_hat: Tensor = self.decoder(_reparameterize(*self.encoder(images)))
+        return x_hat
 
     def score_terms(self, images: Tensor) -> Tensor:
         """Images (B, C, S, S) in [−1, 1] → −log SSIM and mean |x − x̂| of each, (B, 2)."""
@@ -143,11 +146,10 @@ class Critic(nn.Module):
 
 @dataclass(frozen=True)
 class CvgadObjective:
-    """CVGAD's Algorithm 1: cycles of six batches (phases); each phase updates by one loss at a time.
+    """CVGAD's Algorithm 1: cycles of six batches (phases). A weight of 0 removes a loss (Table 1).
 
     Phases 0 to 3: the critic, then the CVAE on reconstruction, latent loss, negative training, mutual information and
-    reconstruction again. Phase 4: the critic only. Phase 5: the CVAE on the critic's score. A weight of 0 removes a
-    loss and changes nothing else (Table 1).
+    reconstruction again, one after the other. Phase 4: the critic. Phase 5: the CVAE on the critic's score.
 
     Attributes:
         w_ssim: Weight of −log SSIM.
@@ -158,7 +160,7 @@ class CvgadObjective:
         w_adv: Weight of the critic's score; at 0 the critic is not trained either.
         w_negative: Weight of active negative training.
         w_penalty: λ of the critic's gradient penalty (Eq. 15).
-        negative_distance: Minimum distance of outlier codes from every mean, as ``losses.is_outlier_code`` takes it.
+        negative_distance: Minimum distance of outlier codes from every mean (``losses.is_outlier_code``).
         latent_threshold: T: negative training waits until the latent loss is below it; 256 is one nat per component.
         distance: Of the latent loss: ``"norm"`` is its sum over components, as Eq. 4 is written.
     """
@@ -177,7 +179,7 @@ class CvgadObjective:
 
     def __post_init__(self) -> None:
         check_weights(**{name: value for name, value in vars(self).items() if name != "distance"})
-        if self.w_ssim == 0 and self.w_l1 == 0:
+        if self.w_ssim == self.w_l1 == 0:
             raise KdganError("CVGAD needs a reconstruction loss", "got w_ssim and w_l1 = 0", "Keep one of the two")
 
     def train_step(
@@ -191,13 +193,12 @@ class CvgadObjective:
     ) -> dict[str, Tensor]:
         """Train on one batch (``gans.objective.Objective``)."""
         distillation: Tensor | float = 0.0 if k_l is None else k_l(state.forward(images))
-        trains_g, trains_d = is_nonzero(weight_g), is_nonzero(weight_d)
-        phase = step % NUM_PHASES
+        trains_g, trains_d, phase = is_nonzero(weight_g), is_nonzero(weight_d), step % NUM_PHASES
         losses: dict[str, Tensor] = {}
 
         if trains_g or trains_d:
             generator, critic = _networks(state.gan)
-            x_hat = _reconstruct(generator, images)
+            x_hat = generator.reconstruct(images)
         if trains_d and phase <= CRITIC_PHASE and self.w_adv > 0:
             t = torch.rand(len(images), device=images.device)
             losses["wasserstein"] = state.reduce(wasserstein_loss(critic(images), critic(x_hat.detach())))
@@ -236,7 +237,7 @@ class CvgadObjective:
             losses["mutual"] = state.reduce(mutual_information_loss(paired, shuffled))
             state.update("generator", weight_g * self.w_mutual * losses["mutual"])
 
-        return losses | self._update_on_reconstruction(state, images, _reconstruct(generator, images), weight_g)
+        return losses | self._update_on_reconstruction(state, images, generator.reconstruct(images), weight_g)
 
     def _update_on_outliers(
         self, state: GanState, generator: Generator, num_codes: int, weight_g: Weight
@@ -247,7 +248,7 @@ class CvgadObjective:
             return {}
         with eval_mode(generator):
             outliers = generator.decoder(codes).detach()
-            loss = state.reduce(negative_loss(outliers, _reconstruct(generator, outliers), self.w_ssim, self.w_l1))
+            loss = state.reduce(negative_loss(outliers, generator.reconstruct(outliers), self.w_ssim, self.w_l1))
         state.update("generator", weight_g * self.w_negative * loss)
         return {"negative": loss}
 
@@ -274,19 +275,14 @@ def outlier_codes(means: Float[Tensor, "K d"], num_codes: int, distance: float) 
     Args:
         means: μ_y (K, d).
         num_codes: How many are drawn; N ≤ ``num_codes`` are returned.
-        distance: See ``losses.is_outlier_code``.
+        distance: As ``losses.is_outlier_code`` takes it.
     """
     centres = means[torch.randint(len(means), (num_codes,), device=means.device)]
-    directions = torch.randn(num_codes, means.shape[1], device=means.device)
-    directions = directions / directions.square().mean(1, keepdim=True).sqrt()
-    factors = torch.empty(num_codes, 1, device=means.device).uniform_(1, MAX_OUTLIER_DISTANCE_FACTOR)
-    codes = centres + directions * distance * factors
+    directions = torch.randn_like(centres)
+    lengths = directions.square().mean(1, keepdim=True).sqrt()
+    factors = torch.empty_like(centres[:, :1]).uniform_(1, MAX_OUTLIER_DISTANCE_FACTOR)
+    codes = centres + directions / lengths * distance * factors
     return codes[is_outlier_code(codes, means, distance)]
-
-
-def _reconstruct(generator: Generator, images: Tensor) -> Tensor:
-    x_hat: Tensor = generator.decoder(_reparameterize(*generator.encoder(images)))
-    return x_hat
 
 
 def _reparameterize(mu: Tensor, log_var: Tensor) -> Tensor:
