@@ -278,7 +278,7 @@ def outlier_codes(means: Float[Tensor, "K d"], num_codes: int, distance: float) 
         distance: As ``losses.is_outlier_code`` takes it.
     """
     centres = means[torch.randint(len(means), (num_codes,), device=means.device)]
-    directions = torch.randn_like(centres)
+    directions = torch.randn(centres.shape, device=centres.device)
     lengths = directions.square().mean(1, keepdim=True).sqrt()
     factors = torch.empty_like(centres[:, :1]).uniform_(1, MAX_OUTLIER_DISTANCE_FACTOR)
     codes = centres + directions / lengths * distance * factors
