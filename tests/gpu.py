@@ -1,6 +1,7 @@
 """``make gpu``: the tests that need a GPU and the benchmark of docs/performance.md, in at most six minutes.
 
-It needs this checkout and a Python with torch (2.9 or newer) and numpy; nothing is installed. Tested with torch 2.15.
+It needs this checkout and a Python with torch (2.9 or newer, as the package) and numpy; nothing is installed. It was
+written with torch 2.15 and has not been run on a GPU yet.
 Without a GPU it says so and ends with exit code 0. It writes ``gpu.json`` and ``gpu.md`` into the given folder.
 """
 

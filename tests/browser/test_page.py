@@ -27,7 +27,7 @@ from PIL import Image, PngImagePlugin
 from kdgan_compress.export.packaging.web import ORT_WEB_VERSION, write_page
 from kdgan_compress.runtime.images import read_image
 
-selenium = pytest.importorskip("selenium", reason="the page's test must have selenium: pip install selenium")
+selenium = pytest.importorskip("selenium", reason="the page's test needs selenium: pip install selenium")
 
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
