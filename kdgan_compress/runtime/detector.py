@@ -22,6 +22,8 @@ MAP_OUTPUTS = {"reconstruction": "reconstruction", "anomaly_map": "anomaly_map",
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(bool)": "bool"}
 REQUIRED_OUTPUTS = {"score": "float32", "is_anomaly": "bool"}
 
+MAX_THRESHOLD = float(np.finfo(np.float32).max)
+
 MIN_NEAR = 512
 """Photos for a detector without a frame keep at least twice this height and width when they are read."""
 
@@ -232,7 +234,7 @@ def check_threshold(threshold: float, source: str | None = None) -> None:
     Raises:
         KdganError: It is not; the message names ``source``, the file that contains it.
     """
-    if not abs(threshold) <= np.finfo(np.float32).max:
+    if not abs(threshold) <= MAX_THRESHOLD:
         found = f"got {threshold}" if source is None else f"{source} has {threshold}"
         raise KdganError("The threshold must be a finite number", found, "Give --threshold, or calibrate the detector")
 

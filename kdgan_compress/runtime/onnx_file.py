@@ -108,8 +108,8 @@ def replace_threshold(content: bytes, threshold: float, rule: str) -> bytes:
 
     Args:
         content: The ``.onnx`` file.
-        threshold: The new threshold: the value of the initializer ``threshold``, and of the metadata entry of that name.
-        rule: How it was set: the metadata entry ``threshold_rule``.
+        threshold: The new threshold, for the initializer ``threshold`` and the metadata entry of that name.
+        rule: How it was set, for the metadata entry ``threshold_rule``.
 
     Returns:
         The new file's content.

@@ -79,7 +79,7 @@ def draw_overlay(
 
 
 def draw_result(detector: Detector, result: FileScore) -> Image.Image:
-    """Draw the map of a photo that ``score_files`` scored with maps; the label is its score relative to the threshold."""
+    """Draw the map of a photo that ``score_files`` scored with maps; the label has its relative score."""
     assert result.pixels is not None, "score_files needs maps=True"
     assert result.anomaly_map is not None, "score_files needs maps=True"
     threshold = detector.threshold

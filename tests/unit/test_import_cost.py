@@ -22,7 +22,7 @@ HEAVY = (
     "pytorch_msssim",
 )
 COMMANDS = (
-    *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score"),
+    *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
     *("pictures", "trials", "bench", "recipes"),
 )
 
