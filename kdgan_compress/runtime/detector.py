@@ -246,13 +246,10 @@ def _load(content: bytes, path: Path, threads: int) -> tuple[onnxruntime.Inferen
         raise KdganError(problem, f"{path} is empty", EXPORT_HINT)
     try:
         if has_external_data(content):
-            found = f"{path} keeps weights in another file"
-            raise KdganError("The detector must contain its weights", found, EXPORT_HINT)
+            raise ValueError("it keeps weights in another file")
         session = create_session(content, threads)
         return session, dict(session.get_modelmeta().custom_metadata_map)
     except ValueError as error:  # no protobuf, or metadata that is not UTF-8
-        if isinstance(error, KdganError) and str(path) in error.found:
-            raise
         reason = error.found if isinstance(error, KdganError) else first_line(error)
         raise KdganError(problem, f"{path}: {reason}", EXPORT_HINT) from None
 

@@ -390,7 +390,7 @@ def test_weights_in_another_file_are_refused(tmp_path, monkeypatch):
     axes.external_data.add(key="location", value="axes.bin")
     path = seal(tmp_path / "d.onnx", model)
     monkeypatch.chdir(tmp_path)
-    refused(path, "must contain its weights; .* keeps weights in another file")
+    refused(path, "must be a complete ONNX file; .* it keeps weights in another file")
 
 
 def test_one_score_for_several_images_is_refused(tmp_path):
