@@ -16,6 +16,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.export.detector_file import write_detector
 from kdgan_compress.export.graph.assemble import IOSpec
 from kdgan_compress.export.packaging import card as cards
+from kdgan_compress.export.packaging import card_update
 from kdgan_compress.export.packaging.call_examples import LANGUAGES, InputSpec
 from kdgan_compress.export.packaging.mobile import MobileCheck
 from kdgan_compress.export.settings import ExportSettings
@@ -242,10 +243,10 @@ def test_a_later_measurement_replaces_the_earlier_one(made):
 
 def test_a_card_names_its_detector(made):
     _, _, text = made[KINDS[0]]
-    assert cards.read_detector_name(text) == "student.onnx"
+    assert card_update.read_detector_name(text) == "student.onnx"
     for other in ("", "# student\n\n## Latency\n", "# ../student.onnx\n\n## Latency\n", "# student.onnx\n"):
         with pytest.raises(KdganError, match="must be a model card"):
-            cards.read_detector_name(other)
+            card_update.read_detector_name(other)
 
 
 def test_what_is_not_exact_is_held_against_fp32(tmp_path):
