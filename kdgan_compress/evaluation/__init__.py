@@ -1,6 +1,7 @@
 """Evaluation: anomaly scores of images, and how well they separate anomalous from normal images."""
 
 from kdgan_compress.evaluation.metrics import DetectionMetrics, detection_metrics, quantile_threshold, score_spearman
+from kdgan_compress.evaluation.pixel_metrics import PixelMetrics, aupro, pixel_auroc, pixel_metrics
 from kdgan_compress.evaluation.score_file import SavedScores, load_scores, save_scores, weights_sha256
 from kdgan_compress.evaluation.scoring import encode, paper_scores, recalibrate, reconstruct, score_images
 from kdgan_compress.evaluation.summary import MeanStd, mean_std
@@ -8,12 +9,16 @@ from kdgan_compress.evaluation.summary import MeanStd, mean_std
 __all__ = [
     "DetectionMetrics",
     "MeanStd",
+    "PixelMetrics",
     "SavedScores",
+    "aupro",
     "detection_metrics",
     "encode",
     "load_scores",
     "mean_std",
     "paper_scores",
+    "pixel_auroc",
+    "pixel_metrics",
     "quantile_threshold",
     "recalibrate",
     "reconstruct",
