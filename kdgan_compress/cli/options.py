@@ -106,7 +106,7 @@ def protocol_options(command: Command) -> Command:
     return _with(options, command)
 
 
-class Tile(click.ParamType[int | str]):
+class Tile(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
     """The side of a tile in pixels, or ``off``."""
 
     name = "tile"

@@ -2,6 +2,7 @@
 
 from kdgan_compress.evaluation.fitting import Fitted, fit_scorer
 from kdgan_compress.evaluation.metrics import DetectionMetrics, detection_metrics, quantile_threshold, score_spearman
+from kdgan_compress.evaluation.pixel_metrics import PixelMetrics, aupro, pixel_auroc, pixel_metrics
 from kdgan_compress.evaluation.score_file import SavedScores, load_scores, save_scores, weights_sha256
 from kdgan_compress.evaluation.scoring import encode, map_photos, paper_scores, recalibrate, reconstruct, score_images
 from kdgan_compress.evaluation.summary import MeanStd, mean_std
@@ -10,7 +11,9 @@ __all__ = [
     "DetectionMetrics",
     "Fitted",
     "MeanStd",
+    "PixelMetrics",
     "SavedScores",
+    "aupro",
     "detection_metrics",
     "encode",
     "fit_scorer",
@@ -18,6 +21,8 @@ __all__ = [
     "map_photos",
     "mean_std",
     "paper_scores",
+    "pixel_auroc",
+    "pixel_metrics",
     "quantile_threshold",
     "recalibrate",
     "reconstruct",

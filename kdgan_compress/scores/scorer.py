@@ -73,10 +73,11 @@ class FittedScorer(nn.Module):
     def _by_tile(self, images: Tensor, compute: Any) -> Tensor:
         """``compute`` of all tiles in one batch, with the tiles of an image side by side: (B, P, …)."""
         if self.grid is None:
-            return compute(images).unsqueeze(1)  # type: ignore[no-any-return]
-        tiles = self.grid.cut(images)
-        values: Tensor = compute(tiles.flatten(0, 1))
-        return values.unflatten(0, (-1, self.grid.num_tiles))
+            alone: Tensor = compute(images)
+            return alone.unsqueeze(1)
+        values: Tensor = compute(self.grid.cut(images).flatten(0, 1))
+        by_tile: Tensor = values.unflatten(0, (-1, self.grid.num_tiles))
+        return by_tile
 
 
 def features_of(generator: nn.Module, images: Tensor, features: Features) -> Float[Tensor, "B D"]:
