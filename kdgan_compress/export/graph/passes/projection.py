@@ -1,10 +1,10 @@
 """Fold a fitted score's projection into the layers before it.
 
 The features of a fitted score are the codes z1 = C₁f₁ and z2 = C₂f₂, their difference or both, and its statistic starts
-with r = P₁ᵀz1 + P₂ᵀz2 − o. No norm or activation lies between, so r = A f₁ + B f₂ − o with A = P₁ᵀC₁ and B = P₂ᵀC₂: z2
-is never computed. The decoder reads z1 by a transposed convolution V. It can start from D f₁ with D = VᵀC₁, then z1 is
-not computed either; or z1 stays and r = P₁ᵀz1 + B f₂ − o: whichever has fewer weights. If only a Euclidean norm reads
-r (one Gaussian for all), r is replaced by its coordinates in Q of [A B o] = QR, as in ``latent.py``.
+with r = P₁ᵀz1 + P₂ᵀz2 − o. No norm or activation lies between, so r = A f₁ + B f₂ − o with A = P₁ᵀC₁ and B = P₂ᵀC₂, and
+z2 need not be computed. The decoder reads z1 by a transposed convolution V. It can start from D f₁ with D = VᵀC₁, then
+z1 need not be computed either. If only a Euclidean norm reads r (one Gaussian for all), r is replaced by its
+coordinates in Q of [A B o] = QR, as in ``latent.py``. Of these the pass chooses what has the fewest weights.
 """
 
 import math
@@ -40,7 +40,7 @@ class ProjectionPattern:
         to_latent: Convolution to z1; its weight as a matrix is C₁ (latent, n₁).
         to_latent2: Convolution to z2, with C₂ (latent, n₂).
         decoder_input: Transposed convolution that reads z1; its weight as a matrix is V (latent, n).
-        code: z1 as vectors (M, latent).
+        codes: z1 and z2 as vectors (M, latent).
         product: The MatMul of the features with the projection.
         difference: The Sub of the product and the offset, which outputs r.
         projections: P₁ and P₂ (latent, rank).
@@ -50,7 +50,7 @@ class ProjectionPattern:
     to_latent: ir.Node
     to_latent2: ir.Node
     decoder_input: ir.Node
-    code: ir.Value
+    codes: tuple[ir.Value, ir.Value]
     product: ir.Node
     difference: ir.Node
     projections: tuple[Array, Array]
@@ -58,9 +58,16 @@ class ProjectionPattern:
 
     @property
     def num_weights(self) -> int:
-        """Number of the weights that the pass may replace; both convolutions may have the same ones."""
-        layers = {id(node.inputs[1]): node for node in (self.to_latent, self.to_latent2, self.decoder_input)}
-        return sum(weight_matrix(node).size for node in (*layers.values(), self.product))
+        """Number of the weights that the pass may replace."""
+        return weight_matrix(self.product).size + self.num_kept(True, True)
+
+    def num_kept(self, keeps_z1: bool, keeps_z2: bool) -> int:
+        """Number of weights of the layers around z1 and z2 that are kept; both convolutions may have the same ones."""
+        layers = [self.to_latent, self.decoder_input] if keeps_z1 else []
+        layers += [self.to_latent2] if keeps_z2 else []
+        num = sum(weight_matrix(node).size for node in {id(node.inputs[1]): node for node in layers}.values())
+        decoder = weight_matrix(self.decoder_input)
+        return num if keeps_z1 else num + decoder.shape[1] * weight_matrix(self.to_latent).shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +79,7 @@ class _Affine:
     offset: Array
 
     @property
-    def size(self) -> int:
+    def num_weights(self) -> int:
         return self.first.size + self.second.size
 
     def triangular(self) -> "_Affine":
@@ -92,24 +99,21 @@ def fold_projection(model: ir.Model) -> int:
     if found is None:
         return 0
     norm = _norm_of(found.difference)
-    first, opening = weight_matrix(found.to_latent), weight_matrix(found.decoder_input)
-    project, project2 = (matrix.T for matrix in found.projections)
-    second = project2 @ weight_matrix(found.to_latent2)
-    from_code = _Affine(project, second, found.offset)
-    from_features = _Affine(project @ first, second, found.offset)
-    if norm is not None:
-        from_code, from_features = from_code.triangular(), from_features.triangular()
-    num_with_code = from_code.size + first.size + opening.size
-    num_without = from_features.size + opening.shape[1] * first.shape[1]
-    needs_code = num_with_code <= num_without or not starts_from_pixel(found.decoder_input)
-    if (num_with_code if needs_code else num_without) >= found.num_weights:
+    plans = {
+        (keeps_z1, keeps_z2): _affine(found, keeps_z1, keeps_z2, is_norm=norm is not None)
+        for keeps_z1, keeps_z2 in ((False, False), (True, False), (True, True))
+        if keeps_z1 or starts_from_pixel(found.decoder_input)
+    }
+    num_weights = {keeps: plan.num_weights + found.num_kept(*keeps) for keeps, plan in plans.items()}
+    keeps_z1, keeps_z2 = keeps = min(num_weights, key=lambda each: num_weights[each])
+    if num_weights[keeps] >= found.num_weights:
         return 0
-    if needs_code:
-        result = _apply(graph, found, from_code, found.code)
-    else:
-        features = _flat_input(graph, found.to_latent)
-        result = _apply(graph, found, from_features, features)
-        _start_decoder(graph, found.decoder_input, features, opening.T @ first)
+    features = found.codes[0] if keeps_z1 else _flat_input(graph, found.to_latent)
+    features2 = found.codes[1] if keeps_z2 else _flat_input(graph, found.to_latent2)
+    result = _apply(graph, found.difference, plans[keeps], features, features2)
+    if not keeps_z1:
+        matrix = weight_matrix(found.decoder_input).T @ weight_matrix(found.to_latent)
+        _start_decoder(graph, found.decoder_input, features, matrix)
     if norm is None:
         found.difference.outputs[0].replace_all_uses_with(result)
     else:
@@ -132,10 +136,10 @@ def find_projection(graph: ir.Graph) -> ProjectionPattern | None:
         for index in (0, 1):
             first, second = code_source(features.inputs[index]), code_source(features.inputs[1 - index])
             decoder = None if first is None or second is None else _decoder_of(first, second, features)
-            code = features.inputs[index]
-            if first is not None and second is not None and decoder is not None and code is not None:
+            codes = features.inputs[index], features.inputs[1 - index]
+            if first is not None and second is not None and decoder is not None:
                 projections = halves[index], halves[1 - index]
-                return ProjectionPattern(first, second, decoder, code, product, difference, projections, offset)
+                return ProjectionPattern(first, second, decoder, codes, product, difference, projections, offset)  # type: ignore[arg-type]
     return None
 
 
@@ -176,17 +180,27 @@ def _norm_of(difference: ir.Node) -> ir.Node | None:
     return reader if is_last and keeps and isinstance(length, int) and value.shape[rank - 1] == length else None
 
 
-def _apply(graph: ir.Graph, found: ProjectionPattern, affine: _Affine, value: ir.Value) -> ir.Value:
-    """Compute r from ``value`` (M, n) and from the features before z2."""
+def _affine(found: ProjectionPattern, keeps_z1: bool, keeps_z2: bool, is_norm: bool) -> _Affine:
+    """r as a function of the codes that are kept and of the features before the others."""
+    first, second = (matrix.T for matrix in found.projections)
+    if not keeps_z1:
+        first = first @ weight_matrix(found.to_latent)
+    if not keeps_z2:
+        second = second @ weight_matrix(found.to_latent2)
+    affine = _Affine(first, second, found.offset)
+    return affine.triangular() if is_norm else affine
+
+
+def _apply(graph: ir.Graph, before: ir.Node, affine: _Affine, first: ir.Value, second: ir.Value) -> ir.Value:
+    """Compute r from vectors x₁ and x₂."""
     num_rows, num_first = len(affine.second), len(affine.first)
     is_padded = num_first < num_rows
-    first = _gemm(graph, found.difference, value, affine.first, None if is_padded else -affine.offset)
+    product = _gemm(graph, before, first, affine.first, None if is_padded else -affine.offset)
     if is_padded:
         pads = add_constant(graph, [0, 0, 0, num_rows - num_first])
-        first = _insert(graph, found.difference, ir.node("Pad", [first, pads]), num_rows)
-    features = _flat_input(graph, found.to_latent2)
-    second = _gemm(graph, found.difference, features, affine.second, -affine.offset if is_padded else None)
-    return _insert(graph, found.difference, ir.node("Add", [first, second]), num_rows)
+        product = _insert(graph, before, ir.node("Pad", [product, pads]), num_rows)
+    product2 = _gemm(graph, before, second, affine.second, -affine.offset if is_padded else None)
+    return _insert(graph, before, ir.node("Add", [product, product2]), num_rows)
 
 
 def _flat_input(graph: ir.Graph, convolution: ir.Node) -> ir.Value:
