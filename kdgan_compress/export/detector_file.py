@@ -15,8 +15,8 @@ from kdgan_compress.evaluation import score_images, weights_sha256
 from kdgan_compress.export.graph.assemble import add_pre_and_postprocessing, canonicalize_names
 from kdgan_compress.export.graph.passes import run_passes
 from kdgan_compress.export.graph.passes.latent import truncate_latent
+from kdgan_compress.export.graph.storage import pack_triangles
 from kdgan_compress.export.graph.trace import OPSET, trace
-from kdgan_compress.export.graph.triangles import pack_triangles
 from kdgan_compress.export.rank import measure_truncation, truncate_rank
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.gate import (
@@ -36,7 +36,7 @@ from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, write_checksum
 from kdgan_compress.runtime.detector import SCHEMA_VERSION
 from kdgan_compress.runtime.session import onnxruntime
-from kdgan_compress.scores import FittedScorer, input_size
+from kdgan_compress.scores import FittedScorer, PositionGaussian, input_size
 
 NUM_PARITY_IMAGES = 64
 
@@ -107,7 +107,7 @@ def write_detector(
     """
     size = input_size(generator, image_format.image_size)
     is_tiled = isinstance(generator, FittedScorer) and generator.grid is not None
-    path, settings = Path(path), (settings or ExportSettings()).resolve(size, is_tiled)
+    path, settings = Path(path), (settings or ExportSettings()).resolve(size, is_tiled, _has_positions(generator))
     rule = rule or (None if settings.is_exact else ThresholdRule())
     _check_arguments(settings, generator, validation, rule)
     if is_tiled or not (settings.io.reconstruction or settings.io.anomaly_map):
@@ -164,6 +164,10 @@ def _check_arguments(
         problem = "--latent-rank shortens the code of a score without fitted statistics"
         hint = "Leave it out; --rank makes a Gaussian per grid position smaller"
         raise KdganError(problem, f"this score is a {generator.statistic.name}", hint)  # type: ignore[union-attr]
+
+
+def _has_positions(generator: nn.Module) -> bool:
+    return isinstance(generator, FittedScorer) and isinstance(generator.statistic, PositionGaussian)
 
 
 def _exact_scores(

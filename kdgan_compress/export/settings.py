@@ -15,7 +15,8 @@ class ExportSettings:
 
     Attributes:
         precision: A name in ``PRECISIONS``. ``fp16`` halves the bytes and suits devices that compute in half precision;
-            ``int8`` quarters them and is faster unless the network is very narrow.
+            ``int8`` quarters them and is faster unless the network is very narrow; for a Gaussian per grid position it
+            becomes ``int8-weights``, which computes in fp32.
         rewrites: Names in ``REWRITES`` (graph passes) to apply; None for the default of the precision.
         latent_rank: Number of latent coordinates to keep (lossy), of a score without fitted statistics; None for all.
         rank: Number of directions to keep of a Gaussian per grid position; None for all. The file's scores are then
@@ -62,13 +63,14 @@ class ExportSettings:
         """Short description for messages: ``int8``, ``fp32 of rank 32``."""
         return self.precision + ("" if self.latent_rank is None else f" of rank {self.latent_rank}")
 
-    def resolve(self, size: tuple[int, int], is_tiled: bool) -> "ExportSettings":
+    def resolve(self, size: tuple[int, int], is_tiled: bool, has_positions: bool) -> "ExportSettings":
         """The settings with everything decided that depends on the model.
 
         Args:
             size: Height and width of the images that the model scores, to which shapes for phones are fixed unless an
                 input size is given.
             is_tiled: Whether the model cuts photos into tiles.
+            has_positions: Whether the model's score has a Gaussian per grid position.
 
         Raises:
             KdganError: A reconstruction of tiles is requested.
@@ -76,4 +78,5 @@ class ExportSettings:
         io = self.io.resolve(is_tiled)
         if self.mobile:
             io = replace(io, batch_size=1, input_size=io.input_size or size)
-        return replace(self, io=io)
+        magnified = self.row.magnified if has_positions else None
+        return replace(self, io=io, precision=magnified or self.precision)
