@@ -99,7 +99,7 @@ def fit_position_gaussian(features: Array, rank: int) -> PositionGaussian:
     total = whitening.T @ (within + between) @ whitening
     within = whitening.T @ within @ whitening
     _, directions = scipy.linalg.eigh(within, total, subset_by_index=(0, min(rank, len(total)) - 1))
-    projection = whitening @ directions
+    projection = _with_fixed_signs(whitening @ directions)
     projected = features @ projection - mean @ projection
     gaussians = [_triangular_whitening(projected[:, position]) for position in range(projected.shape[1])]
     return PositionGaussian(
@@ -211,7 +211,13 @@ def _whiten(rows: Array) -> tuple[Array, Array]:
     basis = vectors[:, values > RANK_TOL * values[-1]]
     covariance, _ = ledoit_wolf((rows - mean) @ basis, assume_centered=True)
     variances, directions = np.linalg.eigh(np.atleast_2d(covariance))
-    return mean, basis @ (directions / np.sqrt(variances))
+    return mean, _with_fixed_signs(basis @ (directions / np.sqrt(variances)))
+
+
+def _with_fixed_signs(columns: Array) -> Array:
+    """Columns whose largest entry is positive: an eigenvector's sign is arbitrary and differs between machines."""
+    largest = np.take_along_axis(columns, np.abs(columns).argmax(0)[None], axis=0)
+    return columns * np.sign(largest)
 
 
 def _covariance(rows: Array) -> Array:
