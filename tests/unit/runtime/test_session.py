@@ -12,7 +12,7 @@ from brightness import brightness, write_brightness
 
 import kdgan_compress
 from kdgan_compress.errors import KdganError
-from kdgan_compress.runtime.session import create_session, TELEMETRY_VARIABLE, usable_threads
+from kdgan_compress.runtime.session import TELEMETRY_VARIABLE, create_session, usable_threads
 
 PACKAGE = Path(kdgan_compress.__file__).parent
 
