@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdgan_compress.api.calibrate import calibrate as calibrate
     from kdgan_compress.api.distill import distill as distill
     from kdgan_compress.api.evaluate import evaluate as evaluate
     from kdgan_compress.api.export import export_detector as export_detector
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from kdgan_compress.runtime import Detector as Detector
 
 _MODULES = {
+    "api.calibrate": ("calibrate",),
     "api.distill": ("distill",),
     "api.evaluate": ("evaluate",),
     "api.export": ("export_detector",),

@@ -14,7 +14,8 @@ from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.export.detector_file import ExportReport, write_detector
 from kdgan_compress.export.packaging.card import ModelCardData
 from kdgan_compress.export.packaging.mobile import MobileCheck, check_mobile
-from kdgan_compress.export.packaging.sidecars import sidecar_prefix, write_sidecars
+from kdgan_compress.export.packaging.sidecar_names import sidecar_prefix
+from kdgan_compress.export.packaging.sidecars import write_sidecars
 from kdgan_compress.export.packaging.web import write_page
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.gate import ThresholdRule, ValidationData

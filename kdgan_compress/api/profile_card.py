@@ -11,7 +11,8 @@ from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.evaluation import weights_sha256
 from kdgan_compress.experiment.models import load_model
 from kdgan_compress.export.graph.assemble import IOSpec
-from kdgan_compress.export.packaging.card import read_detector_name, replace_latency
+from kdgan_compress.export.packaging.card import replace_latency
+from kdgan_compress.export.packaging.card_update import read_detector_name
 from kdgan_compress.export.precisions import is_exact
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.files import atomic_path

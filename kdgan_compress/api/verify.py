@@ -13,7 +13,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import detection_metrics, score_images, score_spearman, weights_sha256
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model
-from kdgan_compress.export.packaging.sidecars import golden_sidecar
+from kdgan_compress.export.packaging.sidecar_names import golden_sidecar
 from kdgan_compress.export.precisions import find_precision, is_exact
 from kdgan_compress.export.validation.golden import Golden, read_golden
 from kdgan_compress.export.validation.parity import PARITY_TOLERANCE, parity, relative_difference
@@ -31,6 +31,10 @@ class Verification:
         golden_max_rel: Largest relative difference from the golden scores.
         golden_worst: Index of the golden vector with this difference.
         golden_tolerance: Largest allowed difference.
+        golden_decisions_differ: Number of golden vectors with another decision; scores within the tolerance of the
+            threshold are not counted.
+        frame: Height and width to which the file resizes photos before it cuts them into tiles; None without tiles.
+        map_unit: ``"score"`` if the anomaly map is in units of the score.
         score_max_rel: Largest relative difference from torch's scores; None without ``against``.
         worst: The image with this difference: ``test image 17`` or ``sample images``.
         auc: AUC of the file on the test split; None without data.
@@ -46,6 +50,9 @@ class Verification:
     golden_max_rel: float
     golden_worst: int
     golden_tolerance: float
+    golden_decisions_differ: int = 0
+    frame: tuple[int, int] | None = None
+    map_unit: str | None = None
     score_max_rel: float | None = None
     worst: str | None = None
     auc: float | None = None
@@ -86,7 +93,7 @@ def verify(
         found = f"{golden_sidecar(path)} is of another"
         hint = "Keep detector and golden vectors of one export together"
         raise KdganError("Golden vectors must belong to this file", found, hint)
-    results = _replay(loaded, golden)
+    results = _replay(loaded, golden) | {"frame": loaded.frame, "map_unit": loaded.map_unit}
     checkpoint = None if against is None else load_model(against)
     if checkpoint is not None:
         results |= _compare_with_torch(loaded, checkpoint, str(against))
@@ -101,9 +108,18 @@ def verify(
 
 
 def _replay(detector: Detector, golden: Golden) -> dict[str, Any]:
-    scores = np.concatenate([detector.score(image[None]).score for image in golden.images])
+    replayed = [detector.score(image[None]) for image in golden.images]
+    scores, decisions = (
+        np.concatenate(parts) for parts in zip(*((s.score, s.is_anomaly) for s in replayed), strict=True)
+    )
     difference, worst = _largest_difference(scores, golden.score)
-    return {"golden_max_rel": difference, "golden_worst": worst, "golden_tolerance": golden.tolerance}
+    is_clear = np.abs(golden.score - detector.threshold) > golden.tolerance * np.abs(golden.score)
+    return {
+        "golden_max_rel": difference,
+        "golden_worst": worst,
+        "golden_tolerance": golden.tolerance,
+        "golden_decisions_differ": int(((decisions != golden.is_anomaly) & is_clear).sum()),
+    }
 
 
 def _largest_difference(scores: NDArray[Any], expected: NDArray[Any]) -> tuple[float, int]:
@@ -165,6 +181,8 @@ def _failed_checks(found: Verification, detector: Detector, against: str) -> lis
     failed = []
     if not found.golden_max_rel <= found.golden_tolerance:
         failed.append(f"golden scores differ by {found.golden_max_rel:.2g}, more than {found.golden_tolerance:g}")
+    if found.golden_decisions_differ:
+        failed.append(f"the decision differs for {found.golden_decisions_differ} golden vectors")
     if found.weights_match is False:
         failed.append(f"it was not exported from the weights of {against}")
     if exact and difference is not None and not difference <= PARITY_TOLERANCE:

@@ -16,7 +16,7 @@ TRAIN_MODULES = (
 
 
 COMMANDS = (
-    *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score"),
+    *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
     *("pictures", "trials", "bench", "recipes"),
 )
 """The command table: ``NAME`` is the function of that name in ``cli/NAME.py``."""

@@ -14,13 +14,14 @@ from kdgan_compress.cli.output import print_json
 if TYPE_CHECKING:
     from kdgan_compress.runtime import FileScore
 
-COLUMNS = ("path", "score", "is_anomaly", "error")
+COLUMNS = ("path", "score", "is_anomaly", "error", "relative")
 
 
 @click.command()
 @click.argument("detector", type=click.Path(path_type=Path))
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--threshold", type=float, help="Scores above it are anomalies.  [default: in the file]")
+@click.option("--maps", type=click.Path(path_type=Path), metavar="DIR", help="Draw each anomaly map over its photo.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Maximum batch size.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads to read and score.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per image and line.")
@@ -32,6 +33,7 @@ def score(
     detector: Path,
     images: tuple[Path, ...],
     threshold: float | None,
+    maps: Path | None,
     batch: int,
     threads: int,
     as_json: bool,
@@ -39,52 +41,75 @@ def score(
 ) -> None:
     """Score image files, or all images in folders, with an exported DETECTOR; prints one line per image.
 
+    A line has the score, the score relative to the threshold (above 1.00 is an anomaly), the decision and the path.
     Unreadable files are reported and skipped; the exit code is 1 if there were any.
 
     \b
-    kdgan-compress score student.onnx photo.jpg more_photos/
+    kdgan-compress score student.onnx photo.jpg more_photos/ --maps maps
     kdgan-compress score student.onnx archive/ --csv --threads 4 > scores.csv
     """
     from kdgan_compress.runtime import Detector, score_files
-    from kdgan_compress.runtime.images import find_images
+    from kdgan_compress.runtime.overlay import check_overlay_folder, draw_result, overlay_paths, write_overlay
 
     if as_json and as_csv:
         raise click.UsageError("Give --json or --csv, not both.")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names may not be UTF-8
     loaded = Detector(detector, threads, threshold)
-    paths = [path for image in images for path in (find_images(image) if image.is_dir() else [image])]
-    print_score = _print_json if as_json else _csv_printer() if as_csv else _print_line
+    photos = [(path, root) for image in images for path, root in _photos(image)]
+    overlays: list[Path | None] = [None] * len(photos)
+    if maps is not None:
+        check_overlay_folder(maps, (image for image in images if image.is_dir()))
+        overlays = [*overlay_paths(maps, photos)]
+    results = score_files(loaded, (path for path, _ in photos), batch, threads, maps is not None)
+    print_score = _print_json if as_json else _csv_printer(maps is not None) if as_csv else _print_line
     num_failed = num_anomalies = 0
-    results = score_files(loaded, paths, batch, threads)
     is_hidden = sys.stdout.isatty() or not sys.stderr.isatty()
-    with click.progressbar(results, length=len(paths), file=sys.stderr, hidden=is_hidden) as shown:
-        for result in shown:
+    with click.progressbar(results, length=len(photos), file=sys.stderr, hidden=is_hidden) as shown:
+        for result, overlay in zip(shown, overlays, strict=True):
             num_failed += result.error is not None
             num_anomalies += result.is_anomaly is True
-            print_score(result)
-    if len(paths) > 1:
-        summary = f"{len(paths):,} images: {num_anomalies:,} above the threshold {loaded.threshold:.6g}"
+            if overlay is not None and result.error is None:
+                write_overlay(overlay, draw_result(loaded, result))
+            print_score(result, None if result.error else overlay)
+    if len(photos) > 1:
+        summary = f"{len(photos):,} images: {num_anomalies:,} above the threshold {loaded.threshold:.6g}"
         click.echo(summary + (f", {num_failed} could not be read" if num_failed else ""), err=True)
     if num_failed:
         context.exit(1)
 
 
-def _print_line(result: "FileScore") -> None:
+def _photos(image: Path) -> list[tuple[Path, Path]]:
+    """The image files that an argument names, each with the folder below which its overlay keeps its path."""
+    from kdgan_compress.runtime.images import find_images
+
+    return [(path, image) for path in find_images(image)] if image.is_dir() else [(image, image.parent)]
+
+
+def _print_line(result: "FileScore", _: Path | None) -> None:
     if result.error is not None:
         click.echo(f"Error: {result.error}", err=True)
     else:
-        click.echo(f"{result.score:12.6g}  {'anomaly' if result.is_anomaly else 'normal '}  {result.path}")
+        relative = "–" if result.relative is None else f"{result.relative:.2f}"
+        decision = "anomaly" if result.is_anomaly else "normal "
+        click.echo(f"{result.score:12.6g}  {relative:>6}  {decision}  {result.path}")
 
 
-def _print_json(result: "FileScore") -> None:
-    values: dict[str, Any] = {"score": result.score, "is_anomaly": result.is_anomaly}
+def _print_json(result: "FileScore", overlay: Path | None) -> None:
+    values: dict[str, Any] = {"score": result.score, "is_anomaly": result.is_anomaly, "relative": result.relative}
+    if overlay is not None:
+        values["map"] = str(overlay)
     if result.error is not None:
         values = {"error": result.error}
     print_json({"path": str(result.path)} | values)
 
 
-def _csv_printer() -> "Callable[[FileScore], None]":
+def _csv_printer(with_maps: bool) -> "Callable[[FileScore, Path | None], None]":
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    return lambda result: writer.writerow((result.path, *(getattr(result, column) for column in COLUMNS[1:])))
+    writer.writerow([*COLUMNS, "map"] if with_maps else COLUMNS)
+
+    def print_row(result: "FileScore", overlay: Path | None) -> None:
+        row = [result.path, *(getattr(result, column) for column in COLUMNS[1:])]
+        writer.writerow([*row, overlay] if with_maps else row)
+
+    return print_row

@@ -36,6 +36,9 @@ def verify(context: click.Context, /, detector: Path, as_json: bool, **options: 
 
 
 def _print(found: "Verification") -> None:
+    if found.frame is not None:
+        unit = "" if found.map_unit is None else f"; the anomaly map is in units of the {found.map_unit}"
+        click.echo(f"frame           {found.frame[0]}×{found.frame[1]}, cut into tiles{unit}")
     click.echo(
         f"golden vectors  differ by at most {found.golden_max_rel:.1e} (number {found.golden_worst}); "
         f"{found.golden_tolerance:g} is allowed"

@@ -1,7 +1,9 @@
 """Load an exported detector file and score images with it; imports numpy, Pillow and onnxruntime, never torch."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,46 +11,36 @@ from numpy.typing import NDArray
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY, is_intact, read_checksum
 from kdgan_compress.runtime.images import read_image
-from kdgan_compress.runtime.session import create_session
+from kdgan_compress.runtime.onnx_file import has_external_data
+from kdgan_compress.runtime.scores import REQUIRED_OUTPUTS, Scores, make_scores
+from kdgan_compress.runtime.session import create_session, onnxruntime, run_session, usable_threads
 
 SCHEMA_VERSION = 2
 EXPORT_HINT = "Give a file that `kdgan-compress export` wrote"
 MAP_OUTPUTS = {"reconstruction": "reconstruction", "anomaly_map": "anomaly_map", "error_map": "anomaly_map"}
 """Optional outputs of a file and their names in ``Scores``; older files call the anomaly map ``error_map``."""
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(bool)": "bool"}
+MAX_THRESHOLD = float(np.finfo(np.float32).max)
 
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """A detector's outputs for N images.
-
-    Attributes:
-        score: (N,) float32, higher is more anomalous.
-        is_anomaly: (N,) bool, whether each score is above the threshold.
-        reconstruction: The generator's reconstruction: uint8 (N, S, S, C), or float32 (N, C, S, S) from 0 to 1 if the
-            detector takes floats. None if not requested.
-        anomaly_map: float32 (N, S, S) from 0 to 1: absolute difference of image and reconstruction, averaged over the
-            channels. None if not requested.
-    """
-
-    score: NDArray[np.float32]
-    is_anomaly: NDArray[np.bool_]
-    reconstruction: NDArray[np.generic] | None = None
-    anomaly_map: NDArray[np.float32] | None = None
+MIN_NEAR = 128
+"""Height and width that photos are read for if the file resizes to fewer pixels, so that they stay fit to look at."""
 
 
 class Detector:
-    """An ``.onnx`` file that ``kdgan-compress export`` wrote.
+    """An ``.onnx`` file that ``kdgan-compress export`` wrote. It can be pickled; the copy loads the file again.
 
     Args:
         path: The file.
-        threads: CPU threads of one call, ≥ 1; narrow students are fastest with 1.
+        threads: CPU threads of one call, ≥ 1, at most one per processor; narrow students are fastest with 1.
         threshold: Scores above it are anomalies; None for the threshold stored in the file.
 
     Attributes:
         metadata: The file's metadata: family, channels, norm, threshold and its rule, counts, checksums.
         image_channels: 1 (grey) or 3 (RGB).
-        image_size: Side of the square image that the network processes, in pixels.
+        image_size: Side of the square image that the network processes, in pixels; of a tile if there is a frame.
+        frame: Height and width to which the file resizes every photo before it cuts it into tiles; None if the file
+            resizes to a square of ``image_size``.
+        map_unit: ``"score"`` if the anomaly map is in units of the score, so that the threshold applies to it.
         input: Input type of the file: ``"uint8"`` (N, H, W, C), or ``"float"`` (N, C, H, W) from 0 to 1.
         input_size: Height and width that images need to have; None if any size is accepted.
         threshold: Scores above it are anomalies.
@@ -57,7 +49,8 @@ class Detector:
         session: The ONNX Runtime session.
 
     Raises:
-        KdganError: The file is missing, empty, truncated, modified, or not a detector of this schema.
+        KdganError: The file is missing, empty, truncated, modified, or not a detector of this schema; or the threshold
+            is not a finite number.
 
     Example:
         >>> detector = Detector("student.onnx")  # doctest: +SKIP
@@ -69,43 +62,55 @@ class Detector:
         if not path.is_file():
             raise KdganError("The detector must be a file", f"there is no file {path}", EXPORT_HINT)
         content = path.read_bytes()
-        problem = "The detector must be a complete ONNX file"
-        if not content:
-            raise KdganError(problem, f"{path} is empty", EXPORT_HINT)
         checksum = read_checksum(content)
         found = f"{path} was changed after its export"
         modified = KdganError("The detector file must be unmodified", found, "Export the model again")
         if checksum is not None and not is_intact(content, checksum):
             raise modified
-        try:
-            self.session = create_session(content, threads)
-            self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        except ValueError as error:  # a KdganError, or metadata that is not UTF-8
-            reason = error.found if isinstance(error, KdganError) else first_line(error)
-            raise KdganError(problem, f"{path}: {reason}", EXPORT_HINT) from None
+        self.session, self.metadata = _load(content, path, usable_threads(threads))
         self._read_metadata(path, threshold)
         if checksum is None or self.metadata.get(CHECKSUM_KEY) != checksum:
             raise modified
-        (image,) = self.session.get_inputs()
+        self._reload = (path.absolute(), threads, threshold, checksum)
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        dtypes = {each.name: DTYPES.get(each.type, each.type) for each in outputs}
+        is_export = dtypes.items() >= REQUIRED_OUTPUTS.items() and len(inputs) == 1
+        if not is_export or DTYPES.get(inputs[0].type) not in ("uint8", "float32") or len(inputs[0].shape) != 4:
+            found = f"{path} has {_interface_text(inputs)} and returns {_interface_text(outputs)}"
+            raise KdganError("The detector needs the inputs and outputs of an export", found, EXPORT_HINT)
+        (image,) = inputs
         self.input = "uint8" if image.type == "tensor(uint8)" else "float"
         self._batch_is_1 = image.shape[0] == 1
         height, width = image.shape[1:3] if self.input == "uint8" else image.shape[2:4]
         self.input_size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         self.image_shape = _shape_text(image.shape)
-        self.outputs = [(each.name, DTYPES[each.type], _shape_text(each.shape)) for each in self.session.get_outputs()]
+        self.outputs = [(each.name, dtypes[each.name], _shape_text(each.shape)) for each in outputs]
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _load_again, self._reload
+
+    @property
+    def has_anomaly_map(self) -> bool:
+        """Whether the file has an anomaly map."""
+        return any(MAP_OUTPUTS.get(name) == "anomaly_map" for name, _, _ in self.outputs)
 
     def _read_metadata(self, path: Path, threshold: float | None) -> None:
+        metadata = self.metadata
         try:
-            version = int(self.metadata["schema_version"])
-            self.image_channels = int(self.metadata["image_channels"])
-            self.image_size = int(self.metadata["image_size"])
-            self.threshold = float(self.metadata["threshold"]) if threshold is None else threshold
+            version = int(metadata["schema_version"])
+            self.image_channels = int(metadata["image_channels"])
+            self.image_size = int(metadata["image_size"])
+            self.frame = _read_frame(metadata)
+            stored = float(metadata["threshold"])
         except (KeyError, ValueError) as error:
             found = f"{path} has no valid {error.args[0]}"
             raise KdganError("The detector needs this package's metadata", found, EXPORT_HINT) from None
         if version != SCHEMA_VERSION:
             hint = "Upgrade kdgan-compress" if version > SCHEMA_VERSION else "Export the model again"
             raise KdganError(f"The detector needs schema {SCHEMA_VERSION}", f"{path} has schema {version}", hint)
+        self.threshold = stored if threshold is None else float(threshold)
+        check_threshold(self.threshold, str(path) if threshold is None else None)
+        self.map_unit = metadata.get("map_unit")
 
     def score(self, images: NDArray[np.uint8], maps: bool = False) -> Scores:
         """Score images.
@@ -116,14 +121,30 @@ class Detector:
             maps: Also return the reconstructions and anomaly maps that the file has.
 
         Raises:
-            KdganError: Wrong dtype, rank, number of channels or size, or the file has no maps.
+            KdganError: Wrong dtype, rank, number of channels or size, or the file has no maps, or it does not give one
+                number per image.
         """
+        self._check_images(images)
+        names = {name: name for name in REQUIRED_OUTPUTS} | (self._map_names() if maps else {})
+        threshold = np.array(self.threshold, dtype=np.float32)
+        batches = [images[i : i + 1] for i in range(len(images))] if self._is_single else [images]
+        feeds = ({"image": self.to_model_input(batch), "threshold": threshold} for batch in batches)
+        results = [run_session(self.session, list(names), feed) for feed in feeds]
+        arrays = dict(zip(names.values(), map(np.concatenate, zip(*results, strict=True)), strict=True))
+        return make_scores(arrays, len(images), np.float32(threshold), self.frame)
+
+    @property
+    def _is_single(self) -> bool:
+        """Whether each call has one image: the file fixes it, or the image's tiles already are a batch."""
+        return self._batch_is_1 or self.frame is not None
+
+    def _check_images(self, images: NDArray[np.uint8]) -> None:
         height, width = self.input_size or ("H", "W")
         if (
             images.dtype != np.uint8
             or images.ndim != 4
             or images.shape[3] != self.image_channels
-            or 0 in images.shape[0 if self._batch_is_1 else 1 :]
+            or 0 in images.shape[0 if self._is_single else 1 :]
             or (self.input_size is not None and images.shape[1:3] != self.input_size)
         ):
             raise KdganError(
@@ -131,19 +152,15 @@ class Detector:
                 f"got {images.dtype} {images.shape}",
                 "Convert them: grey for 1 channel, RGB for 3" + ("" if self.input_size is None else ", of that size"),
             )
-        names = {"score": "score", "is_anomaly": "is_anomaly"}
-        if maps:
-            outputs = [name for name, _, _ in self.outputs]
-            names |= {name: MAP_OUTPUTS[name] for name in outputs if name in MAP_OUTPUTS}
-            if len(names) == 2:
-                hint = "Export it with --reconstruction or --anomaly-map"
-                raise KdganError("The detector has no maps", f"its outputs are {', '.join(outputs)}", hint)
-        inputs = self.to_model_input(images)
-        threshold = np.asarray(self.threshold, dtype=np.float32)
-        batches = [inputs[i : i + 1] for i in range(len(inputs))] if self._batch_is_1 else [inputs]
-        results = [self.session.run(list(names), {"image": batch, "threshold": threshold}) for batch in batches]
-        arrays = [np.concatenate(parts) for parts in zip(*results, strict=True)]
-        return Scores(**dict(zip(names.values(), arrays, strict=True)))
+
+    def _map_names(self) -> dict[str, str]:
+        """The file's maps: name of the output → attribute of ``Scores``."""
+        outputs = [name for name, _, _ in self.outputs]
+        names = {name: MAP_OUTPUTS[name] for name in outputs if name in MAP_OUTPUTS}
+        if not names:
+            hint = "Export it with --reconstruction or --anomaly-map"
+            raise KdganError("The detector has no maps", f"its outputs are {', '.join(outputs)}", hint)
+        return names
 
     def to_model_input(self, images: NDArray[np.uint8]) -> NDArray[np.generic]:
         """Convert images (N, H, W, C) uint8 to the file's input type: unchanged, or floats (N, C, H, W) in [0, 1]."""
@@ -161,10 +178,71 @@ class Detector:
     def read(self, path: str | Path) -> NDArray[np.uint8]:
         """Read an image file as pixels (H, W, C), resized to ``input_size`` if the detector has one.
 
+        A large photo is shrunk while it is decoded, to several times the size that the file resizes to.
+
         Raises:
             KdganError: The file cannot be read as an image.
         """
-        return read_image(Path(path), self.image_channels, self.input_size)
+        height, width = self.frame or (self.image_size, self.image_size)
+        near = None if self.input_size else (max(height, MIN_NEAR), max(width, MIN_NEAR))
+        return _read_near(Path(path), self.image_channels, self.input_size, near)
+
+
+def check_threshold(threshold: float, source: str | None = None) -> None:
+    """Check that a threshold is a finite float32, since no score is above NaN or infinity.
+
+    Raises:
+        KdganError: It is not; the message names ``source``, the file that contains it.
+    """
+    if not abs(threshold) <= MAX_THRESHOLD:
+        found = f"got {threshold}" if source is None else f"{source} has {threshold}"
+        raise KdganError("The threshold must be a finite number", found, "Give another threshold")
+
+
+def _load(content: bytes, path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, dict[str, str]]:
+    """Create the session of a file whose checksum is right; returns its metadata too."""
+    problem = "The detector must be a complete ONNX file"
+    if not content:
+        raise KdganError(problem, f"{path} is empty", EXPORT_HINT)
+    try:
+        if has_external_data(content):
+            raise ValueError("it keeps weights in another file")
+        session = create_session(content, threads)
+        return session, dict(session.get_modelmeta().custom_metadata_map)
+    except ValueError as error:  # no protobuf, or metadata that is not UTF-8
+        reason = error.found if isinstance(error, KdganError) else first_line(error)
+        raise KdganError(problem, f"{path}: {reason}", EXPORT_HINT) from None
+
+
+def _load_again(path: Path, threads: int, threshold: float | None, checksum: str) -> Detector:
+    """A pickled detector in another process."""
+    detector = Detector(path, threads, threshold)
+    if detector.metadata[CHECKSUM_KEY] != checksum:
+        found = f"{path} is another detector now"
+        raise KdganError("A pickled detector needs its file unchanged", found, "Load the detector again")
+    return detector
+
+
+def _read_frame(metadata: Mapping[str, str]) -> tuple[int, int] | None:
+    """``"256x192"`` → ``(256, 192)``."""
+    if "frame" not in metadata:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", metadata["frame"])
+    if match is None:
+        raise ValueError("frame")
+    return int(match[1]), int(match[2])
+
+
+def _read_near(
+    path: Path, channels: int, size: tuple[int, int] | None, near: tuple[int, int] | None
+) -> NDArray[np.uint8]:
+    """Read an image; ``near`` is unused until ``read_image`` takes it."""
+    del near
+    return read_image(path, channels, size)  # MERGE: read_image(path, channels, size, near=near), in place of the call
+
+
+def _interface_text(values: list[Any]) -> str:
+    return ", ".join(f"{each.name} {each.type} {_shape_text(each.shape)}" for each in values)
 
 
 def _shape_text(dimensions: list[int | str]) -> str:

@@ -6,7 +6,12 @@ moment and then removed. A value set by the user is respected.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kdgan_compress.errors import KdganError, first_line
 
@@ -23,6 +28,7 @@ finally:
     if not _is_set_by_user:
         del os.environ[TELEMETRY_VARIABLE]
 
+_RUN_ERRORS = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.NotImplemented, ort_errors.RuntimeException)
 _LOAD_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidGraph,
@@ -53,3 +59,31 @@ def create_session(model: bytes | str | PathLike[str], threads: int = 1) -> onnx
     except _LOAD_ERRORS as error:
         hint = "Use fp32, or another version of onnxruntime"
         raise KdganError("ONNX Runtime cannot load the model", first_line(error), hint) from None
+
+
+def run_session(
+    session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
+    """Compute outputs of a session by name.
+
+    Raises:
+        KdganError: ONNX Runtime cannot compute them.
+    """
+    try:
+        return [np.asarray(array) for array in session.run(list(outputs), dict(inputs))]
+    except _RUN_ERRORS as error:
+        hint = "Check the image's size, or export the model again"
+        raise KdganError("ONNX Runtime cannot run the detector", first_line(error), hint) from None
+
+
+def usable_threads(threads: int) -> int:
+    """The number of threads, limited to the processors that this process may use.
+
+    Raises:
+        KdganError: It is below 1.
+    """
+    if threads < 1:
+        raise KdganError("The number of threads must be at least 1", f"got {threads}", "1 is the default")
+    if hasattr(os, "sched_getaffinity"):
+        return min(threads, len(os.sched_getaffinity(0)))
+    return min(threads, os.cpu_count() or 1)

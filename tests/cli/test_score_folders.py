@@ -13,6 +13,7 @@ import pytest
 from brightness import write_brightness
 from command_line import Cli, assert_refused
 from PIL import Image
+from tile_detector import write_tile_detector
 
 from kdgan_compress.runtime import Detector
 
@@ -87,12 +88,13 @@ COUNTED = "14 images: 3 above the threshold 100.5, 7 could not be read"
 def test_lines_for_people(cli: Cli, detector: Path, archive: Path) -> None:
     code, out, err = cli("score", detector, archive)
     assert code == 1
-    lines = [line.split(maxsplit=2) for line in out.splitlines()]
+    lines = [line.split(maxsplit=3) for line in out.splitlines()]
     in_order = [*sorted(path for path in GOOD if path[0] == "0"), "good.webp", "good.bmp"]
-    assert [Path(path).name for _, _, path in lines] == in_order
-    for score, verdict, path in lines:
+    assert [Path(path).name for *_, path in lines] == in_order
+    for score, relative, verdict, path in lines:
         level = GOOD[Path(path).name]
         assert float(score) == pytest.approx(level)
+        assert float(relative) == pytest.approx(level / THRESHOLD, abs=0.005)
         assert verdict == ("anomaly" if level > THRESHOLD else "normal")
     *errors, counted = err.splitlines()
     assert counted == COUNTED
@@ -108,18 +110,19 @@ def test_csv_is_read_back(cli: Cli, detector: Path, archive: Path) -> None:
     assert code == 1
     assert err.splitlines() == [COUNTED]
     header, *rows = list(csv.reader(io.StringIO(out)))
-    assert header == ["path", "score", "is_anomaly", "error"]
+    assert header == ["path", "score", "is_anomaly", "error", "relative"]
     assert [Path(row[0]) for row in rows] == sorted(path for path in map(Path, {row[0] for row in rows}))
     assert {Path(row[0]).name for row in rows} == {*GOOD, *BAD, '00, "good"\n.png'} - {"00-good.png"}
-    for path, score, is_anomaly, error in rows:
+    for path, score, is_anomaly, error, relative in rows:
         name = Path(path).name.replace(', "good"\n', "-good")
         if name in BAD:
-            assert (score, is_anomaly) == ("", "")
+            assert (score, is_anomaly, relative) == ("", "", "")
             assert BAD[name] in error
         else:
             assert error == ""
             assert float(score) == pytest.approx(GOOD[name])
             assert is_anomaly == str(GOOD[name] > THRESHOLD)
+            assert float(relative) == pytest.approx(GOOD[name] / THRESHOLD)
 
 
 def test_json_is_an_object_a_line(cli: Cli, detector: Path, archive: Path) -> None:
@@ -129,7 +132,8 @@ def test_json_is_an_object_a_line(cli: Cli, detector: Path, archive: Path) -> No
     assert err.splitlines() == [COUNTED]
     assert found.keys() == GOOD.keys() | BAD.keys()
     for name, level in GOOD.items():
-        assert found[name].keys() == {"path", "score", "is_anomaly"}
+        assert found[name].keys() == {"path", "score", "is_anomaly", "relative"}
+        assert found[name]["relative"] == pytest.approx(level / THRESHOLD)
         assert found[name]["score"] == pytest.approx(level)
         assert found[name]["is_anomaly"] is (level > THRESHOLD)
     assert all(found[name].keys() == {"path", "error"} and BAD[name] in found[name]["error"] for name in BAD)
@@ -166,14 +170,75 @@ def test_files_and_folders_in_the_order_given(cli: Cli, detector: Path, archive:
 def test_the_threshold_is_ones_own_to_choose(cli: Cli, detector: Path, archive: Path) -> None:
     code, out, err = cli("score", detector, archive / "00-good.png", archive / "02-good.png", "--threshold", 60)
     assert code == 0
-    assert [line.split()[1] for line in out.splitlines()] == ["normal", "anomaly"]  # above it, not at it
+    assert [line.split()[1:3] for line in out.splitlines()] == [["1.00", "normal"], ["1.33", "anomaly"]]  # above it
     assert err == "2 images: 1 above the threshold 60\n"
 
 
 def test_one_image_needs_no_count(cli: Cli, detector: Path, archive: Path) -> None:
     code, out, err = cli("score", detector, archive / "00-good.png")
     assert (code, err) == (0, "")
-    assert out.split() == ["60", "normal", str(archive / "00-good.png")]
+    assert out.split() == ["60", "0.60", "normal", str(archive / "00-good.png")]
+
+
+def test_a_threshold_that_is_not_positive_gives_no_relative_score(cli: Cli, detector: Path, archive: Path) -> None:
+    _, out, _ = cli("score", detector, archive / "00-good.png", "--threshold", -1)
+    assert out.split()[:3] == ["60", "–", "anomaly"]
+    _, out, _ = cli("score", detector, archive / "00-good.png", "--threshold", 0, "--json")
+    assert json.loads(out)["relative"] is None
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf"])
+def test_a_threshold_that_no_score_exceeds(cli: Cli, detector: Path, archive: Path, threshold: str) -> None:
+    assert_refused(cli("score", detector, archive, "--threshold", threshold), "must be a finite number")
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector whose map is the difference from grey level 60, at 6×8."""
+    return write_tile_detector(tmp_path_factory.mktemp("tiles") / "t.onnx", np.full((6, 8, 1), 60.0), 30.0)
+
+
+def test_maps_are_drawn_over_the_photos(cli: Cli, tiles: Path, archive: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in archive.rglob("*") if path.is_file()}
+    maps = tmp_path / "maps"
+    code, out, err = cli("score", tiles, archive, archive / "00-good.png", "--maps", maps, "--json")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    num_anomalies = sum(abs(level - 60) > 30 for level in GOOD.values())
+    summary = f"{len(GOOD) + len(BAD) + 1} images: {num_anomalies} above the threshold 30, {len(BAD)} could not be read"
+    assert err.splitlines() == [summary]
+    assert {path: path.read_bytes() for path in archive.rglob("*") if path.is_file()} == before
+    named = {each["map"]: each["path"] for each in found if "error" not in each}
+    assert all("map" not in each for each in found if "error" in each)
+    assert {str(path) for path in maps.rglob("*") if path.is_file()} == set(named)
+    assert len(named) == len(GOOD) + 1  # one photo twice
+    assert sorted(Path(path).relative_to(maps).as_posix() for path in named)[:2] == [
+        "00-good-2.map.jpg",
+        "00-good.map.jpg",
+    ]
+    assert str(maps / "deeper" / "still" / "good.map.jpg") in named
+    for overlay, path in named.items():
+        image = np.asarray(Image.open(overlay)).astype(int)
+        red = abs(image[2, 2] - (190, 20, 20)).max() < 40
+        assert red == (abs(GOOD[Path(path).name] - 60) > 30)
+
+
+def test_maps_in_csv(cli: Cli, tiles: Path, archive: Path, tmp_path: Path) -> None:
+    _, out, _ = cli(
+        "score", tiles, archive / "00-good.png", archive / "03-empty.png", "--maps", tmp_path / "m", "--csv"
+    )
+    header, good, bad = list(csv.reader(io.StringIO(out)))
+    assert header == ["path", "score", "is_anomaly", "error", "relative", "map"]
+    assert good[-1] == str(tmp_path / "m" / "00-good.map.jpg")
+    assert bad[-1] == ""
+
+
+def test_maps_that_cannot_be_drawn(cli: Cli, detector: Path, tiles: Path, archive: Path, tmp_path: Path) -> None:
+    assert_refused(cli("score", detector, archive, "--maps", tmp_path / "m"), "no anomaly map", "--anomaly-map")
+    assert_refused(cli("score", tiles, archive, "--maps", archive / "m"), "outside of the scored folders")
+    assert not (tmp_path / "m").exists()
+    (tmp_path / "file").touch()
+    assert_refused(cli("score", tiles, archive / "00-good.png", "--maps", tmp_path / "file"), "must be writable")
 
 
 def test_what_is_refused_before_anything_is_scored(cli: Cli, detector: Path, archive: Path, tmp_path: Path) -> None:

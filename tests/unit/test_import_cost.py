@@ -1,9 +1,12 @@
+import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from brightness import write_brightness
 from PIL import Image
+from tile_detector import write_tile_detector
 
 HEAVY = (
     "torch",
@@ -22,7 +25,7 @@ HEAVY = (
     "pytorch_msssim",
 )
 COMMANDS = (
-    *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score"),
+    *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
     *("pictures", "trials", "bench", "recipes"),
 )
 
@@ -72,7 +75,7 @@ print(sorted(set(sys.modules) & set({HEAVY})))
 def test_score_imports_nothing_heavy(folder):
     result = python("-X", "importtime", "-m", "kdgan_compress", "score", str(folder / "d.onnx"), str(folder))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split()[:2] == ["90", "anomaly"]
+    assert result.stdout.split()[:3] == ["90", "1.80", "anomaly"]
     assert {"kdgan_compress", "onnxruntime"} <= imported(result.stderr)
     assert imported(result.stderr) & set(HEAVY) == set()
 
@@ -98,7 +101,25 @@ sys.exit(run(["score", {str(folder / "d.onnx")!r}, {str(folder)!r}, "--json"]))
 """
     result = python("-W", "error", "-c", code)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == f'{{"path": "{folder / "photo.png"}", "score": 90.0, "is_anomaly": true}}'
+    expected = {"path": str(folder / "photo.png"), "score": 90.0, "is_anomaly": True, "relative": 1.8}
+    assert json.loads(result.stdout) == expected
+
+
+def test_maps_and_calibration_need_no_training_extra(folder, tmp_path):
+    write_tile_detector(tmp_path / "t.onnx", np.full((6, 8, 1), 80.0), 5.0)
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({HEAVY}))
+from kdgan_compress.cli.main import run
+folder, photos = {str(tmp_path)!r}, {str(folder)!r}
+assert run(["calibrate", folder + "/t.onnx", photos, "-o", folder + "/new/here.onnx"]) == 0
+sys.exit(run(["score", folder + "/new/here.onnx", photos, "--maps", folder + "/maps"]))
+"""
+    result = python("-W", "error", "-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0].split() == ["threshold", "10,", "was", "5"]
+    assert result.stdout.splitlines()[-1].split()[:3] == ["10", "1.00", "normal"]
+    assert (tmp_path / "maps" / "photo.map.jpg").stat().st_size > 1000
 
 
 def test_training_without_its_extra_names_the_package_to_install(tmp_path):

@@ -1,10 +1,8 @@
 """The model card (Markdown): everything that a user of a detector file needs to know about it."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kdgan_compress.errors import KdganError
 from kdgan_compress.export.detector_file import ExportReport
 from kdgan_compress.export.packaging.call_examples import LANGUAGES, InputSpec
 from kdgan_compress.export.packaging.mobile import MobileCheck
@@ -82,22 +80,6 @@ with those in `golden.json`: they may differ by {golden.tolerance:g} relative.
 """
 
 
-def read_detector_name(card: str) -> str:
-    """The file name of the detector that a card describes.
-
-    Raises:
-        KdganError: The text is not a card of this package.
-    """
-    title = re.match(r"# ([^/\\\n]+\.onnx)\n", card)
-    if title is None or "\n## Latency\n" not in card:
-        raise KdganError(
-            "The card must be a model card that `kdgan-compress export` wrote",
-            "it has no title with the name of a detector, or no section Latency",
-            "Give the card.md that was written with the detector",
-        )
-    return title[1]
-
-
 def replace_latency(card: str, latencies: dict[str, Latency], machine: str, threads: int = 1) -> str:
     """Write measured latencies into the section Latency of a card, in place of its earlier content.
 
@@ -147,7 +129,8 @@ def _properties(detector: Detector, report: ExportReport, data: ModelCardData) -
 
 
 def _interface(detector: Detector, spec: InputSpec) -> str:
-    size = f"{detector.image_size}×{detector.image_size}"
+    tile = f"{detector.image_size}×{detector.image_size}"
+    size = tile if detector.frame is None else f"{detector.frame[0]}×{detector.frame[1]}"
     resized = f"Any height and width: the file resizes to {size} itself, antialiased, as in training. Do not resize."
     if spec.input_size is not None:
         height, width = spec.input_size
@@ -160,7 +143,17 @@ def _interface(detector: Detector, spec: InputSpec) -> str:
 | in | `image` | {"uint8, 0 to 255" if spec.is_uint8 else "float32, 0 to 1"} | {detector.image_shape} |
 | in | `threshold` | float32, optional | () |
 {"".join(outputs)}
-{resized} {colour} Apply a photo's EXIF orientation first."""
+{resized} {colour} Apply a photo's EXIF orientation first.{_tiles(detector, tile)}"""
+
+
+def _tiles(detector: Detector, tile: str) -> str:
+    """What a detector that cuts photos into tiles says about them and its map."""
+    if detector.frame is None:
+        return ""
+    unit = (
+        " `anomaly_map` is in units of the score: values above the threshold are defects." if detector.map_unit else ""
+    )
+    return f" The photo is scored in tiles of {tile}.{unit}"
 
 
 def _ratio_text(ratio: float) -> str:

@@ -1,7 +1,6 @@
 """The files next to a detector: model card, golden vectors and, for phones, ONNX Runtime's own format."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from kdgan_compress.export.detector_file import ExportReport
@@ -9,23 +8,6 @@ from kdgan_compress.export.packaging.card import ModelCardData, write_card
 from kdgan_compress.export.packaging.mobile import write_ort
 from kdgan_compress.export.validation.golden import write_golden
 from kdgan_compress.runtime import Detector
-
-
-def golden_sidecar(detector: Path) -> Path:
-    """Path of a detector's golden vectors: ``NAME.golden.npz`` if it exists, else the folder's ``golden.npz``."""
-    named = detector.with_name(f"{detector.stem}.golden.npz")
-    return named if named.exists() else detector.with_name("golden.npz")
-
-
-def sidecar_prefix(path: Path) -> str:
-    """What the names of card and golden vectors begin with: the detector's name if the folder has another detector."""
-    if path.with_name(f"{path.stem}.golden.npz").exists():
-        return f"{path.stem}."  # ``golden_sidecar`` prefers this file, so it must be replaced
-    try:
-        owner = json.loads(path.with_name("golden.json").read_text(encoding="utf-8"))["detector"]
-        return f"{path.stem}." if owner != path.name and path.with_name(owner).exists() else ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # no golden.json that names its detector
 
 
 def write_sidecars(path: Path, prefix: str, report: ExportReport, data: ModelCardData, mobile: bool) -> list[str]:

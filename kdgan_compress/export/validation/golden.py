@@ -76,7 +76,7 @@ def make_golden(detector: Detector) -> Golden:
     )
 
 
-def write_golden(npz: Path, as_json: Path, detector: Detector, name: str) -> Golden:
+def write_golden(npz: Path, as_json: Path, detector: Detector, name: str, golden: Golden | None = None) -> Golden:
     """Write a detector's golden vectors as ``.npz`` for NumPy and as JSON for other languages.
 
     Args:
@@ -84,8 +84,9 @@ def write_golden(npz: Path, as_json: Path, detector: Detector, name: str) -> Gol
         as_json: Path of the same as JSON (pixels in base64), with what a program needs to call the detector.
         detector: The loaded detector.
         name: Its file name.
+        golden: The vectors; None makes them.
     """
-    golden = make_golden(detector)
+    golden = golden or make_golden(detector)
     arrays: dict[str, Any] = {f"image_{i}": image for i, image in enumerate(golden.images)}
     arrays |= {name: value for name, value in vars(golden).items() if name != "images"}
     with atomic_path(npz) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:

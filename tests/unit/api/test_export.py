@@ -10,7 +10,7 @@ from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint
 from kdgan_compress.export.packaging import sidecars
-from kdgan_compress.export.packaging.sidecars import golden_sidecar
+from kdgan_compress.export.packaging.sidecar_names import golden_sidecar
 from kdgan_compress.export.settings import ExportSettings
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")

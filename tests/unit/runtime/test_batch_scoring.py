@@ -15,8 +15,11 @@ from kdgan_compress.runtime import Detector, FileScore, Scores, batch_scoring, s
 class Fake:
     """Reads a path named ``12x20-7`` as an image of 12×20 of level 7, scores that level, and keeps count.
 
-    A path named ``bad`` can't be read.
+    A path named ``bad`` can't be read, and an image of level 13 can't be scored.
     """
+
+    frame = None
+    has_anomaly_map = True
 
     def __init__(self, threshold=100.0):
         self.threshold = threshold
@@ -41,25 +44,28 @@ class Fake:
         with self.lock:
             self.held -= 1
 
-    def score(self, images):
+    def score(self, images, maps=False):
         assert len({image.shape for image in images}) == 1
-        self.batches.append((len(images), images[0].size))
         score = images.mean((1, 2, 3)).astype(np.float32)
-        return Scores(score, score > self.threshold)
+        if 13 in score:
+            raise KdganError("Scores must be numbers", f"{len(images)} images", "Leave it out")
+        self.batches.append((len(images), images[0].size))
+        relative = score.astype(float) / self.threshold
+        return Scores(score, score > self.threshold, relative, anomaly_map=images[..., 0] if maps else None)
 
 
 def expected(names, threshold=100.0):
     """Of good ones, by their names."""
     for name in names:
         level = float(name.split("-")[1])
-        yield FileScore(Path(name), level, level > threshold)
+        yield FileScore(Path(name), level, level > threshold, relative=level / threshold)
 
 
 SIZES = ("6x8", "6x8", "8x6", "6x8", "5x5")
 
 
 def many(count):
-    return [f"{SIZES[number % 7 % 5]}-{number % 251}" for number in range(count)]
+    return [f"{SIZES[number % 7 % 5]}-{number % 251}" for number in range(20, 20 + count)]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -92,7 +98,7 @@ def test_memory_does_not_grow_with_the_number_of_files(batch, threads):
 
 def test_a_list_without_an_end_can_be_left():
     detector = Fake()
-    endless = score_files(detector, (Path(f"4x4-{number % 200}") for number in itertools.count()), batch=3, threads=2)
+    endless = score_files(detector, (Path(f"4x4-{number % 10}") for number in itertools.count()), batch=3, threads=2)
     assert [found.score for found in itertools.islice(endless, 5)] == [0, 1, 2, 3, 4]
     endless.close()
     assert detector.num_read < 5 + 3 + 2 + 3
@@ -116,6 +122,55 @@ def test_unreadable_files_are_reported_in_order(threads):
     assert [each.is_anomaly for each in found] == [None, False, True, None, None, False, None]
     told = "An image must be good; bad is bad. Give another."
     assert [each.error for each in found] == [told, None, None, told, told, None, told]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10])
+def test_an_image_that_cannot_be_scored_costs_no_other_image(batch):
+    names = ["4x4-1", "4x4-13", "4x4-200", "4x4-3", "4x4-13"]
+    found = list(score_files(Fake(), map(Path, names), batch=batch))
+    assert [each.score for each in found] == [1, None, 200, 3, None]
+    told = "Scores must be numbers; 1 images. Leave it out."
+    assert [each.error for each in found] == [None, told, None, None, told]
+
+
+def test_pixels_and_maps_come_only_if_requested():
+    names = ["4x5-1", "4x5-2", "bad", "6x3-4"]
+    for each in score_files(Fake(), map(Path, names)):
+        assert (each.pixels, each.anomaly_map) == (None, None)
+    shapes = {(4, 5), (6, 3)}
+    for each in score_files(Fake(), map(Path, names), maps=True):
+        if each.error is None:
+            assert each.anomaly_map.shape in shapes
+            assert each.pixels.shape == (*each.anomaly_map.shape, 1)
+            assert (each.pixels == each.score).all()
+            assert (each.anomaly_map == each.score).all()
+
+
+def test_memory_does_not_grow_with_maps():
+    detector = Fake()
+    for _ in score_files(detector, (Path("9x9-3") for _ in range(300)), batch=5, threads=2, maps=True):
+        pass
+    assert detector.most_held <= 5 + 2 + 2
+
+
+def test_a_detector_without_a_map_is_refused_before_anything_is_read(tmp_path):
+    detector = Detector(write_brightness(tmp_path / "d.onnx"))
+    with pytest.raises(KdganError, match="has no anomaly map; its outputs are score, is_anomaly"):
+        score_files(detector, [tmp_path / "none.png"], maps=True)
+
+
+def test_photos_in_tiles_are_not_batched(tmp_path):
+    """A photo's tiles are a batch already, and its map has the frame's size."""
+    detector = Fake()
+    detector.frame = (100, 100)
+    list(score_files(detector, map(Path, ["4x4-1"] * 5)))
+    assert [count for count, _ in detector.batches] == [1] * 5
+
+
+def test_the_number_of_readers_is_bounded():
+    detector = Fake()
+    next(score_files(detector, (Path("4x4-1") for _ in range(10_000)), batch=1, threads=100_000))
+    assert detector.num_read <= batch_scoring.MAX_READERS + 2
 
 
 def test_no_files():

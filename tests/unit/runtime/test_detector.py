@@ -1,9 +1,15 @@
+import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import numpy as np
 import onnx
 import pytest
 from brightness import brightness
 from onnx import TensorProto, helper
 from PIL import Image
+from tile_detector import write_tile_detector
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.runtime import Detector
@@ -245,3 +251,205 @@ def test_the_anomaly_map_of_older_files_has_another_name(tmp_path, name):
     np.testing.assert_array_equal(scores.anomaly_map, images[..., 0])
     assert scores.reconstruction is None
     assert Detector(tmp_path / "d.onnx").score(images).anomaly_map is None
+
+
+FRAME = (6, 10)
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """The map is the difference from mid-grey, at 6×10."""
+    return Detector(write_tile_detector(tmp_path / "t.onnx", np.full((*FRAME, 1), 128.0), 40.0))
+
+
+def test_a_detector_with_a_frame_gives_a_map_of_it_in_units_of_the_score(tiles):
+    assert (tiles.frame, tiles.map_unit, tiles.image_size, tiles.has_anomaly_map) == (FRAME, "score", 8, True)
+    images = np.full((3, *FRAME, 1), 128, np.uint8)
+    images[1, 2, 3] = 200
+    images[2, 4:] = 100
+    scores = tiles.score(images, maps=True)
+    assert scores.score.tolist() == [0, 72, 28]
+    assert scores.is_anomaly.tolist() == [False, True, False]
+    assert scores.relative.tolist() == pytest.approx([0, 72 / 40, 28 / 40])
+    np.testing.assert_array_equal(scores.anomaly_map, np.abs(images[..., 0].astype(float) - 128))
+    assert (scores.anomaly_map[1] > tiles.threshold).sum() == 1
+
+
+def test_photos_of_any_size_are_scored_one_by_one(tiles, monkeypatch):
+    """A photo's tiles are a batch, so memory does not grow with the number of photos in a call."""
+    from kdgan_compress.runtime import detector as module
+
+    sizes = []
+    run = module.run_session
+    monkeypatch.setattr(module, "run_session", lambda s, n, feed: sizes.append(len(feed["image"])) or run(s, n, feed))
+    images = np.random.default_rng(0).integers(0, 256, (4, 30, 20, 1), dtype=np.uint8)
+    together = tiles.score(images, maps=True)
+    assert sizes == [1, 1, 1, 1]
+    assert together.anomaly_map.shape == (4, *FRAME)
+    np.testing.assert_array_equal(together.score, [tiles.score(image[None]).score[0] for image in images])
+    with pytest.raises(KdganError, match="Images must be uint8"):
+        tiles.score(images[:0])
+
+
+@pytest.mark.parametrize("frame", ["", "6", "0x10", "6x10x3", "6 x 10", "-6x10", "6x1e3", "999999x1"])
+def test_a_frame_that_is_none(tmp_path, frame):
+    with pytest.raises(KdganError, match=r"metadata; .* has no valid frame"):
+        Detector(write_tile_detector(tmp_path / "t.onnx", np.zeros((6, 10, 1)), 1.0, frame=frame))
+
+
+def test_a_map_of_another_size_than_the_frame(tmp_path):
+    detector = Detector(write_tile_detector(tmp_path / "t.onnx", np.zeros((6, 10, 1)), 1.0, frame="10x6"))
+    image = np.zeros((1, 6, 10, 1), np.uint8)
+    assert detector.score(image).score == [0]
+    with pytest.raises(KdganError, match=r"needs the frame's size; it has shape \(1, 6, 10\), the frame is \(10, 6\)"):
+        detector.score(image, maps=True)
+
+
+@pytest.mark.parametrize("threshold", [100.5, 0.25, 1e-30])
+def test_the_relative_score_is_above_1_exactly_where_there_is_an_anomaly(tmp_path, threshold):
+    images = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1, 1).repeat(3, 3)
+    scores = Detector(save(tmp_path / "d.onnx"), threshold=threshold).score(images)
+    np.testing.assert_allclose(scores.relative, scores.score / np.float64(np.float32(threshold)), rtol=1e-12)
+    np.testing.assert_array_equal(scores.relative > 1, scores.is_anomaly)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -3.0, 1e-60])
+def test_without_a_positive_threshold_there_is_no_relative_score(tmp_path, threshold):
+    """The last one is 0 as float32, in which the file compares."""
+    scores = Detector(save(tmp_path / "d.onnx"), threshold=threshold).score(np.zeros((2, 3, 3, 3), np.uint8))
+    assert scores.relative is None
+    assert scores.is_anomaly.tolist() == [threshold < 0] * 2
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf", "-inf", "1e39"])
+def test_a_threshold_above_which_nothing_can_be(tmp_path, threshold):
+    problem = "The threshold must be a finite number"
+    with pytest.raises(KdganError, match=rf"{problem}; .*d\.onnx has "):
+        Detector(save(tmp_path / "d.onnx", threshold=threshold))
+    path = save(tmp_path / "d.onnx")
+    with pytest.raises(KdganError, match=f"{problem}; got "):
+        Detector(path, threshold=float(threshold))
+    assert Detector(save(tmp_path / "d.onnx", threshold=threshold), threshold=2).threshold == 2
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_too_few_threads(tmp_path, threads):
+    with pytest.raises(KdganError, match=rf"threads must be at least 1; got {threads}"):
+        Detector(save(tmp_path / "d.onnx"), threads=threads)
+
+
+def test_more_threads_than_processors_are_not_started(tmp_path):
+    options = Detector(save(tmp_path / "d.onnx"), threads=100_000).session.get_session_options()
+    assert 1 <= options.intra_op_num_threads <= os.cpu_count()
+
+
+def test_a_detector_can_be_pickled(tmp_path, monkeypatch):
+    path = save(tmp_path / "d.onnx")
+    monkeypatch.chdir(tmp_path)
+    detector = Detector("d.onnx", threshold=7.5)
+    monkeypatch.chdir("/")
+    copy = pickle.loads(pickle.dumps(detector))
+    image = np.full((1, 4, 4, 3), 99, np.uint8)
+    assert (copy.threshold, copy.score(image).score) == (7.5, [99])
+    pickled = pickle.dumps(detector)
+    save(path, threshold="1")
+    with pytest.raises(KdganError, match="another detector now"):
+        pickle.loads(pickled)
+    path.unlink()
+    with pytest.raises(KdganError, match="must be a file"):
+        pickle.loads(pickled)
+
+
+def test_a_detector_goes_to_another_process(tmp_path):
+    image = np.full((1, 4, 4, 3), 99, np.uint8)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        relative = pool.submit(score_elsewhere, Detector(save(tmp_path / "d.onnx")), image).result(timeout=60)
+    assert relative == pytest.approx(99 / 100.5)
+
+
+def score_elsewhere(detector, image):
+    return detector.score(image).relative[0]
+
+
+def seal(path, model, **changed):
+    metadata = METADATA | {"image_channels": "1"} | changed | {CHECKSUM_KEY: CHECKSUM_PLACEHOLDER}
+    helper.set_model_props(model, metadata)
+    path.write_bytes(write_checksum(model.SerializeToString()))
+    return path
+
+
+def test_weights_in_another_file_are_refused(tmp_path, monkeypatch):
+    """ONNX Runtime would look for them in the current folder."""
+    model = brightness(1, 1.0)
+    axes = model.graph.initializer[0]
+    (tmp_path / "axes.bin").write_bytes(np.array([1, 2, 3], np.int64).tobytes())
+    axes.ClearField("int64_data")
+    axes.data_location = TensorProto.EXTERNAL
+    axes.external_data.add(key="location", value="axes.bin")
+    path = seal(tmp_path / "d.onnx", model)
+    monkeypatch.chdir(tmp_path)
+    refused(path, "must be a complete ONNX file; .* it keeps weights in another file")
+
+
+def test_one_score_for_several_images_is_refused(tmp_path):
+    model = brightness(1, 1.0)
+    model.graph.node.append(helper.make_node("Concat", ["score", "score"], ["twice"], axis=0))
+    model.graph.node.append(helper.make_node("Greater", ["twice", "threshold"], ["is_anomaly"]))
+    del model.graph.node[2]
+    model.graph.node[1].output[0] = "one"
+    model.graph.node[2].input[:] = ["one", "one"]
+    model.graph.node[2].output[0] = "score"
+    model.graph.node[3].input[0] = "score"
+    detector = Detector(seal(tmp_path / "d.onnx", model))
+    with pytest.raises(KdganError, match=r"one result per image; score has shape \(6,\) for 3 images"):
+        detector.score(np.zeros((3, 4, 4, 1), np.uint8))
+
+
+def test_a_score_that_is_not_a_number_is_no_good_image(tmp_path):
+    model = brightness(1, 1.0)
+    model.graph.node[1].output[0] = "mean"
+    model.graph.node.insert(2, helper.make_node("Sqrt", ["less"], ["score"]))
+    model.graph.node.insert(2, helper.make_node("Sub", ["mean", "hundred"], ["less"]))
+    model.graph.initializer.append(helper.make_tensor("hundred", TensorProto.FLOAT, [], [100.0]))
+    detector = Detector(seal(tmp_path / "d.onnx", model))
+    images = np.stack([np.full((2, 2, 1), level, np.uint8) for level in (200, 50, 150)])
+    with pytest.raises(KdganError, match="Scores must be numbers; the score of image 1 is NaN"):
+        detector.score(images)
+    assert detector.score(images[::2]).score.tolist() == pytest.approx([10, 50**0.5])
+
+
+def two_inputs(model):
+    model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+
+
+def no_decision(model):
+    del model.graph.output[1], model.graph.node[2], model.graph.input[1]
+
+
+def a_flat_input(model):
+    del model.graph.input[0].type.tensor_type.shape.dim[3]
+    model.graph.node[1].input[1] = "two"
+    model.graph.initializer.append(helper.make_tensor("two", TensorProto.INT64, [2], [1, 2]))
+
+
+def an_integer_input(model):
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+
+
+@pytest.mark.parametrize("change", [two_inputs, no_decision, a_flat_input, an_integer_input])
+def test_other_inputs_and_outputs_are_refused(tmp_path, change):
+    model = brightness(1, 1.0)
+    change(model)
+    refused(seal(tmp_path / "d.onnx", model), "needs the inputs and outputs of an export")
+
+
+def test_an_error_of_onnx_runtime_is_one_line(tmp_path):
+    model = brightness(1, 1.0)
+    model.graph.node[0].output[0] = "any size"
+    model.graph.node.insert(1, helper.make_node("Sub", ["any size", "five by five"], ["levels"]))
+    model.graph.initializer.append(helper.make_tensor("five by five", TensorProto.FLOAT, [1, 5, 5, 1], [0.0] * 25))
+    detector = Detector(seal(tmp_path / "d.onnx", model))
+    assert detector.score(np.zeros((2, 5, 5, 1), np.uint8)).score.tolist() == [0, 0]
+    with pytest.raises(KdganError, match="ONNX Runtime cannot run the detector") as caught:
+        detector.score(np.zeros((1, 6, 10, 1), np.uint8))
+    assert "\n" not in str(caught.value)
