@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,35 @@ if TYPE_CHECKING:
     from kdgan_compress.experiment.results import FleetResult, Progress, RunResult, ShowProgress
 
 Report = TypeVar("Report")
+
+
+class MessageHandler(logging.Handler):
+    """Prints the package's log messages on stderr, each text once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        text = record.getMessage()
+        if text not in self._shown:
+            self._shown.add(text)
+            click.echo(text, err=True)
+
+
+@contextmanager
+def show_messages() -> Iterator[None]:
+    """Print the package's log messages, such as what a folder of photos is used for, on stderr."""
+    logger, handler = logging.getLogger("kdgan_compress"), MessageHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def print_json(result: Any) -> None:

@@ -46,7 +46,7 @@ def score(
     kdgan-compress score student.onnx archive/ --csv --threads 4 > scores.csv
     """
     from kdgan_compress.runtime import Detector, score_files
-    from kdgan_compress.runtime.images import find_images
+    from kdgan_compress.runtime.image_files import find_images
 
     if as_json and as_csv:
         raise click.UsageError("Give --json or --csv, not both.")
