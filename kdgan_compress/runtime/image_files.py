@@ -15,6 +15,7 @@ SUFFIXES = frozenset(
 MASK_FOLDERS = frozenset({"ground_truth", "groundtruth", "gt", "mask", "masks"})
 MASK_ENDING = "_mask"
 SYSTEM_FOLDERS = frozenset({"@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"})
+MAX_REASONS_SHOWN = 5
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
@@ -84,8 +85,10 @@ def is_mask_folder(name: str) -> bool:
 
 def describe_skipped(skipped: Counter[str]) -> list[str]:
     """One text, such as ``3 skipped (2 .heic: …; 1 in @eaDir)``, or none if nothing was skipped."""
-    reasons = "; ".join(f"{number:,} {reason}" for reason, number in skipped.most_common())
-    return [f"{skipped.total():,} skipped ({reasons})"] if skipped else []
+    reasons = [f"{number:,} {reason}" for reason, number in skipped.most_common(MAX_REASONS_SHOWN)]
+    if len(skipped) > MAX_REASONS_SHOWN:
+        reasons.append("others")
+    return [f"{skipped.total():,} skipped ({'; '.join(reasons)})"] if skipped else []
 
 
 def _walk(folder: Path, recursive: bool) -> Iterator[tuple[Path, str | None]]:
@@ -110,7 +113,7 @@ def _reason_to_skip(path: Path) -> str | None:
     suffix = path.suffix.lower()
     if suffix in HEIC_SUFFIXES:
         if not has_heic_support():
-            return f"{suffix}: {HEIC_HINT}"
+            return f"HEIC: {HEIC_HINT}"
     elif suffix not in SUFFIXES:
         return f"{suffix or 'without a suffix'}: not an image format"
     return None if path.is_file() else "broken links, pipes or devices"

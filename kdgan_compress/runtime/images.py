@@ -163,19 +163,19 @@ def _decode(
     path: Path, image: Image.Image, mode: str, size: tuple[int, int] | None, near: tuple[int, int] | None
 ) -> Image.Image:
     """The upright image in a mode, shrunk towards ``near`` and resized to ``size``."""
-    orientation = _orientation(image)
-    is_turned = orientation > 4
-    full_size = shrunk = image.size
-    if near is not None:
-        shrunk = _shrunk_size(image.size, (near[0], near[1]) if is_turned else (near[1], near[0]))
-    reduced = image.draft(None, shrunk) if shrunk != image.size else None
-    box = reduced[1] if reduced else (0, 0, *full_size)
+    full_size = image.size
+    box: tuple[float, float, float, float] = (0, 0, *full_size)
+    if near is not None and isinstance(image, JpegImageFile):
+        drafted = image.draft(None, _shrunk_size(full_size, _stored(near, _orientation(image))))
+        box = drafted[1] if drafted else box
     num_bytes = _num_decoded_bytes(image, full_size, mode)
     if num_bytes > MAX_DECODED_BYTES:
         raise _too_large(path, f"{full_size[0]}×{full_size[1]} pixels take {num_bytes / 1e6:.0f} MB")
     with _large_image_lock if num_bytes > MAX_PARALLEL_BYTES else nullcontext():
+        orientation = _orientation(image)  # decodes a PNG, whose EXIF may follow the pixels
         image.info.pop("transparency", None)  # Pillow would warn that it drops it
         pixels = image if image.mode in ("L", "RGB") else image.convert(mode)
+        shrunk = full_size if near is None else _shrunk_size(full_size, _stored(near, orientation))
         if pixels.size != shrunk:
             pixels = pixels.resize(shrunk, Image.Resampling.HAMMING, box, reducing_gap=2.0)
         pixels.load()
@@ -207,6 +207,11 @@ def _num_decoded_bytes(image: Image.Image, full_size: tuple[int, int], mode: str
 def _orientation(image: Image.Image) -> int:
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     return orientation if orientation in TRANSPOSITIONS else 1
+
+
+def _stored(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Width and height, as an image of this orientation is stored, of an upright height and width."""
+    return size if orientation > 4 else (size[1], size[0])
 
 
 def _too_large(path: Path, found: str) -> KdganError:
