@@ -205,6 +205,8 @@ def _num_decoded_bytes(image: Image.Image, full_size: tuple[int, int], mode: str
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow itself turns it
+        return 1
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     return orientation if orientation in TRANSPOSITIONS else 1
 
