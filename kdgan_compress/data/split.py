@@ -77,7 +77,7 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
 
 
 def native_channels(data: DataSettings) -> int:
-    """1 or 3: how many channels the source's images are stored with (a folder: its first training image)."""
+    """1 or 3: how many channels the source's images have (a folder: 3 if any training photo has a colour)."""
     return open_source(data.source, data.root).image_channels()
 
 
