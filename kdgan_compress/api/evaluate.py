@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kdgan_compress.data import DataSettings, Split, load_split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import load_scores, paper_scores, score_images
+from kdgan_compress.evaluation import fit_scorer, load_scores, paper_scores, score_images
 from kdgan_compress.evaluation.metrics import DetectionMetrics, detection_metrics, score_spearman
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_path
@@ -101,8 +101,8 @@ def evaluate(
         scores = _model_scores(model, checkpoint, split)
         evaluation = _evaluation(model, settings, split, scores, checkpoint.threshold)
         if raw and (without_ema := checkpoint.build_without_ema()) is not None:
-            raw_scores = score_images(without_ema.generator, split.test)
-            auc_raw = detection_metrics(raw_scores, split.test_is_anomalous).auc
+            fitted = fit_scorer(without_ema.generator, split, checkpoint.score, checkpoint.grid)
+            auc_raw = detection_metrics(score_images(fitted.scorer, split.test), split.test_is_anomalous).auc
             evaluation = dataclasses.replace(evaluation, auc_raw=auc_raw)
         teacher = teacher or checkpoint.provenance.get("teacher")
         if teacher is not None and not model_path(teacher).exists():
@@ -129,11 +129,11 @@ def score_split(detector: Detector, split: Split) -> NDArray[np.float64]:
 
 def _model_scores(model: str | Path, checkpoint: Checkpoint, split: Split) -> NDArray[np.float64]:
     """The scores of the test images, from the run folder's file if it has them."""
-    generator = checkpoint.build().generator
+    scorer = checkpoint.scorer()
     saved = load_scores(model_path(model).with_name(SCORES_FILE))
-    if saved is not None and saved.matches(generator, split):
+    if saved is not None and saved.matches(scorer, split):
         return saved.test_scores
-    return score_images(generator, split.test)
+    return score_images(scorer, split.test)
 
 
 def _evaluation(

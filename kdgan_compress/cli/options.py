@@ -100,10 +100,40 @@ def protocol_options(command: Command) -> Command:
         click.option("--protocol", help="simo, miso-8020, gpnd-5fold, coil100 or ocgan-p1."),
         click.option("--novel", metavar="CLASS", help="miso-8020: the one class that is novel."),
         click.option("--trial", type=int, help="Index of the random split, from 0 (gpnd-5fold: and fold)."),
-        click.option("--outliers", type=float, help="gpnd-5fold, coil100: fraction of the test set."),
-        click.option("--num-categories", type=int, help="coil100: number of normal objects."),
+        click.option("--outliers", type=float, hidden=True, help="gpnd-5fold, coil100: fraction of the test set."),
+        click.option("--num-categories", type=int, hidden=True, help="coil100: number of normal objects."),
     ]
     return _with(options, command)
+
+
+class Tile(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
+    """The side of a tile in pixels, or ``off``."""
+
+    name = "tile"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if isinstance(value, int) or value == "off":
+            return int(value) if isinstance(value, int) else "off"
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a side in pixels, such as 32, nor off", param, ctx)
+        return int(value)
+
+
+def tile_options(command: Command) -> Command:
+    """How photos are scored."""
+    options = [
+        click.option("--tile", type=Tile(), metavar="SIDE|off", help="Cut photos into tiles of this side in pixels."),
+        click.option("--photo-size", type=int, help="Working size: the longer side; by default from the photos."),
+        click.option("--score", help="norm, gaussian or mixture.  [default: gaussian]"),
+    ]
+    return _with(options, command)
+
+
+def tile_changes(tile: int | str | None, photo_size: int | None) -> dict[str, Any]:
+    """Changes to a recipe's data section."""
+    if tile is None and photo_size is None:
+        return {}
+    return {"tiles": {"enabled": tile != "off", "photo_size": photo_size}}
 
 
 def training_options(command: Command) -> Command:

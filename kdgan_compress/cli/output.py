@@ -78,6 +78,11 @@ def print_report(report: Report, as_json: bool, print_text: Callable[[Report], N
         print_text(report)
 
 
+def print_message(line: str) -> None:
+    """Print what a command found or chose, on stderr."""
+    click.echo(line, err=True)
+
+
 def print_result(result: "RunResult | FleetResult", as_json: bool) -> None:
     """Print the result of one training or of several; exit code 1 if one of several failed."""
     flush_messages()
@@ -103,6 +108,8 @@ def _print_run(result: "RunResult") -> None:
         f"training     {result.num_images} images in {result.seconds:.1f} s ({result.images_per_s:.0f} images/s), "
         f"{result.epochs} epochs, seed {result.seed}"
     )
+    if result.score:
+        click.echo(f"score        {result.score}")
     if result.teacher_cache is not None:
         click.echo(f"cache        {result.teacher_cache}")
     click.echo(f"machine      {_machine(result)}")

@@ -11,11 +11,13 @@ from kdgan_compress.cli.options import (
     normals_option,
     protocol_options,
     reject_options_with_resume,
+    tile_changes,
+    tile_options,
     training_changes,
     training_options,
     with_seeds,
 )
-from kdgan_compress.cli.output import print_result, progress_display
+from kdgan_compress.cli.output import print_message, print_result, progress_display
 
 if TYPE_CHECKING:
     from kdgan_compress.experiment.runner import RunOptions
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 @click.option("--image-channels", type=click.Choice(["1", "3"]), help="Grey or RGB; by default as the data.")
 @click.option("--image-size", type=int, help="Side in pixels, a power of two ≥ 16.")
 @click.option("--latent", type=int, hidden=True, help="Length of z1 and z2.")
-@click.option("--num-clusters", type=int, help="cvgad: number of kinds of normal images.")
+@tile_options
+@click.option("--num-clusters", type=int, hidden=True, help="cvgad: number of kinds of normal images.")
 @click.option("--norm", type=click.Choice(["instance", "batch"]), help="Normalisation layer.")
 @training_options
 @click.pass_context
@@ -45,6 +48,9 @@ def train(
     latent: int | None,
     norm: str | None,
     num_clusters: int | None,
+    tile: int | str | None,
+    photo_size: int | None,
+    score: str | None,
     recipe: str | None,
     settings: tuple[dict[str, Any], ...],
     out: Path | None,
@@ -65,7 +71,7 @@ def train(
     from kdgan_compress.api.train import train as run_train
     from kdgan_compress.experiment.recipe import load_recipe
 
-    runner: RunOptions = {"fleet_size": fleet, "track_auc": track_auc, "raw": raw}
+    runner: RunOptions = {"fleet_size": fleet, "track_auc": track_auc, "raw": raw, "show_message": print_message}
     if resume is not None:
         reject_options_with_resume(context)
         with progress_display() as runner["show_progress"]:
@@ -78,12 +84,13 @@ def train(
     model = channels | {
         "family": family,
         "image_channels": int(image_channels) if image_channels else None,
-        "image_size": image_size,
+        "image_size": tile if isinstance(tile, int) else image_size,
         "latent_size": latent,
         "norm": norm,
         "num_clusters": num_clusters,
     }
-    changed = load_recipe(recipe or "default").replace(*settings, {"model": model, "training": training})
+    changes = {"model": model, "training": training, "data": tile_changes(tile, photo_size), "score": {"type": score}}
+    changed = load_recipe(recipe or "default").replace(*settings, changes)
     normals: list[str | None] = [*normal] if normal else [None]
     recipes = [
         seeded.model_copy(update={"data": seeded.data.override(data, one, data_root, **protocol)})

@@ -2,6 +2,18 @@
 
 from kdgan_compress.data.settings import PROTOCOLS, DataSettings
 from kdgan_compress.data.sources import SOURCES, Source
-from kdgan_compress.data.split import Split, load_split, native_channels
+from kdgan_compress.data.split import Split, load_split, native_channels, resolve_tiles
+from kdgan_compress.data.tiles import TileGrid, TileSettings
 
-__all__ = ["PROTOCOLS", "SOURCES", "DataSettings", "Source", "Split", "load_split", "native_channels"]
+__all__ = [
+    "PROTOCOLS",
+    "SOURCES",
+    "DataSettings",
+    "Source",
+    "Split",
+    "TileGrid",
+    "TileSettings",
+    "load_split",
+    "native_channels",
+    "resolve_tiles",
+]

@@ -45,9 +45,9 @@ class ArrayDataset:
         """Size of the official training split."""
         return len(self.x_train)
 
-    def load(self, indices: NDArray[np.int64], size: int, channels: int) -> Tensor:
-        """The images at these indices of the pool at a network's size, uint8 (n, channels, size, size)."""
-        images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
+    def load(self, indices: NDArray[np.int64], size: tuple[int, int], channels: int) -> Tensor:
+        """The images at these indices of the pool at a height and width, uint8 (n, channels, *size)."""
+        images = torch.empty((len(indices), channels, *size), dtype=torch.uint8)
         in_test = indices >= self.num_train
         for pixels, mask, start in ((self.x_train, ~in_test, 0), (self.x_test, in_test, self.num_train)):
             if mask.any():
@@ -70,9 +70,9 @@ class FileDataset:
     masks: Sequence[Path | None]
     summary: FolderSummary
 
-    def load(self, indices: NDArray[np.int64], size: int, channels: int) -> Tensor:
+    def load(self, indices: NDArray[np.int64], size: tuple[int, int], channels: int) -> Tensor:
         """See ``ArrayDataset.load``."""
-        images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
+        images = torch.empty((len(indices), channels, *size), dtype=torch.uint8)
         for position, path in enumerate(self.paths[index] for index in indices):
             pixels = read_image(path, channels, near=(size, size))
             try:

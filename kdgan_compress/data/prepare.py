@@ -27,26 +27,27 @@ def to_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     return np.rint(luma).astype(np.uint8)[..., None]
 
 
-def resize(pixels: NDArray[np.uint8], size: int) -> Tensor:
-    """Resize images (N, H, W, C) to a square.
+def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+    """Resize images (N, H, W, C) to a height and width.
 
     Bilinear with half-pixel centres, antialiased when shrinking; within one grey level of Pillow's result.
 
     Returns:
-        uint8 (N, C, size, size).
+        uint8 (N, C, *size).
 
     Raises:
         KdganError: Images smaller than half of ``size``, which would have too little detail.
     """
     height, width = pixels.shape[1:3]
-    if min(height, width) * 2 < size:
-        problem = f"Images must be at least {size // 2}×{size // 2} pixels for a network of {size}×{size}"
-        raise KdganError(problem, f"got {height}×{width}", "Use larger images, or train with a smaller --image-size")
+    if height * 2 < size[0] or width * 2 < size[1]:
+        problem = f"Images must be at least {size[0] // 2}×{size[1] // 2} pixels for a size of {size[0]}×{size[1]}"
+        hint = "Use larger images, or train with a smaller --image-size or --photo-size"
+        raise KdganError(problem, f"got {height}×{width}", hint)
     images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-    if (height, width) == (size, size):
+    if (height, width) == size:
         return images.contiguous()
     resized = [
-        interpolate(batch.float(), (size, size), mode="bilinear", antialias=True, align_corners=False).round_()
+        interpolate(batch.float(), size, mode="bilinear", antialias=True, align_corners=False).round_()
         for batch in images.split(RESIZE_BATCH_SIZE)
     ]
     return torch.cat(resized).clamp_(0, 255).to(torch.uint8)

@@ -6,6 +6,7 @@ from typing import Any
 
 from kdgan_compress.data.protocols import check_fraction
 from kdgan_compress.data.sources import SOURCES, Source
+from kdgan_compress.data.tiles import TileSettings
 from kdgan_compress.errors import KdganError
 
 DEFAULT_OUTLIERS = 0.5
@@ -46,6 +47,8 @@ class DataSettings:
         outliers: Fraction of outliers in the test set, in (0, 1), for ``gpnd-5fold`` and ``coil100``; None for the
             protocol's default.
         num_categories: Number of normal categories in ``coil100``; None for 1.
+        tiles: How photos are cut into tiles; None if whole images are brought to the network's size. A mapping of its
+            attributes is accepted.
 
     Raises:
         KdganError: Unknown protocol, a value out of range, or one that does not apply to the protocol or the source.
@@ -59,8 +62,11 @@ class DataSettings:
     trial: int = 0
     outliers: float | None = None
     num_categories: int | None = None
+    tiles: TileSettings | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.tiles, dict):
+            object.__setattr__(self, "tiles", TileSettings(**self.tiles))
         if self.protocol not in PROTOCOLS:
             hint = f"Choose one of {', '.join(PROTOCOLS)}"
             raise KdganError("The protocol must be a known one", f"got {self.protocol!r}", hint)
@@ -142,6 +148,11 @@ class DataSettings:
         if self.protocol in ("gpnd-5fold", "coil100") or (self.protocol != "simo" and self.trial):
             parts.append(f"trial{self.trial}")
         return "-".join(filter(None, parts))
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether photos are cut into tiles."""
+        return self.tiles is not None and self.tiles.enabled
 
     @property
     def outlier_fraction(self) -> float:

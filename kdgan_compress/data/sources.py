@@ -45,6 +45,7 @@ class Source(ABC):
         has_test_split: Whether there is an official test split, which protocol ``simo`` needs.
         is_presplit: Whether the user sorts the images: ``default_normal`` is the only normal class, ``simo`` the only
             protocol; a split has no hash, since the images may change.
+        has_photos: Whether large images are cut into tiles by default.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Source(ABC):
     default_normal: ClassVar[str | None] = None
     has_test_split: ClassVar[bool] = True
     is_presplit: ClassVar[bool] = False
+    has_photos: ClassVar[bool] = False
 
     @abstractmethod
     def read(self) -> ArrayDataset | FileDataset:
@@ -165,6 +167,7 @@ class Folder(Source):
     takes_path = True
     default_normal = NORMAL_CLASS
     is_presplit = True
+    has_photos = True
 
     def read(self) -> FileDataset:
         """Find the photos, and log what they are used for."""

@@ -1,5 +1,6 @@
 """The images of one experiment, in memory as uint8: normal images to train on, and a labelled test split."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,24 +9,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdgan_compress.data.datasets import ArrayDataset, FileDataset
+from kdgan_compress.data.photos import are_large, load_crops, load_photos, photos_to_fit, plan_tiles
 from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, holdout_mask, miso_8020, ocgan_p1, simo
 from kdgan_compress.data.settings import DataSettings
 from kdgan_compress.data.sources import OTHER_CLASSES_HINT, Source, open_source
+from kdgan_compress.data.tiles import TileSettings
 from kdgan_compress.errors import KdganError
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images at the network's size.
+    """Images at the network's size or, of a tiled experiment, crops to train on and whole photos for the rest.
 
     Attributes:
         train: Normal images to train on, uint8 (N, C, S, S).
         calibration: Normal images to set the threshold on: the protocol's validation images; without them, images held
-            out of a small training set, or else ``train`` itself.
-        test: uint8 (M, C, S, S); M is 0 if a folder has no ``test``.
+            out of a small training set, or else ``train`` itself. Of photos: the training photos.
+        test: uint8 (M, C, S, S), or photos (M, C, H, W); M is 0 if a folder has no ``test``.
         test_is_anomalous: (M,) whether a test image is anomalous.
         test_classes: (M,) the name of each test image's class.
         split_sha256: A hash of which images are in which part; None for a folder.
+        is_tiled: Whether ``train`` has crops of the photos that ``calibration`` has.
     """
 
     train: Tensor
@@ -34,11 +38,17 @@ class Split:
     test_is_anomalous: NDArray[np.bool_]
     test_classes: NDArray[np.str_]
     split_sha256: str | None = None
+    is_tiled: bool = False
 
     @property
     def has_holdout(self) -> bool:
         """Whether the images that set the threshold are never trained on."""
-        return self.calibration is not self.train
+        return self.calibration is not self.train and not self.is_tiled
+
+    @property
+    def normals(self) -> Tensor:
+        """The normal images or photos that a score's statistics are fitted to."""
+        return self.calibration if self.is_tiled else self.train
 
     @property
     def is_labelled(self) -> bool:
@@ -59,13 +69,19 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         problem = f"Labels of {data.source} must be 0 to {len(names) - 1}"
         raise KdganError(problem, f"got {labels.min()} to {labels.max()}", OTHER_CLASSES_HINT)
     split = _apply_protocol(data, source, images)
-    train, validation, test = (
-        images.load(indices, image_size, image_channels) for indices in (split.train, split.validation, split.test)
-    )
-    calibration = validation
-    if not len(validation):
-        mask = holdout_mask(len(train))
-        train, calibration = (train[~mask], train[mask]) if mask.any() else (train, train)
+    if data.is_tiled and data.tiles is not None:
+        normals = np.concatenate([split.train, split.validation])
+        train = load_crops(images, normals, data.tiles, image_size, image_channels)
+        fitted = photos_to_fit(normals, data.tiles, image_size, image_channels)
+        calibration, test = (load_photos(images, each, data.tiles, image_channels) for each in (fitted, split.test))
+    else:
+        train, calibration, test = (
+            images.load(indices, (image_size, image_size), image_channels)
+            for indices in (split.train, split.validation, split.test)
+        )
+        if not len(calibration):
+            mask = holdout_mask(len(train))
+            train, calibration = (train[~mask], train[mask]) if mask.any() else (train, train)
     return Split(
         train=train,
         calibration=calibration,
@@ -73,7 +89,28 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         test_is_anomalous=split.test_is_anomalous,
         test_classes=np.array([names[label] if names else str(label) for label in labels[split.test]], dtype=np.str_),
         split_sha256=None if source.is_presplit else split.sha256,
+        is_tiled=data.is_tiled,
     )
+
+
+def resolve_tiles(data: DataSettings, image_size: int) -> tuple[DataSettings, str | None]:
+    """The settings with the working size of their photos, and a line that says what was chosen.
+
+    Photos in a folder that are larger than 64 pixels are cut into tiles unless the settings say otherwise; other images
+    only if the settings ask for it, and then there is no line for those that are not.
+    """
+    tiles = data.tiles
+    source = open_source(data.source, data.root)
+    if (tiles is not None and (not tiles.enabled or tiles.frame is not None)) or (
+        tiles is None and not source.has_photos
+    ):
+        return data, None
+    images = source.read()
+    normals = _apply_protocol(data, source, images).train
+    if tiles is None and not are_large(images, normals):
+        return data, None
+    plan = plan_tiles(images, normals, tiles or TileSettings(), image_size)
+    return dataclasses.replace(data, tiles=plan.settings), plan.message
 
 
 def native_channels(data: DataSettings) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +12,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Gan
 from kdgan_compress.gans.objective import Outputs, Weight, check_weights, is_nonzero
 from kdgan_compress.losses import Distance, l1, l2
+from kdgan_compress.losses.distances import check_same_shape
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,10 +42,11 @@ class Term:
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """K_l = w1 K_1 + wx K_x + w2 K_2 (Eq. 7), and any further terms.
+    """K_l = w1 K_1 + wx K_x + w2 K_2 (Eq. 7), the residual term w_r K_r, and any further terms.
 
     The paper's weights are 1, 1, 1 with norms; with means, latents weighted five times the image did best
-    (docs/notes/results.md).
+    (docs/notes/results.md). K_r = ‖(z1 − z2) − (ẑ1 − ẑ2)‖₂, with hats for the student, is not in the paper: the score
+    is made of z1 − z2, in which the student's errors of z1 and z2 can add up or cancel out.
 
     Attributes:
         w1: Weight of K_1, the distance of z1.
@@ -53,6 +55,7 @@ class DistillationLoss:
         distance: ``"mean"`` or ``"norm"`` for all terms (``losses.distances``).
         re_encode: Use z1 of x̂ as the z2 of a GAN that has no second encoder; otherwise such a GAN has no K_2.
         terms: Further terms.
+        w_r: Weight of K_r, the distance of z1 − z2; above 0, teacher and student both need a z2.
     """
 
     w1: float = 50.0
@@ -61,9 +64,10 @@ class DistillationLoss:
     distance: Distance = "mean"
     re_encode: bool = False
     terms: tuple[Term, ...] = ()
+    w_r: float = 0.0
 
     def __post_init__(self) -> None:
-        check_weights(w1=self.w1, wx=self.wx, w2=self.w2)
+        check_weights(w1=self.w1, wx=self.wx, w2=self.w2, w_r=self.w_r)
 
     def __call__(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, Weight, Float[Tensor, " B"]]]:
         """Each term's name, weight and value per sample, of the taps that both networks have.
@@ -73,7 +77,7 @@ class DistillationLoss:
             teacher: The teacher's features of the same images; no gradient reaches it.
 
         Raises:
-            KdganError: The two have no tap in common, or shapes differ.
+            KdganError: The two have no tap in common, shapes differ, or K_r has a weight and one has no z2.
         """
         terms = [term for term in self._all_terms() if term[1] in student and term[1] in teacher]
         if not terms:
@@ -84,15 +88,23 @@ class DistillationLoss:
             )
         for name, tap, weight, distance in terms:
             yield name, weight, distance(student[tap], teacher[tap].detach(), self.distance)
+        if is_nonzero(self.w_r):
+            self._check_residual(student.keys() & teacher.keys())
+            yield "kr", self.w_r, l2(_residual(student), _residual(teacher).detach(), self.distance)
 
     def taps(self, gan: Gan) -> dict[str, str]:
-        """Every tap that K_l reads in a GAN: names to dotted paths in its generator."""
+        """Every tap that K_l reads in a GAN: names to dotted paths in its generator.
+
+        Raises:
+            KdganError: K_r has a weight, and the GAN has no z2.
+        """
+        self._check_residual([*gan.taps, "z2"] if self.re_encodes else gan.taps)
         return {**{term.tap: term.tap for term in self.terms}, **gan.taps}
 
     @property
     def re_encodes(self) -> bool:
         """Whether a missing z2 is computed from x̂."""
-        return self.re_encode and is_nonzero(self.w2)
+        return self.re_encode and (is_nonzero(self.w2) or is_nonzero(self.w_r))
 
     def add_reencoded_z2(self, outputs: Outputs, forward: Callable[[Tensor], Outputs]) -> Outputs:
         """Features with z1 of x̂ in place of a missing z2, if ``re_encode`` asks for it.
@@ -105,6 +117,20 @@ class DistillationLoss:
             return outputs
         return {**outputs, "z2": forward(outputs["x_hat"])["z1"]}
 
+    def _check_residual(self, taps: Iterable[str]) -> None:
+        if is_nonzero(self.w_r) and not {"z1", "z2"} <= set(taps):
+            raise KdganError(
+                "The residual term K_r needs z1 and z2 of teacher and student",
+                f"got {', '.join(sorted(taps))}",
+                "Set distillation.loss.w_r to 0, or distillation.loss.re_encode to true",
+            )
+
     def _all_terms(self) -> list[tuple[str, str, Weight, Callable[[Tensor, Tensor, Distance], Tensor]]]:
         further = [(f"k_{term.tap}", term.tap, term.weight, DISTANCES[term.loss]) for term in self.terms]
         return [("k1", "z1", self.w1, l2), ("kx", "x_hat", self.wx, l1), ("k2", "z2", self.w2, l2), *further]
+
+
+def _residual(features: Outputs) -> Tensor:
+    """z1 − z2."""
+    check_same_shape(features["z1"], features["z2"])
+    return features["z1"] - features["z2"]

@@ -218,7 +218,10 @@ def epoch_order(num_images: int, seed: int, stage_index: int, epoch: int) -> Ten
 
 
 def losses_used(run: StageRun) -> tuple[bool, ...]:
-    """Which losses a stage uses and whether its targets are stored: stages that agree can be trained together."""
+    """Which losses a stage uses and whether its targets are stored: stages that agree can be trained together.
+
+    K_r is a loss only where it has a weight.
+    """
     losses = run.stage.loss_set
     used = (losses.alpha, losses.beta, losses.mu, losses.nu, losses.lam)
-    return *(weight > 0 for weight in used), run.targets is not None
+    return *(weight > 0 for weight in used), run.k_l.w_r > 0, run.targets is not None

@@ -11,23 +11,35 @@ from kdgan_compress.accel.layers import fast_layers
 from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Gan, anomaly_score, eval_mode, has_score_terms, normalize_images
+from kdgan_compress.scores import FittedScorer
 
 # Measured on one thread at 32×32: 128 is within 8 % of the best batch size for wide and narrow networks and for cvgad,
 # channels_last is slower for all of them, folding batch norm gains nothing, and the fast layers save 8 to 32 %.
 EVAL_BATCH_SIZE = 128
 CALIBRATION_BATCH_SIZE = 256
 MAX_CALIBRATION_IMAGES = 5000
+MAX_TILES_PER_BATCH = 512
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def score_images(generator: nn.Module, images: Tensor) -> NDArray[np.float64]:
-    """Raw anomaly scores (N,) of images uint8 (N, C, S, S), N ≥ 0; higher is more anomalous.
+    """Raw anomaly scores (N,) of images uint8 (N, C, S, S), or photos (N, C, H, W), N ≥ 0; higher is more anomalous.
 
-    The generator has a method ``anomaly_score``. Scores are never clamped or squashed.
+    The generator, or a ``FittedScorer``, has a method ``anomaly_score``. Scores are never clamped or squashed.
     """
     if len(images) == 0:
         return np.empty(0)
     return _run(generator, lambda batch: anomaly_score(generator, batch), images).numpy()
+
+
+def map_photos(scorer: FittedScorer, photos: Tensor) -> NDArray[np.float32]:
+    """Anomaly maps (N, H, W) of photos uint8 (N, C, H, W), N ≥ 1, in units of the score."""
+    return _run(scorer, scorer.anomaly_map, photos).float().numpy()
+
+
+def tile_features(scorer: FittedScorer, images: Tensor) -> NDArray[np.float32]:
+    """The features (N, P, D) of each tile of images uint8 (N, C, S, S) or photos (N, C, H, W), N ≥ 1."""
+    return _run(scorer, scorer.tile_features, images, Tensor.float).numpy()
 
 
 def recalibrate(generator: nn.Module, normals: Tensor) -> None:
@@ -101,9 +113,16 @@ def _score_terms(generator: nn.Module, images: Tensor) -> Tensor:
     return _run(generator, generator.score_terms, images)  # type: ignore[arg-type]
 
 
-def _run(network: nn.Module, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """``compute`` over batches of images in evaluation mode, concatenated: float64 on the CPU."""
+def _run(
+    network: nn.Module,
+    compute: Callable[[Tensor], Tensor],
+    images: Tensor,
+    convert: Callable[[Tensor], Tensor] = Tensor.double,
+) -> Tensor:
+    """``compute`` over batches of images in evaluation mode, converted, concatenated and on the CPU."""
+    grid = network.grid if isinstance(network, FittedScorer) else None
+    batch_size = EVAL_BATCH_SIZE if grid is None else max(1, MAX_TILES_PER_BATCH // grid.num_tiles)
     device = next((parameter.device for parameter in network.parameters()), images.device)
     with torch.no_grad(), eval_mode(network), fast_layers(network):
-        batches = [compute(normalize_images(batch.to(device))) for batch in images.split(EVAL_BATCH_SIZE)]
-        return torch.cat([batch.double().cpu() for batch in batches])
+        batches = [compute(normalize_images(batch.to(device))) for batch in images.split(batch_size)]
+        return torch.cat([convert(batch).cpu() for batch in batches])

@@ -1,7 +1,8 @@
 """A trained GAN as one safetensors file: weights, and a JSON header with everything that is needed to use them.
 
 Tensors are named ``generator.…`` (the weights that are scored: with EMA, their moving average), ``raw.…`` (with EMA,
-the last weights) and ``discriminator.…`` (which structures ③ and ④ continue to train). No pickle is involved.
+the last weights), ``discriminator.…`` (which structures ③ and ④ continue to train) and ``score.…`` (the score's fitted
+statistic). No pickle is involved.
 """
 
 import dataclasses
@@ -12,16 +13,21 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdgan_compress.data import DataSettings
+from kdgan_compress.data import DataSettings, TileGrid
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.experiment.aliases import update_names
 from kdgan_compress.files import atomic_path, unwritable
 from kdgan_compress.gans import Architecture, Gan, build
+from kdgan_compress.scores import FittedScorer, ScoreSettings, Statistic, load_statistic
 
-FORMAT = 1
+FORMAT = 2
+"""2 added the score and its statistic; a file of format 1 is scored by the generator's own score."""
+
 HEADER_KEY = "kdgan_compress"
+STATISTIC = "score"
+OWN_SCORE = ScoreSettings("norm")
 PLAIN_VALUES = ("threshold", "threshold_rule", "provenance")
 """Attributes of ``Checkpoint`` that are stored in the header as they are."""
 
@@ -37,6 +43,8 @@ class Checkpoint:
         threshold_rule: How the threshold was set, in words.
         provenance: Command, teacher, seed, schedule and versions; plain JSON values.
         weights: State dicts by network, ``generator``, ``raw`` (only with EMA) and ``discriminator``.
+        score: How the score is computed.
+        statistic: The fitted statistic of the score; None for the generator's own score.
     """
 
     architecture: Architecture
@@ -45,6 +53,21 @@ class Checkpoint:
     threshold_rule: str
     provenance: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    score: ScoreSettings = OWN_SCORE
+    statistic: Statistic | None = None
+
+    @property
+    def grid(self) -> TileGrid | None:
+        """How photos are cut into tiles; None without tiles."""
+        tiles = self.data.tiles
+        return tiles.grid(self.architecture.image_size) if tiles is not None and tiles.enabled else None
+
+    def scorer(self) -> nn.Module:
+        """The module with ``anomaly_score`` that is deployed, in evaluation mode: images, or photos, to scores."""
+        generator = self.build().generator
+        if self.statistic is None and self.grid is None:
+            return generator
+        return FittedScorer(generator, self.statistic, self.score.features, self.grid, self.score.photo).eval()
 
     def build(self) -> Gan:
         """The GAN with the weights that are scored, in evaluation mode."""
@@ -67,6 +90,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "architecture": dataclasses.asdict(checkpoint.architecture),
         "data": dataclasses.asdict(checkpoint.data),
+        "score": dataclasses.asdict(checkpoint.score),
+        "statistic": None if checkpoint.statistic is None else checkpoint.statistic.name,
         **{name: getattr(checkpoint, name) for name in PLAIN_VALUES},
     }
     tensors = {
@@ -74,6 +99,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         for network, weights in checkpoint.weights.items()
         for name, tensor in weights.items()
     }
+    if checkpoint.statistic is not None:
+        tensors |= {f"{STATISTIC}.{name}": tensor for name, tensor in checkpoint.statistic.state_dict().items()}
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header, ensure_ascii=False)})
@@ -107,10 +134,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
             problem = f"The model file must be of format {FORMAT} or older"
             raise KdganError(problem, f"{path} has format {header['format']}", "Upgrade kdgan-compress")
         architecture = update_names(header["architecture"], {field.name for field in dataclasses.fields(Architecture)})
+        buffers = weights.pop(STATISTIC, {})
         checkpoint = Checkpoint(
             architecture=Architecture(**architecture | {"channels": tuple(architecture["channels"])}),
             data=DataSettings(**header["data"]),
             weights=weights,
+            score=ScoreSettings(**header.get("score", {"type": "norm"})),
+            statistic=load_statistic(header["statistic"], buffers) if header.get("statistic") else None,
             **{name: header[name] for name in PLAIN_VALUES},
         )
         checkpoint.build()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdgan_compress.accel.optimizers import FusedAdam
-from kdgan_compress.data import Split, load_split, native_channels
+from kdgan_compress.data import Split, TileGrid, load_split, native_channels, resolve_tiles
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError
@@ -21,6 +21,7 @@ from kdgan_compress.experiment.teacher_caches import TeacherCaches
 from kdgan_compress.gans import Architecture, build, to_device
 from kdgan_compress.gans.objective import Objective
 from kdgan_compress.profiling.machine import check_device, choose_threads, num_threads
+from kdgan_compress.scores import ScoreSettings
 
 RUNS = Path("runs")
 
@@ -39,6 +40,13 @@ class Job:
     teacher_architecture: Architecture | None = None
     attach_cache: Callable[[], str] | None = None
     teacher_cache: str | None = None
+    messages: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> TileGrid | None:
+        """How photos are cut into tiles; None without tiles."""
+        tiles = self.recipe.data.tiles
+        return tiles.grid(self.architecture.image_size) if tiles is not None and tiles.enabled else None
 
     @property
     def training(self) -> TrainingSection:
@@ -79,9 +87,12 @@ def training_job(recipe: Recipe, out: Path | None = None, parent: Path = RUNS, r
     Raises:
         KdganError: The recipe, its device or its data are invalid.
     """
-    recipe = recipe.model_copy(update={"data": recipe.data.absolute()})
     training = recipe.training
     check_device(training.device)
+    data, message = recipe.data.absolute(), None
+    if not resume:
+        data, message = resolve_tiles(data, recipe.model.image_size)
+    recipe = recipe.model_copy(update={"data": data})
     architecture = recipe.model.architecture(recipe.model.image_channels or native_channels(recipe.data))
     split = _load_split(recipe, architecture)
     threads = training.threads or choose_threads(max(architecture.channels))
@@ -102,6 +113,7 @@ def training_job(recipe: Recipe, out: Path | None = None, parent: Path = RUNS, r
         scheduler=scheduler,
         architecture=architecture,
         provenance={"command": "train"},
+        messages=(message,) if message else (),
     )
 
 
@@ -181,6 +193,8 @@ def resumed_job(folder: RunFolder, caches: TeacherCaches | None = None) -> Job:
     """
     folder.check_is_run()
     recipe = load_recipe(str(folder.recipe))
+    if "score" not in recipe.model_fields_set:  # of a version before fitted scores
+        recipe = recipe.model_copy(update={"score": ScoreSettings("norm")})
     teacher = recipe.distillation.teacher
     if teacher is None:
         return training_job(recipe, folder.path, resume=True)

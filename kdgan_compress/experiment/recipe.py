@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from kdgan_compress.data import DataSettings
+from kdgan_compress.data import DataSettings, TileSettings
 from kdgan_compress.distillation.loss import DistillationLoss, Term
 from kdgan_compress.distillation.policies import FROM_SCRATCH, LossSet, Stage
 from kdgan_compress.errors import KdganError
@@ -26,6 +26,7 @@ from kdgan_compress.experiment.recipe_sections import (
     parse_objective,
 )
 from kdgan_compress.gans import FAMILIES
+from kdgan_compress.scores import ScoreSettings
 
 __all__ = ["CacheSection", "Recipe", "StudentSection", "load_recipe", "parse_recipe", "recipe_names"]
 
@@ -51,6 +52,7 @@ class Recipe(Section):
     objective: Objective = Field(default_factory=dict, validate_default=True)
     training: TrainingSection = TrainingSection()
     distillation: DistillationSection = DistillationSection()
+    score: ScoreSettings = ScoreSettings()
 
     @field_validator("data", mode="before")
     @classmethod
@@ -157,7 +159,15 @@ def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
 
 def _known_keys() -> set[str]:
     sections = (Recipe, ModelSection, StudentSection, TrainingSection, DistillationSection, CacheSection, StageSection)
-    settings = (DataSettings, DistillationLoss, Term, LossSet, *(family.objective for family in FAMILIES.values()))
+    settings = (
+        DataSettings,
+        TileSettings,
+        ScoreSettings,
+        DistillationLoss,
+        Term,
+        LossSet,
+        *(family.objective for family in FAMILIES.values()),
+    )
     fields = {field.name for each in settings for field in dataclasses.fields(each)}
     return fields.union({"type"}, *(section.model_fields for section in sections))
 

@@ -52,6 +52,7 @@ class RunResult:
         machine: Processor or GPU.
         fleet: Models trained together with it; 1 for a run on its own.
         teacher_cache: How the teacher's features were cached, as text; None without a teacher.
+        score: The score and what was chosen for it, in words.
         best_epoch_auc_oracle: Highest AUC of any epoch, where AUC was tracked: an oracle, chosen by test labels.
     """
 
@@ -69,6 +70,7 @@ class RunResult:
     fleet: int = 1
     teacher_cache: str | None = None
     best_epoch_auc_oracle: float | None = None
+    score: str = ""
 
 
 @dataclass(frozen=True)

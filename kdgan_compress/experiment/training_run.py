@@ -13,8 +13,9 @@ from torch import nn
 from kdgan_compress.distillation.train_log import DivergedError, TrainRecord
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation import detection_metrics, quantile_threshold, recalibrate, score_images
+from kdgan_compress.evaluation import Fitted, detection_metrics, fit_scorer, quantile_threshold, score_images
 from kdgan_compress.evaluation.score_file import save_scores
+from kdgan_compress.evaluation.scoring import recalibrate
 from kdgan_compress.experiment.aliases import update_state
 from kdgan_compress.experiment.checkpoint import Checkpoint, save_checkpoint
 from kdgan_compress.experiment.job import Job
@@ -23,6 +24,7 @@ from kdgan_compress.files import write_text
 from kdgan_compress.gans import Architecture
 from kdgan_compress.profiling.machine import machine_name, versions
 from kdgan_compress.reports import plot_curves, plot_scores
+from kdgan_compress.scores import FittedScorer
 
 NUM_CHECKED_IMAGES = 32
 """Normal and test images that need finite scores before a state is saved."""
@@ -30,7 +32,7 @@ NUM_CHECKED_IMAGES = 32
 MAX_SAVE_FRACTION = 0.1
 """Saving the state takes at most this fraction of the time."""
 
-THRESHOLD_RULE = "99% quantile of {} {}training normals' scores"
+THRESHOLD_RULE = "99% quantile of {}' scores"
 
 
 class TrainingRun:
@@ -49,6 +51,7 @@ class TrainingRun:
         self._record: TrainRecord | None = None
         self._next_save = 0.0
         self._saved_position: tuple[int, int] | None = None
+        self._fitted: dict[tuple[str, tuple[int, int]], Fitted] = {}
         self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
         if job.resume:
             self._restore()
@@ -101,6 +104,7 @@ class TrainingRun:
             fleet=fleet,
             teacher_cache=job.teacher_cache,
             best_epoch_auc_oracle=max((line["auc"] for line in lines if line["auc"] is not None), default=None),
+            score=self._fit("ema", job.scheduler.student.ema_generator).description,
         )
         plot_curves(lines, folder.path / "curves.png")
         write_text(folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
@@ -132,43 +136,52 @@ class TrainingRun:
         """Scores of the test split at the scheduler's position, computed once."""
         key = name, self.job.scheduler.position
         if key not in self._test_scores:
-            recalibrate(generator, self.job.split.train)
             self._test_scores = {k: v for k, v in self._test_scores.items() if k[1] == key[1]}
-            self._test_scores[key] = score_images(generator, self.job.split.test)
+            self._test_scores[key] = score_images(self._fit(name, generator).scorer, self.job.split.test)
         return self._test_scores[key]
+
+    def _fit(self, name: str, generator: nn.Module) -> Fitted:
+        """The generator with its score fitted at the scheduler's position, once."""
+        key = name, self.job.scheduler.position
+        if key not in self._fitted:
+            self._fitted = {k: v for k, v in self._fitted.items() if k[1] == key[1]}
+            self._fitted[key] = fit_scorer(generator, self.job.split, self.job.recipe.score, self.job.grid)
+        return self._fitted[key]
 
     def _save_models(self) -> None:
         job, folder, student = self.job, self.job.folder, self.job.scheduler.student
         test = self._score_test("ema", student.ema_generator)
         if student.gan.generator is not student.ema_generator:
             recalibrate(student.gan.generator, job.split.train)
-        normals = score_images(student.ema_generator, job.split.calibration)
-        threshold = quantile_threshold(normals)
-        save_checkpoint(folder.model, self._checkpoint(student, job.architecture, threshold))
-        save_scores(folder.scores, student.ema_generator, job.recipe.data, job.split, normals, test)
+        fitted = self._fit("ema", student.ema_generator)
+        normals, threshold = fitted.normal_scores, quantile_threshold(fitted.normal_scores)
+        save_checkpoint(folder.model, self._checkpoint(student, job.architecture, fitted))
+        save_scores(folder.scores, fitted.scorer, job.recipe.data, job.split, normals, test)
         plot_scores(normals, test, job.split.test_is_anomalous, threshold, folder.path / "scores.png")
         teacher = job.scheduler.teacher
         if teacher is not None and job.teacher_architecture is not None and job.scheduler.trains_teacher:
-            for generator in {teacher.ema_generator, teacher.gan.generator}:
-                recalibrate(generator, job.split.train)
-            threshold = quantile_threshold(score_images(teacher.ema_generator, job.split.calibration))
-            save_checkpoint(folder.teacher, self._checkpoint(teacher, job.teacher_architecture, threshold))
+            if teacher.gan.generator is not teacher.ema_generator:
+                recalibrate(teacher.gan.generator, job.split.train)
+            fitted = fit_scorer(teacher.ema_generator, job.split, job.recipe.score, job.grid)
+            save_checkpoint(folder.teacher, self._checkpoint(teacher, job.teacher_architecture, fitted))
 
-    def _checkpoint(self, state: TrainState, architecture: Architecture, threshold: float) -> Checkpoint:
+    def _checkpoint(self, state: TrainState, architecture: Architecture, fitted: Fitted) -> Checkpoint:
         job = self.job
         weights = {name: network.state_dict() for name, network in state.gan.networks().items()}
         if state.ema_generator is not state.gan.generator:
             weights["raw"] = weights["generator"]
             weights["generator"] = state.ema_generator.state_dict()
-        held_out = "held-out " if job.split.has_holdout else ""
+        scorer = fitted.scorer
         return Checkpoint(
             architecture=architecture,
             data=job.recipe.data,
-            threshold=threshold,
-            threshold_rule=THRESHOLD_RULE.format(len(job.split.calibration), held_out),
+            threshold=quantile_threshold(fitted.normal_scores),
+            threshold_rule=THRESHOLD_RULE.format(fitted.normals),
             provenance=job.provenance
             | {"seed": job.training.seed, "split_sha256": job.split.split_sha256, "versions": versions()},
             weights=weights,
+            score=job.recipe.score,
+            statistic=scorer.statistic if isinstance(scorer, FittedScorer) else None,
         )
 
     def _save_state(self) -> bool:
@@ -188,7 +201,9 @@ class TrainingRun:
     def _is_finite(self) -> bool:
         """Whether everything that is trained has finite weights and gives some images finite scores."""
         split = self.job.split
-        images = torch.cat([split.train[:NUM_CHECKED_IMAGES], split.test[-NUM_CHECKED_IMAGES:]])
+        images = split.train[:NUM_CHECKED_IMAGES]
+        if not split.is_tiled:
+            images = torch.cat([images, split.test[-NUM_CHECKED_IMAGES:]])
         return all(
             state.is_finite() and np.isfinite(score_images(generator, images)).all()
             for state in self.job.trained

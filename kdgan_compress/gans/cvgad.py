@@ -114,6 +114,11 @@ class Generator(nn.Module):
         x_hat: Tensor = self.decoder(_reparameterize(*self.encoder(images)))
         return x_hat
 
+    def latents(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, S, S) in [−1, 1] → z1 = μ of x and z2 = μ of x̂, (B, latent) each."""
+        mu, x_hat = self(images)
+        return mu, self.encoder.mu(self.encoder.features(x_hat))
+
     def score_terms(self, images: Tensor) -> Tensor:
         """Images (B, C, S, S) in [−1, 1] → −log SSIM and mean |x − x̂| of each, (B, 2)."""
         x_hat = self.decoder(self.encoder.mu(self.encoder.features(images)))

@@ -46,6 +46,12 @@ class Generator(nn.Module):
         x_hat = self.decoder(z1)
         return z1, x_hat, None if self.encoder2 is None else self.encoder2(x_hat)
 
+    def latents(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, S, S) in [−1, 1] → z1 and z2 = Ê(x̂), (B, latent) each; in ``ed``, z2 = E(x̂)."""
+        z1: Tensor = self.encoder(images)
+        z2: Tensor = (self.encoder2 or self.encoder)(self.decoder(z1))
+        return z1, z2
+
     def anomaly_score(self, images: Tensor) -> Tensor:
         """Images (B, C, S, S) in [−1, 1] → scores (B,) ≥ 0, higher is more anomalous; runs only what it needs."""
         z1 = self.encoder(images)

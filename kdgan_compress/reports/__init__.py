@@ -1,11 +1,14 @@
 """Reports: plots of runs and pictures of images."""
 
+from kdgan_compress.reports.cases import ScoredPhotos, plot_cases
 from kdgan_compress.reports.grids import ImageRow, Reconstruction, plot_reconstructions, plot_rows
 from kdgan_compress.reports.plots import plot_curves, plot_scores, plot_speed
 
 __all__ = [
     "ImageRow",
     "Reconstruction",
+    "ScoredPhotos",
+    "plot_cases",
     "plot_curves",
     "plot_reconstructions",
     "plot_rows",

@@ -210,6 +210,24 @@ def test_a_fourth_tap_in_a_fleet():
 
 
 @pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("chain", "family"), [((1,), "ede"), ((2, 3), "ede"), ((1,), "ed")], ids=str)
+def test_members_may_differ_in_the_weight_of_k_r(chain, family):
+    """Two train together and the one without K_r alone, each as if alone."""
+
+    def made():
+        for member, w_r in enumerate((500.0, 0.0, 20.0)):
+            student, teacher = (
+                make_state(channels, seed + member, family=family) for channels, seed in (((1, 2), 0), ((2, 4), 10))
+            )
+            k_l = DistillationLoss(w_r=w_r, re_encode=True)
+            yield make_scheduler(member, chain, batch_size=3 + member, student=student, teacher=teacher, k_l=k_l)
+
+    histories = run_as_fleet(list(made()))
+    assert_same(histories, run_alone(made()))
+    assert ["kr" in history.records[0].losses for history in histories] == [True, False, True]
+
+
+@pytest.mark.usefixtures("double")
 def test_students_without_a_discriminator_are_a_fleet_under_structure_1():
     def made():
         for member in range(2):

@@ -127,11 +127,120 @@ def test_a_weight_of_zero_leaves_its_term_in_the_log_only():
     assert terms["k1"] > 0
 
 
-@pytest.mark.parametrize("name", ["w1", "wx", "w2"])
+@pytest.mark.parametrize("name", ["w1", "wx", "w2", "w_r"])
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_weights_are_finite_and_at_least_0(name, weight):
     with pytest.raises(KdganError, match=f"got {name} = {weight:g}.* finite number ≥ 0"):
         DistillationLoss(**{name: weight})
+
+
+# The residual term
+
+
+@pytest.mark.parametrize("distance", ["mean", "norm"])
+def test_k_r_is_the_distance_of_residuals(distance):
+    student, teacher = outputs(0), outputs(10)
+    k_l = DistillationLoss(w1=0, wx=0, w2=0, w_r=7, distance=distance)
+    loss, terms = weighted_sum(k_l, student, teacher)
+    assert list(terms) == ["k1", "kx", "k2", "kr"]
+    z1, z2, target1, target2 = (f[name].detach().numpy() for f in (student, teacher) for name in ("z1", "z2"))
+    rows = [
+        [(a - b) - (c - d) for a, b, c, d in zip(*four, strict=True)]
+        for four in zip(z1, z2, target1, target2, strict=True)
+    ]
+    squares = [sum(value**2 for value in row) for row in rows]
+    expected = np.mean([np.sqrt(square) if distance == "norm" else square / 5 for square in squares])
+    assert terms["kr"].item() == pytest.approx(expected)
+    assert loss.item() == pytest.approx(7 * expected)
+
+    loss.backward()
+    residual = torch.tensor(rows)
+    norms = residual.norm(dim=1, keepdim=True)
+    gradient = 7 / 3 * (residual / norms if distance == "norm" else 2 * residual / 5)
+    torch.testing.assert_close(student["z1"].grad, gradient)
+    torch.testing.assert_close(student["z2"].grad, -gradient)
+    assert all(output.grad is None for output in teacher.values())
+
+
+def test_k_r_ignores_what_moves_z1_and_z2_alike():
+    teacher = outputs(0)
+    student = teacher | {name: teacher[name] + 3 for name in ("z1", "z2")}
+    _, terms = weighted_sum(DistillationLoss(w_r=1), student, teacher)
+    assert terms["k1"].item() == terms["k2"].item() == pytest.approx(9)
+    assert terms["kr"].item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("taps", [("z1", "x_hat"), ("z2", "x_hat")])
+@pytest.mark.parametrize("is_student", [True, False])
+def test_k_r_needs_z1_and_z2_of_both(taps, is_student):
+    features = [outputs(0, taps), outputs(10)]
+    with pytest.raises(
+        KdganError, match=rf"K_r needs z1 and z2 of teacher and student; got x_hat, {taps[0]}\. Set .*w_r"
+    ):
+        weighted_sum(DistillationLoss(w_r=1), *(features if is_student else features[::-1]))
+
+
+@pytest.mark.parametrize("family", ["ed", "cvgad"])
+def test_k_r_of_a_family_without_z2_is_refused_before_a_stage_begins(family):
+    gan = build(Architecture(family=family, channels=(2, 4), image_size=16, latent_size=8, image_channels=1), 0)
+    with pytest.raises(KdganError, match="K_r needs z1 and z2 of teacher and student"):
+        DistillationLoss(w_r=1).taps(gan)
+    assert "z2" not in DistillationLoss(w_r=1, re_encode=True).taps(gan)
+    assert DistillationLoss(w2=0, w_r=1, re_encode=True).re_encodes
+
+
+def test_z1_and_z2_of_different_sizes_have_no_residual():
+    features = {"z1": torch.zeros(3, 8), "z2": torch.zeros(3, 1)}
+    with pytest.raises(KdganError, match=r"differ in shape; got \(3, 8\) and \(3, 1\)"):
+        weighted_sum(DistillationLoss(w_r=1), features, features)
+
+
+@pytest.mark.usefixtures("double", "one_thread")
+@pytest.mark.parametrize("is_cached", [False, True], ids=["live", "cache"])
+@pytest.mark.parametrize(
+    ("family", "latent_size"), [("ede", 8), ("ede", 6), ("ed", 8)], ids=["ede", "connectors", "re-encoded"]
+)
+def test_a_step_with_k_r_is_that_of_plain_autograd(family, latent_size, is_cached):
+    k_l = DistillationLoss(w1=2, wx=3, w2=4, w_r=500, re_encode=family == "ed")
+    gans = [
+        build(Architecture(family=family, channels=channels, image_size=16, latent_size=latent), seed)
+        for channels, latent, seed in (((1, 2), latent_size, 1), ((2, 4), 8, 2))
+    ]
+    scheduler = ProgressiveScheduler(
+        [Stage("x", STRUCTURES[1], 1, 2e-3)], TrainState(gans[0]), IMAGES, TrainState(gans[1]), k_l, TrainingSettings(6)
+    )
+    if is_cached:
+        shapes = cache_shapes(gans[1], IMAGES, k_l)
+        scheduler.use_targets(TeacherCache(torch.cat(list(teacher_rows(gans[1], IMAGES, k_l, "float32"))), shapes))
+    student, teacher = copy.deepcopy(gans[0].generator), gans[1].generator
+    torch.manual_seed(3)  # connectors are drawn
+    scheduler.stage_run(0).begin()
+    connectors = copy.deepcopy(scheduler.student.connectors)
+    assert len(connectors.maps) == (2 if latent_size == 6 else 0)
+    scheduler.student.connectors = None
+    torch.manual_seed(3)
+    ((_, record),) = train_schedulers([scheduler])
+
+    x = IMAGES / 127.5 - 1
+    (z1, x_hat, z2), (t1, t_hat, t2) = (latents(generator, x) for generator in (student, teacher))
+    t1, t_hat, t2 = t1.detach(), t_hat.detach(), t2.detach()
+    if latent_size == 6:
+        z1, z2 = (z @ connectors.maps[name].weight.T for z, name in ((z1, "z1"), (z2, "z2")))
+    residual = ((z1 - z2) - (t1 - t2)).square().mean()
+    assert record.losses["kr"] == pytest.approx(residual.item(), rel=1e-4 if is_cached else 1e-9)
+    loss = 2 * (z1 - t1).square().mean() + 3 * (x_hat - t_hat).abs().mean() + 4 * (z2 - t2).square().mean()
+    (loss + 500 * residual).backward()
+    torch.optim.Adam([*student.parameters(), *connectors.parameters()], 2e-3, scheduler.student.betas).step()
+    tolerance = {"rtol": 1e-3, "atol": 1e-5} if is_cached else {"rtol": 1e-7, "atol": 1e-9}
+    for trained, by_hand in ((scheduler.student.gan.generator, student), (scheduler.student.connectors, connectors)):
+        torch.testing.assert_close(trained.state_dict(), by_hand.state_dict(), **tolerance)
+
+
+def latents(generator, x):
+    """z1, x̂ and z2; of a family without a second encoder, z1 of x̂."""
+    z1 = generator.encoder(x)
+    x_hat = generator.decoder(z1)
+    return z1, x_hat, (generator.encoder2 or generator.encoder)(x_hat)
 
 
 # Further taps

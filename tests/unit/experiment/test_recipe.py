@@ -326,6 +326,7 @@ def test_cvgads_recipes_have_the_papers_numbers():
         ({"data": {"protocl": "simo"}}, "data.protocl is not a key (did you mean protocol?)"),
         ({"data": {"protocol": "coil100", "normal": 3}}, "--normal does not apply to protocol coil100; got 3"),
         ({"distillation": {"loss": {"re_encod": True}}}, "loss.re_encod is not a key (did you mean re_encode?)"),
+        ({"distillation": {"loss": {"w_r": -1}}}, "got w_r = -1"),
         ({"distillation": {"student": {"family": "edee"}}}, "student.family: family 'edee' is not one of"),
         ({"distillation": {"student": {"objective": {"w_con": 1}}}}, "student.objective: it needs a student's fam"),
         (
@@ -387,7 +388,7 @@ def test_yaml_round_trip_between_families(tmp_path, family, student):
             "data": {"source": "npz:/a.npz", "protocol": "gpnd-5fold", "normal": 7, "outliers": 0.1, "trial": 3},
             "model": {"family": family, "num_clusters": 4, "norm": "batch"},
             "objective": {"w_adv": 0.5},
-            "distillation": {"student": student, "loss": {"re_encode": True}},
+            "distillation": {"student": student, "loss": {"re_encode": True, "w_r": 500}},
         },
         "x",
     )
@@ -398,6 +399,7 @@ def test_yaml_round_trip_between_families(tmp_path, family, student):
     assert type(loaded.objective) is FAMILIES[family].objective
     assert type(loaded.student_objective()) is FAMILIES[student.get("family", family)].objective
     assert (loaded.data.normal, loaded.data.trial, loaded.distillation.loss.re_encode) == ("7", 3, True)
+    assert loaded.distillation.loss.w_r == 500
     written = yaml.safe_load(path.read_text())["distillation"]["student"]
     assert student.get("objective", {}).items() <= written.get("objective", {}).items()
 

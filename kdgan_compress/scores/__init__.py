@@ -1,0 +1,19 @@
+"""Anomaly scores with statistics fitted on normal images: Gaussians and mixtures of the latent codes."""
+
+from kdgan_compress.scores.fit import Fit, fit_statistic
+from kdgan_compress.scores.scorer import FittedScorer
+from kdgan_compress.scores.settings import ScoreSettings
+from kdgan_compress.scores.statistics import STATISTICS, Gaussian, Mixture, PositionGaussian, Statistic, load_statistic
+
+__all__ = [
+    "STATISTICS",
+    "Fit",
+    "FittedScorer",
+    "Gaussian",
+    "Mixture",
+    "PositionGaussian",
+    "ScoreSettings",
+    "Statistic",
+    "fit_statistic",
+    "load_statistic",
+]

@@ -1,0 +1,51 @@
+"""Which anomaly score a detector has and how its statistics are fitted; a section of the recipe."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kdgan_compress.errors import KdganError
+
+ScoreType = Literal["norm", "gaussian", "mixture"]
+Features = Literal["residual", "latents"]
+Positions = Literal["auto", "global", "per-position"]
+PhotoScore = Literal["max", "top5"]
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """The score of an image, and how a photo's score follows from those of its tiles.
+
+    Attributes:
+        type: ``"norm"``: the paper's, ‖z1 − z2‖₂ for ``ede``; nothing is fitted. ``"gaussian"``: the Mahalanobis
+            distance of the features. ``"mixture"``: their negative log-likelihood under K Gaussians, for several kinds
+            of normal images.
+        features: ``"residual"``: z1 − z2. ``"latents"``: [z1; z2].
+        num_components: K of the mixture; None chooses it by held-out likelihood.
+        num_pca: Number of leading principal components that the mixture uses.
+        positions: Of a Gaussian on tiles: one for all tiles, or one per grid position; ``"auto"`` chooses by held-out
+            likelihood.
+        rank: Largest number of directions of a Gaussian per position.
+        photo: A photo's score: the maximum over its tiles, or the mean of the highest 5 %.
+
+    Raises:
+        KdganError: A number below 1, or an unknown name.
+    """
+
+    type: ScoreType = "gaussian"
+    features: Features = "latents"
+    num_components: int | None = None
+    num_pca: int = 64
+    positions: Positions = "auto"
+    rank: int = 64
+    photo: PhotoScore = "max"
+
+    def __post_init__(self) -> None:
+        choices = {"type": ScoreType, "features": Features, "positions": Positions, "photo": PhotoScore}
+        for name, choice in choices.items():
+            if getattr(self, name) not in choice.__args__:  # type: ignore[attr-defined]
+                known = ", ".join(choice.__args__)  # type: ignore[attr-defined]
+                raise KdganError(f"score.{name} must be one of {known}", f"got {getattr(self, name)!r}", "Choose one")
+        for name in ("num_components", "num_pca", "rank"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise KdganError(f"score.{name} must be 1 or more", f"got {value}", "Leave it out for the default")
