@@ -80,6 +80,7 @@ def print_report(report: Report, as_json: bool, print_text: Callable[[Report], N
 
 def print_message(line: str) -> None:
     """Print what a command found or chose, on stderr."""
+    flush_messages()
     click.echo(line, err=True)
 
 

@@ -74,7 +74,7 @@ class FileDataset:
         """See ``ArrayDataset.load``."""
         images = torch.empty((len(indices), channels, *size), dtype=torch.uint8)
         for position, path in enumerate(self.paths[index] for index in indices):
-            pixels = read_image(path, channels, near=(size, size))
+            pixels = read_image(path, channels, near=size)
             try:
                 images[position] = resize(pixels[None], size)[0]
             except KdganError as error:

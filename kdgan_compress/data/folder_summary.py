@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdgan_compress.data.protocols import holdout_mask
 from kdgan_compress.errors import KdganError
 from kdgan_compress.runtime.image_files import describe_skipped
 from kdgan_compress.runtime.images import is_coloured
@@ -29,7 +28,7 @@ class FolderSummary:
     """How the photos in a folder are used.
 
     Attributes:
-        num_train: Good photos of the training split, the held-out ones included.
+        num_train: Good photos of the training split.
         num_test: Number of test photos of each class, ``good`` first if there are any.
         num_masks: Test photos with a mask.
         num_unmatched_masks: Masks that fit no test photo.
@@ -44,17 +43,9 @@ class FolderSummary:
     skipped: Counter[str] = field(default_factory=Counter)
     num_unsorted: int = 0
 
-    @property
-    def num_held_out(self) -> int:
-        """Training photos that are held out to set the threshold on."""
-        return int(holdout_mask(self.num_train).sum())
-
     def __str__(self) -> str:
-        """For example ``photos: 90 to train on, 10 held out for the threshold, 7 to test (4 good, 3 dent); …``."""
-        used = [f"{self.num_train - self.num_held_out:,} to train on"]
-        if self.num_held_out:
-            used.append(f"{self.num_held_out:,} held out for the threshold")
-        used.append(f"{sum(self.num_test.values()):,} to test{self._test_details()}")
+        """For example ``photos: 90 to train on, 7 to test (4 good, 3 dent, masks for 3); 2 skipped (…)``."""
+        used = [f"{self.num_train:,} to train on", f"{sum(self.num_test.values()):,} to test{self._test_details()}"]
         unmatched = [f"{self.num_unmatched_masks:,} masks fit no photo"] if self.num_unmatched_masks else []
         return "; ".join([f"photos: {', '.join(used)}", *unmatched, *describe_skipped(self.skipped)])
 
@@ -92,6 +83,11 @@ def report_folder(summary: FolderSummary, train: Sequence[Path], test: Sequence[
         lines.append(f"{len(copies):,} test photos are copies of training photos ({first}); remove one of each pair")
     for line in lines:
         logger.warning("Warning: %s", line)
+
+
+def report_holdout(num_held_out: int, num_train: int) -> None:
+    """Log how many training photos only set the threshold."""
+    logger.info("photos: %d of the %d to train on are held out to set the threshold", num_held_out, num_train)
 
 
 def find_copies(train: Sequence[Path], test: Sequence[Path]) -> list[tuple[Path, Path]]:

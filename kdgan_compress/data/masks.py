@@ -58,8 +58,7 @@ def _resize_axis(marked: NDArray[np.bool_], axis: int, length: int) -> NDArray[n
 
 
 def _check_aspect(path: Path, shape: tuple[int, ...], photo: Path) -> None:
-    with open_image(photo) as image:
-        height, width = upright_size(image)
+    height, width = upright_size(photo)
     if abs(shape[0] * width / (shape[1] * height) - 1) > MAX_ASPECT_DIFFERENCE:
         found = f"{path} has {shape[0]}×{shape[1]} pixels and {photo} {height}×{width}"
         raise KdganError("A mask needs the aspect ratio of its photo", found, "Replace or remove the mask")

@@ -92,9 +92,16 @@ def is_coloured(path: Path) -> bool:
     return bool((pixels.max(axis=2) - pixels.min(axis=2) > GREY_TOLERANCE).any())
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width of an open image after its EXIF orientation is applied."""
-    return (image.width, image.height) if _orientation(image) > 4 else (image.height, image.width)
+def upright_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image after its EXIF orientation is applied; nothing is decoded.
+
+    Raises:
+        KdganError: The file is missing or not an image.
+    """
+    with open_image(path) as image:
+        # a PNG's own getexif would decode the image, to find an EXIF that follows the pixels
+        is_turned = _orientation(image, Image.Image.getexif(image)) > 4
+        return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 @contextmanager
@@ -204,10 +211,10 @@ def _num_decoded_bytes(image: Image.Image, full_size: tuple[int, int], mode: str
     return image.width * image.height * num_bytes + full_size[0] * full_size[1] * coefficients
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, exif: Image.Exif | None = None) -> int:
     if image.format == "TIFF":  # Pillow itself turns it
         return 1
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    orientation = (image.getexif() if exif is None else exif).get(ExifTags.Base.Orientation)
     return orientation if orientation in TRANSPOSITIONS else 1
 
 

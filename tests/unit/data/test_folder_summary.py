@@ -32,11 +32,18 @@ def test_one_line_says_what_the_photos_are_used_for():
         skipped=Counter({"HEIC: pip install 'kdgan-compress[heic]'": 9}),
     )
     assert str(summary) == (
-        "photos: 189 to train on, 20 held out for the threshold, "
-        "1,083 to test (20 good, 22 broken, 1,041 dirt, masks for 63); 2 masks fit no photo; "
+        "photos: 209 to train on, 1,083 to test (20 good, 22 broken, 1,041 dirt, masks for 63); 2 masks fit no photo; "
         "9 skipped (9 HEIC: pip install 'kdgan-compress[heic]')"
     )
     assert str(FolderSummary(12, {})) == "photos: 12 to train on, 0 to test"
+
+
+def test_photos_that_are_held_out_are_reported(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "kdgan_compress")
+    for number in range(50):
+        save(tmp_path / f"{number}.png", number)
+    load_split(DataSettings(f"folder:{tmp_path}"), 16, 1)
+    assert caplog.records[-1].message == "photos: 5 of the 50 to train on are held out to set the threshold"
 
 
 def test_many_classes_are_cut_short():
