@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdgan_compress.cli.options import data_option, data_root_option, json_option, normal_option, protocol_options
-from kdgan_compress.cli.output import percent, print_json
+from kdgan_compress.cli.output import flush_messages, percent, print_json
 
 if TYPE_CHECKING:
     from kdgan_compress.api.evaluate import Evaluation
@@ -45,6 +45,7 @@ def evaluate(as_json: bool, **options: Any) -> None:
     protocol = {name: options.pop(name) for name in PROTOCOL_OPTIONS}
     given = {name: value for name, value in protocol.items() if value is not None}
     result = run_evaluate(**options, protocol=given)
+    flush_messages()
     if result.mode == "paper":
         click.echo(PAPER_WARNING, err=True)
     if result.teacher is not None and result.auc_gap is None:

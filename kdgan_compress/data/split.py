@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdgan_compress.data.datasets import ArrayDataset, FileDataset
+from kdgan_compress.data.folder_summary import report_holdout
 from kdgan_compress.data.photos import are_large, load_crops, load_photos, photos_to_fit, plan_tiles
 from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, holdout_mask, miso_8020, ocgan_p1, simo
 from kdgan_compress.data.settings import DataSettings
@@ -82,6 +83,8 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         if not len(calibration):
             mask = holdout_mask(len(train))
             train, calibration = (train[~mask], train[mask]) if mask.any() else (train, train)
+            if mask.any() and source.has_photos:
+                report_holdout(int(mask.sum()), len(mask))
     return Split(
         train=train,
         calibration=calibration,
@@ -114,7 +117,7 @@ def resolve_tiles(data: DataSettings, image_size: int) -> tuple[DataSettings, st
 
 
 def native_channels(data: DataSettings) -> int:
-    """1 or 3: how many channels the source's images are stored with (a folder: its first training image)."""
+    """1 or 3: how many channels the source's images have (a folder: 3 if any training photo has a colour)."""
     return open_source(data.source, data.root).image_channels()
 
 

@@ -185,7 +185,7 @@ class Detector:
         """
         height, width = self.frame or (self.image_size, self.image_size)
         near = None if self.input_size else (max(height, MIN_NEAR), max(width, MIN_NEAR))
-        return _read_near(Path(path), self.image_channels, self.input_size, near)
+        return read_image(Path(path), self.image_channels, self.input_size, near=near)
 
 
 def check_threshold(threshold: float, source: str | None = None) -> None:
@@ -231,14 +231,6 @@ def _read_frame(metadata: Mapping[str, str]) -> tuple[int, int] | None:
     if match is None:
         raise ValueError("frame")
     return int(match[1]), int(match[2])
-
-
-def _read_near(
-    path: Path, channels: int, size: tuple[int, int] | None, near: tuple[int, int] | None
-) -> NDArray[np.uint8]:
-    """Read an image; ``near`` is unused until ``read_image`` takes it."""
-    del near
-    return read_image(path, channels, size)  # MERGE: read_image(path, channels, size, near=near), in place of the call
 
 
 def _interface_text(values: list[Any]) -> str:
