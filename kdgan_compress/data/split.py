@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ class Split:
         test_is_anomalous: (M,) whether a test image is anomalous.
         test_classes: (M,) the name of each test image's class.
         split_sha256: A hash of which images are in which part; None for a folder.
+        test_paths: The file of each test photo; empty if the images come from an array.
+        test_masks: The mask of each test photo, None where there is none; empty like ``test_paths``.
         is_tiled: Whether ``train`` has crops of the photos that ``calibration`` has.
     """
 
@@ -39,6 +42,8 @@ class Split:
     test_is_anomalous: NDArray[np.bool_]
     test_classes: NDArray[np.str_]
     split_sha256: str | None = None
+    test_paths: Sequence[Path] = ()
+    test_masks: Sequence[Path | None] = ()
     is_tiled: bool = False
 
     @property
@@ -92,6 +97,8 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         test_is_anomalous=split.test_is_anomalous,
         test_classes=np.array([names[label] if names else str(label) for label in labels[split.test]], dtype=np.str_),
         split_sha256=None if source.is_presplit else split.sha256,
+        test_paths=[images.paths[index] for index in split.test] if isinstance(images, FileDataset) else (),
+        test_masks=[images.masks[index] for index in split.test] if isinstance(images, FileDataset) else (),
         is_tiled=data.is_tiled,
     )
 
