@@ -32,6 +32,7 @@ PAPER_WARNING = (
     help="paper: scores scaled over the test set, as in CVGAD's paper.",
 )
 @click.option("--raw", is_flag=True, help="Also measure the AUC of the last weights without EMA.")
+@click.option("--maps", metavar="DIR", help="Write heat maps of the test photos and cases.png.")
 @json_option
 def evaluate(as_json: bool, **options: Any) -> None:
     """Measure how well a model separates anomalous from normal test images.
@@ -67,6 +68,13 @@ def _print(result: "Evaluation") -> None:
         detected, alarms = percent(result.tpr), percent(result.fpr)
         rates = f"detects {detected} of anomalous images, false alarm on {alarms} of normal ones"
         click.echo(f"model's threshold  {result.threshold:.4g}: {rates}")
+    if result.pixel_auc is not None and result.aupro is not None:
+        click.echo(
+            f"pixels             AUROC {percent(result.pixel_auc)}, AUPRO {percent(result.aupro)} "
+            f"on {result.num_masks} masks"
+        )
+    if result.maps is not None:
+        click.echo(f"maps               {result.maps}")
     if result.auc_gap is not None:
         click.echo(f"against teacher    AUC gap {100 * result.auc_gap:+.2f} points (teacher minus student)")
         click.echo(f"                   Spearman correlation of scores {result.score_spearman:.3f}")
