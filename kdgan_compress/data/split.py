@@ -66,8 +66,11 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
     """Read the images of an experiment and split them by its protocol; only the images in use are resized.
 
     Raises:
-        KdganError: A problem with the source, its files, the class or the split.
+        KdganError: A problem with the source, its files, the class or the split, or tiles without a working size.
     """
+    if data.is_tiled and data.tiles is not None and data.tiles.frame is None:
+        hint = "Train on the photos, which fills it in, or give --set data.tiles.frame=[HEIGHT,WIDTH]"
+        raise KdganError("Tiles need a working size", "tiles.frame is not set", hint)
     source = open_source(data.source, data.root)
     images = source.read()
     labels, names = images.labels, images.class_names
