@@ -92,7 +92,7 @@ class FleetEngine(Engine):
             for name in ("learning_rate", "teacher_learning_rate")
         ]
         if self._is_captured:
-            self._rates.copy_(torch.tensor(rates))
+            self._rates.copy_(torch.tensor(rates), non_blocking=True)
         for state, row, tensor in zip((self._student, self._teacher), rates, self._rates, strict=True):
             if state is not None:
                 state.set_learning_rates(tensor if self._is_captured else row)

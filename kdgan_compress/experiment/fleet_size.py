@@ -164,6 +164,8 @@ def _time_step(jobs: Sequence[Job]) -> float:
         num_warmup = NUM_WARMUP_CALLS + 1 if is_cuda else 1  # a CUDA graph is captured after its warm-up
         for step in range(num_warmup + NUM_MEASURED_STEPS):
             if step == num_warmup:
+                if is_cuda:
+                    torch.cuda.synchronize()
                 start = time.perf_counter()
             indices = engine.begin_step([model.next_batch() for model in models], [1.0] * len(models))
             engine.train_step(engine.models, indices, step)
