@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 GPU_TESTS = "tests/unit/accel/test_gpu.py"
 TEST_SECONDS = 120
 MAX_SECONDS = 330
-NUM_ROUNDS, SECONDS_PER_ROUND = 3, 1.0
+NUM_ROUNDS, SECONDS_PER_ROUND = 3, 1.5
 
 
 def main(out: Path) -> int:

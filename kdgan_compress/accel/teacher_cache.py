@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdgan_compress.accel.precision import precision_context
 from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.distillation.loss import DistillationLoss
+from kdgan_compress.distillation.precision import precision_context
 from kdgan_compress.distillation.step import Targets
 from kdgan_compress.distillation.train_state import frozen
 from kdgan_compress.errors import KdganError

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from kdgan_compress.accel.precision import precision_context
 from kdgan_compress.bench.cases import CASES, Case
 from kdgan_compress.bench.paths import NUM_PHASES, Prepare, macs_per_image, prepare_path
+from kdgan_compress.distillation.precision import precision_context
 from kdgan_compress.errors import KdganError
 from kdgan_compress.profiling.machine import check_device, machine_name, num_threads, peak_rss_mb
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdgan_compress.accel.layers import fast_layers
-from kdgan_compress.accel.precision import precision_context
 from kdgan_compress.distillation.hooks import FeatureHooks
+from kdgan_compress.distillation.precision import precision_context
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Gan, anomaly_score, eval_mode, has_score_terms, normalize_images
 from kdgan_compress.scores import FittedScorer
