@@ -22,6 +22,6 @@ def test_masks_mark_the_defect(defect: str) -> None:
 def test_layout(tmp_path: Path) -> None:
     write_parts(tmp_path, num_train=2, num_good=1, num_defective=1)
     assert len(list((tmp_path / "train/good").iterdir())) == 2
-    assert (
-        Image.open(tmp_path / "test/chip/000.png").size == Image.open(tmp_path / "ground_truth/chip/000_mask.png").size
-    )
+    for name in ("test/chip/000.png", "ground_truth/chip/000_mask.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.size == (256, 256)
