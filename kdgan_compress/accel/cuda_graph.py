@@ -36,13 +36,17 @@ class CUDAGraphStep:
         """Make one step; the caller may keep what it returns."""
         self._num_calls += 1
         if self._num_calls <= NUM_WARMUP_CALLS:
-            return _on_side_stream(lambda: self._step(models, indices, step))
+            return _on_side_stream(lambda: self._losses(models, indices, step))
         if self._replay is None:
             self._indices = indices.clone()
-            self._outputs, self._replay = self._capture(lambda: self._step(models, self._indices, step))
+            self._outputs, self._replay = self._capture(lambda: self._losses(models, self._indices, step))
         self._indices.copy_(indices, non_blocking=True)
         self._replay()
         return {name: output.clone() for name, output in self._outputs.items()}
+
+    def _losses(self, models: StageModels, indices: Tensor, step: int) -> Losses:
+        """The step's losses without their autograd graph, whose nodes would belong to another call's stream."""
+        return {name: loss.detach() for name, loss in self._step(models, indices, step).items()}
 
 
 def _on_side_stream(function: Callable[[], Losses]) -> Losses:

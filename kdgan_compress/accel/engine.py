@@ -10,15 +10,15 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from kdgan_compress.accel.cuda_graph import CUDAGraphStep, Step
+from kdgan_compress.accel.cuda_graph import CUDAGraphStep
 from kdgan_compress.accel.fleet import FleetState, stack_settings
 from kdgan_compress.accel.layers import fast_layers
-from kdgan_compress.accel.precision import precision_context
 from kdgan_compress.accel.stacking import can_be_stacked, check_stack, stack_networks, to_grouped, to_samples
 from kdgan_compress.accel.teacher_cache import TeacherCache, stacked_targets
 from kdgan_compress.distillation.hooks import FeatureHooks
+from kdgan_compress.distillation.precision import precision_context, step_in_precision
 from kdgan_compress.distillation.scheduler import StageRun
-from kdgan_compress.distillation.step import StageModels, Targets, train_step
+from kdgan_compress.distillation.step import StageModels, Targets
 from kdgan_compress.distillation.trainer import Engine
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Gan, eval_mode, normalize_images
@@ -37,10 +37,7 @@ def fast_engine(runs: Sequence[StageRun], stack: ExitStack) -> Engine:
     for state in (runs[0].student, runs[0].teacher):
         for network in () if state is None else state.gan.networks().values():
             stack.enter_context(fast_layers(network))
-    engine = Engine(runs, stack)
-    if is_cuda:
-        engine.train_step = _in_precision(runs[0])
-    return engine
+    return Engine(runs, stack)
 
 
 class FleetEngine(Engine):
@@ -80,9 +77,8 @@ class FleetEngine(Engine):
         self._is_captured = self._device.type == "cuda" and all(supports_cuda_graph(run) for run in runs)
         self._is_captured &= all(state.steps_synchronized for state in states)
         self._rates = torch.zeros(2, len(runs), device=self._device)
-        if self._device.type == "cuda":
-            step = _in_precision(runs[0])
-            self.train_step = CUDAGraphStep(step) if self._is_captured else step
+        step = step_in_precision(runs[0])
+        self.train_step = CUDAGraphStep(step) if self._is_captured else step
 
     def begin_step(self, batches: Sequence[Tensor], lr_factors: Sequence[float]) -> Tensor:
         """See ``Engine.begin_step``; the indices are (B, K), those of smaller batches repeated."""
@@ -92,7 +88,7 @@ class FleetEngine(Engine):
             for name in ("learning_rate", "teacher_learning_rate")
         ]
         if self._is_captured:
-            self._rates.copy_(torch.tensor(rates))
+            self._rates.copy_(torch.tensor(rates), non_blocking=True)
         for state, row, tensor in zip((self._student, self._teacher), rates, self._rates, strict=True):
             if state is not None:
                 state.set_learning_rates(tensor if self._is_captured else row)
@@ -181,11 +177,3 @@ def supports_cuda_graph(run: StageRun) -> bool:
         and not (state.connectors is not None and list(state.connectors.parameters()))
         for state in states
     )
-
-
-def _in_precision(run: StageRun) -> Step:
-    def step(models: StageModels, indices: Tensor, step_index: int) -> dict[str, Tensor]:
-        with precision_context(run.settings.precision, run.images.device.type):
-            return train_step(models, indices, step_index)
-
-    return step

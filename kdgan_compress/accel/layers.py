@@ -18,7 +18,10 @@ MAX_UNFOLD_NUMEL = 1 << 14
 """Elements per group of the patch matrix up to which the products beat the convolution, measured on a CPU."""
 
 MAX_NARROW_CHANNELS = 3
-"""Image-side channels up to which the products beat the convolution at any size."""
+"""Image-side channels up to which the products beat the convolution at any size, measured on a CPU.
+
+On a GPU they beat it only where one side is a vector: a patch matrix takes one kernel per image there.
+"""
 
 
 class Conv2d(nn.Conv2d):
@@ -116,6 +119,8 @@ def _output_size(layer: Conv2d, axis: int, size: int) -> int:
 
 
 def _should_use_im2col(layer: Convolution, batch: int, image_side_channels: int, positions: int) -> bool:
+    if layer.weight.is_cuda:
+        return positions == 1
     channels = image_side_channels // layer.groups
     patches = batch * channels * layer.kernel_size[0] * layer.kernel_size[1] * positions
     return positions == 1 or channels <= MAX_NARROW_CHANNELS or patches <= MAX_UNFOLD_NUMEL

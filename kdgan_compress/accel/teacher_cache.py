@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.distillation.loss import DistillationLoss
+from kdgan_compress.distillation.precision import precision_context
 from kdgan_compress.distillation.step import Targets
 from kdgan_compress.distillation.train_state import frozen
 from kdgan_compress.errors import KdganError
@@ -104,6 +105,7 @@ def cache_shapes(teacher: Gan, images: Tensor, k_l: DistillationLoss) -> dict[st
     with (
         torch.random.fork_rng(devices=[]),  # a random teacher must not change the training's random state
         torch.no_grad(),
+        precision_context("float32", images.device.type),
         frozen(teacher),
         FeatureHooks(teacher.generator, k_l.taps(teacher)) as hooks,
     ):
@@ -131,7 +133,12 @@ def cache_size_bytes(shapes: Mapping[str, tuple[int, ...]], num_images: int, dty
 
 def teacher_rows(teacher: Gan, images: Tensor, k_l: DistillationLoss, dtype: CacheDtype) -> Iterator[Tensor]:
     """Rows of all images in their order, (≤ 64, D) at a time, on the CPU."""
-    with torch.no_grad(), frozen(teacher), FeatureHooks(teacher.generator, k_l.taps(teacher)) as hooks:
+    with (
+        torch.no_grad(),
+        precision_context("float32", images.device.type),
+        frozen(teacher),
+        FeatureHooks(teacher.generator, k_l.taps(teacher)) as hooks,
+    ):
         for batch in images.split(CACHE_BATCH_SIZE):
             features = k_l.add_reencoded_z2(hooks(normalize_images(batch)), hooks)
             rows = torch.cat([feature.flatten(1) for feature in features.values()], dim=1).to(DTYPES[dtype]).cpu()

@@ -22,7 +22,7 @@ from kdgan_compress.runtime.calibration import (
     find_threshold,
 )
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY
-from kdgan_compress.runtime.images import find_images
+from kdgan_compress.runtime.image_files import find_images
 from kdgan_compress.runtime.onnx_file import replace_threshold
 
 

@@ -21,7 +21,7 @@ from kdgan_compress.experiment.results import RunResult, ShowProgress
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.reports import Reconstruction, plot_reconstructions
 from kdgan_compress.runtime import Detector
-from kdgan_compress.runtime.images import find_images
+from kdgan_compress.runtime.image_files import find_images
 
 QUICK = {"training": {"epochs": 1}, "distillation": {"schedule": "2->3", "training": {"epochs": 1}}}
 STEPS = (

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdgan_compress.data import DataSettings, Split, load_split
+from kdgan_compress.api.anomaly_maps import map_split, measure_maps, write_maps
+from kdgan_compress.data import DataSettings, Split, TileSettings, load_split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import fit_scorer, load_scores, paper_scores, score_images
 from kdgan_compress.evaluation.metrics import DetectionMetrics, detection_metrics, score_spearman
@@ -38,6 +39,10 @@ class Evaluation(DetectionMetrics):
         auc_gap: The teacher's AUC minus this one; None without a teacher, or if its file is missing.
         score_spearman: Spearman correlation with the teacher's scores; None without a teacher.
         teacher: The teacher that it was compared with.
+        pixel_auc: AUROC of the anomaly maps' pixels; None without tiles or masks.
+        aupro: Area under the per-region overlap up to a false-positive rate of 0.3; None like ``pixel_auc``.
+        num_masks: Photos with a mask of their defects.
+        maps: Folder with the heat maps and the picture of the best and worst cases; None unless asked for.
     """
 
     model: str
@@ -50,6 +55,10 @@ class Evaluation(DetectionMetrics):
     auc_gap: float | None = None
     score_spearman: float | None = None
     teacher: str | None = None
+    pixel_auc: float | None = None
+    aupro: float | None = None
+    num_masks: int = 0
+    maps: str | None = None
 
 
 def evaluate(
@@ -62,6 +71,7 @@ def evaluate(
     teacher: str | Path | None = None,
     mode: Mode = "deployed",
     raw: bool = False,
+    maps: str | Path | None = None,
 ) -> Evaluation:
     """Evaluate a run folder, a model file or an exported ``.onnx`` detector.
 
@@ -74,6 +84,7 @@ def evaluate(
         teacher: The model to compare with; None for the one a student was distilled from, if it still exists.
         mode: ``"paper"`` scores like CVGAD's paper (``evaluation.paper_scores``); it compares with no teacher.
         raw: Also measure ``auc_raw``, of the weights without EMA.
+        maps: Folder to write heat maps of the test photos to, and ``cases.png`` with the best and worst cases.
 
     Raises:
         KdganError: The model or data can't be read, the test split lacks normal or anomalous images, or the model's
@@ -88,10 +99,13 @@ def evaluate(
             raise KdganError("The paper's mode needs the model's score terms", "a detector has only the score", hint)
         if data is None:
             raise KdganError("Evaluating an .onnx detector needs data", "got none", "Give --data (and --normal)")
-        detector, settings = Detector(model), DataSettings(data, normal, data_root, **protocol)
+        detector = Detector(model)
+        tiles = None if detector.frame is None else TileSettings(frame=detector.frame)
+        settings = DataSettings(data, normal, data_root, **protocol, tiles=tiles)
         split = labelled_split(settings, detector.image_size, detector.image_channels)
         scores = score_split(detector, split)
         evaluation = _evaluation(model, settings, split, scores, detector.threshold)
+        evaluation = _with_maps(evaluation, detector, split, scores, maps)
     else:
         checkpoint = load_model(model)
         settings = checkpoint.data.override(data, normal, data_root, **{"novel": checkpoint.data.novel, **protocol})
@@ -100,6 +114,7 @@ def evaluate(
             return _evaluation(model, settings, split, paper_scores(checkpoint.build().generator, split.test), None)
         scores = _model_scores(model, checkpoint, split)
         evaluation = _evaluation(model, settings, split, scores, checkpoint.threshold)
+        evaluation = _with_maps(evaluation, checkpoint, split, scores, maps)
         if raw and (without_ema := checkpoint.build_without_ema()) is not None:
             fitted = fit_scorer(without_ema.generator, split, checkpoint.score, checkpoint.grid)
             auc_raw = detection_metrics(score_images(fitted.scorer, split.test), split.test_is_anomalous).auc
@@ -136,6 +151,29 @@ def _model_scores(model: str | Path, checkpoint: Checkpoint, split: Split) -> ND
     return score_images(scorer, split.test)
 
 
+def _with_maps(
+    evaluation: Evaluation,
+    model: Checkpoint | Detector,
+    split: Split,
+    scores: NDArray[np.float64],
+    folder: str | Path | None,
+) -> Evaluation:
+    """The evaluation with the pixel metrics of the maps, which are drawn if a folder is given."""
+    if folder is None and not any(split.test_masks):
+        return evaluation
+    found = map_split(model, split)
+    measured = measure_maps(found, split)
+    if folder is not None and evaluation.threshold is not None:
+        write_maps(folder, found, split, scores, evaluation.threshold)
+    return dataclasses.replace(
+        evaluation,
+        pixel_auc=None if measured is None else measured.pixel_auc,
+        aupro=None if measured is None else measured.aupro,
+        num_masks=0 if measured is None else measured.num_masks,
+        maps=None if folder is None else str(folder),
+    )
+
+
 def _evaluation(
     model: str | Path, data: DataSettings, split: Split, scores: NDArray[np.float64], threshold: float | None
 ) -> Evaluation:
@@ -158,8 +196,9 @@ def _compare_with_teacher(
     evaluation: Evaluation, teacher: str | Path, split: Split, scores: NDArray[np.float64]
 ) -> Evaluation:
     checkpoint = load_model(teacher)
-    teacher_shape = (checkpoint.architecture.image_channels, *[checkpoint.architecture.image_size] * 2)
-    shape = tuple(split.test.shape[1:])
+    side = checkpoint.architecture.image_size
+    height, width = (side, side) if checkpoint.grid is None else checkpoint.grid.frame
+    teacher_shape, shape = (checkpoint.architecture.image_channels, height, width), tuple(split.test.shape[1:])
     if shape != teacher_shape:
         hint = "Give the teacher that this student was distilled from"
         raise KdganError("Teacher and student need images of the same shape", f"got {teacher_shape} and {shape}", hint)

@@ -48,9 +48,12 @@ def pictures(model: str | Path, out: str | Path | None = None, data_root: str | 
         data_root: Where named data sets are now.
 
     Raises:
-        KdganError: The model or its data can't be read, or there are fewer than two test images.
+        KdganError: The model or its data can't be read, it scores tiles, or there are fewer than two test images.
     """
     checkpoint = load_model(model)
+    if checkpoint.grid is not None:
+        hint = "Draw its anomaly maps: kdgan-compress evaluate --maps DIR"
+        raise KdganError("Pictures need a model of whole images", f"{model} scores photos by tiles", hint)
     folder = Path(out) if out else model_path(model).parent
     settings = checkpoint.data.relocate(None, data_root)
     split = load_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
@@ -76,7 +79,7 @@ def _plot_reconstructions(checkpoint: Checkpoint, gan: Gan, split: Split, title:
     chosen = np.concatenate([_sample_indices(kind, rng) for kind in kinds])
     images = split.test[chosen]
     classes = [f"{split.test_classes[i]}{'*' if split.test_is_anomalous[i] else ''}" for i in chosen]
-    row = Reconstruction("x̂", reconstruct(gan, images), score_images(gan.generator, images), checkpoint.threshold)
+    row = Reconstruction("x̂", reconstruct(gan, images), score_images(checkpoint.scorer(), images), checkpoint.threshold)
     plot_reconstructions(images, classes, [row], f"{title}: * is anomalous, red is above the threshold", path)
 
 

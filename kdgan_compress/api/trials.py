@@ -124,7 +124,8 @@ def _trial_recipe(recipe: Recipe, number: int, jobs: int) -> Recipe:
 def _run(task: tuple[Recipe, int, str, bool]) -> Trial:
     recipe, number, path, with_student = task
     architecture = recipe.model.architecture(native_channels(recipe.data))
-    split = labelled_split(recipe.data, architecture.image_size, architecture.image_channels)
+    whole_images = dataclasses.replace(recipe.data, tiles=None)
+    split = labelled_split(whole_images, architecture.image_size, architecture.image_channels)
     runs = {"model": _finish(path, lambda: train(recipe, path))}
     if with_student:
         out = f"{path}-student"

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from kdgan_compress.bench.cases import CASES, Case
-from kdgan_compress.bench.paths import NUM_PHASES, macs_per_image, prepare_path
+from kdgan_compress.bench.paths import NUM_PHASES, Prepare, macs_per_image, prepare_path
+from kdgan_compress.distillation.precision import precision_context
 from kdgan_compress.errors import KdganError
 from kdgan_compress.profiling.machine import check_device, machine_name, num_threads, peak_rss_mb
 
@@ -199,14 +200,23 @@ def _worker(case: Case, path: str, seconds_per_round: float, device: str) -> Ite
 
 def _work(connection: "Connection[Any, Any]", case: Case, path: str, seconds_per_round: float, device: str) -> None:
     torch.set_num_threads(1)
-    prepare = prepare_path(case, path, device)
+    with precision_context("float32", device):  # the plain loop, too
+        prepare = prepare_path(case, path, device)
+        steps = _num_steps(prepare, seconds_per_round, device)
+        connection.send(None if path == "plain" else macs_per_image(case, path))
+        while connection.recv() == "go":
+            connection.send(_time(prepare(steps), device) / (steps * case.batch * case.fleet(path)))
+        connection.send(peak_rss_mb())
+
+
+def _num_steps(prepare: Prepare, seconds: float, device: str) -> int:
+    """How many steps take about ``seconds``, from a run of at least a quarter of that, without its constant part."""
     _time(prepare(NUM_PHASES), device)
-    few, many = (_time(prepare(cycles * NUM_PHASES), device) for cycles in (1, 3))
-    steps = NUM_PHASES * max(1, round(seconds_per_round / max((many - few) / 2, 1e-4)))  # without the constant part
-    connection.send(None if path == "plain" else macs_per_image(case, path, device))
-    while connection.recv() == "go":
-        connection.send(_time(prepare(steps), device) / (steps * case.batch * case.fleet(path)))
-    connection.send(peak_rss_mb())
+    constant, cycles, measured = _time(prepare(NUM_PHASES), device), 1, 0.0
+    while measured < seconds / 4:
+        cycles *= 4
+        measured = _time(prepare((cycles + 1) * NUM_PHASES), device) - constant
+    return NUM_PHASES * max(1, round(cycles * seconds / measured))
 
 
 def _time(run: Callable[[], object], device: str) -> float:

@@ -34,13 +34,14 @@ NUM_PHASES = 6
 LEARNING_RATE, TEACHER_LEARNING_RATE = 4e-3, 1e-4
 
 
-def macs_per_image(case: Case, path: str, device: str) -> float:
+def macs_per_image(case: Case, path: str) -> float:
     """Multiply-accumulates of all convolutions and matrix products for one image and model.
 
     They are counted on one model, since torch's formulas count the gradient of a grouped convolution as ungrouped, and
-    as a difference, which does not include what is done once per stage or per call.
+    as a difference, which does not include what is done once per stage or per call; and on the CPU, since a CUDA graph
+    replays steps without calling their operators.
     """
-    prepare = prepare_path(case, "cache" if case.fleet(path) > 1 else path, device)
+    prepare = prepare_path(case, "cache" if case.fleet(path) > 1 else path, "cpu")
     flops: list[float] = []
     for steps in (NUM_PHASES, 2 * NUM_PHASES):
         run = prepare(steps)

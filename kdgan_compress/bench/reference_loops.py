@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from kdgan_compress import losses
 from kdgan_compress.distillation.policies import Stage
 from kdgan_compress.gans import Gan, eval_mode, normalize_images
-from kdgan_compress.gans.cvgad import outlier_codes
+from kdgan_compress.losses import outlier_codes
 
 GENERATOR, DISCRIMINATOR = 0, 1
 

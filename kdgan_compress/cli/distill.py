@@ -13,7 +13,7 @@ from kdgan_compress.cli.options import (
     training_options,
     with_seeds,
 )
-from kdgan_compress.cli.output import print_message, print_result, progress_display
+from kdgan_compress.cli.output import print_result, progress_display
 
 if TYPE_CHECKING:
     from kdgan_compress.experiment.runner import RunOptions
@@ -72,7 +72,7 @@ def distill(
     from kdgan_compress.api.resume import resume as resume_runs
     from kdgan_compress.experiment.recipe import load_recipe
 
-    runner: RunOptions = {"fleet_size": fleet, "track_auc": track_auc, "raw": raw, "show_message": print_message}
+    runner: RunOptions = {"fleet_size": fleet, "track_auc": track_auc, "raw": raw}
     if resume is not None:
         reject_options_with_resume(context)
         with progress_display() as runner["show_progress"]:

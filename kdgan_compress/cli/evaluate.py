@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdgan_compress.cli.options import data_option, data_root_option, json_option, normal_option, protocol_options
-from kdgan_compress.cli.output import percent, print_json
+from kdgan_compress.cli.output import flush_messages, percent, print_json
 
 if TYPE_CHECKING:
     from kdgan_compress.api.evaluate import Evaluation
@@ -32,6 +32,7 @@ PAPER_WARNING = (
     help="paper: scores scaled over the test set, as in CVGAD's paper.",
 )
 @click.option("--raw", is_flag=True, help="Also measure the AUC of the last weights without EMA.")
+@click.option("--maps", metavar="DIR", help="Write heat maps of the test photos and cases.png.")
 @json_option
 def evaluate(as_json: bool, **options: Any) -> None:
     """Measure how well a model separates anomalous from normal test images.
@@ -45,6 +46,7 @@ def evaluate(as_json: bool, **options: Any) -> None:
     protocol = {name: options.pop(name) for name in PROTOCOL_OPTIONS}
     given = {name: value for name, value in protocol.items() if value is not None}
     result = run_evaluate(**options, protocol=given)
+    flush_messages()
     if result.mode == "paper":
         click.echo(PAPER_WARNING, err=True)
     if result.teacher is not None and result.auc_gap is None:
@@ -66,6 +68,13 @@ def _print(result: "Evaluation") -> None:
         detected, alarms = percent(result.tpr), percent(result.fpr)
         rates = f"detects {detected} of anomalous images, false alarm on {alarms} of normal ones"
         click.echo(f"model's threshold  {result.threshold:.4g}: {rates}")
+    if result.pixel_auc is not None and result.aupro is not None:
+        click.echo(
+            f"pixels             AUROC {percent(result.pixel_auc)}, AUPRO {percent(result.aupro)} "
+            f"on {result.num_masks} masks"
+        )
+    if result.maps is not None:
+        click.echo(f"maps               {result.maps}")
     if result.auc_gap is not None:
         click.echo(f"against teacher    AUC gap {100 * result.auc_gap:+.2f} points (teacher minus student)")
         click.echo(f"                   Spearman correlation of scores {result.score_spearman:.3f}")

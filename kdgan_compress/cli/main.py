@@ -6,6 +6,7 @@ from importlib import import_module
 
 import click
 
+from kdgan_compress.cli.output import show_messages
 from kdgan_compress.errors import KdganError
 
 TRAIN_EXTRA = "kdgan-compress[train]"
@@ -59,7 +60,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; exit code 0, 1 (an error the user can fix), 2 (wrong usage) or 130 (interrupted)."""
     try:
-        return cli.main(arguments, prog_name="kdgan-compress", standalone_mode=False) or 0
+        with show_messages():
+            return cli.main(arguments, prog_name="kdgan-compress", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code

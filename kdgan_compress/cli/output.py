@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,58 @@ if TYPE_CHECKING:
     from kdgan_compress.experiment.results import FleetResult, Progress, RunResult, ShowProgress
 
 Report = TypeVar("Report")
+LOGGER = logging.getLogger("kdgan_compress")
+
+
+class MessageHandler(logging.Handler):
+    """Keeps the package's log messages, each text once, and prints them on stderr when it is flushed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: set[str] = set()
+        self._pending: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        text = record.getMessage()
+        if text not in self._shown:
+            self._shown.add(text)
+            self._pending.append(text)
+
+    def flush(self) -> None:
+        """Print the messages."""
+        for text in self._pending:
+            click.echo(text, err=True)
+        self._pending.clear()
+
+
+@contextmanager
+def show_messages() -> Iterator[None]:
+    """Show the package's log messages, such as what a folder of photos is used for, before the first output.
+
+    A command that fails before it has any output shows its error alone.
+    """
+    handler = MessageHandler()
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+        handler.flush()
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(logging.NOTSET)
+
+
+def flush_messages() -> None:
+    """Print the messages that are kept until a command has some output."""
+    for handler in LOGGER.handlers:
+        handler.flush()
 
 
 def print_json(result: Any) -> None:
     """One object (a dataclass or plain values) on stdout."""
     plain = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
+    flush_messages()
     click.echo(json.dumps(plain, ensure_ascii=False))
 
 
@@ -26,16 +74,13 @@ def print_report(report: Report, as_json: bool, print_text: Callable[[Report], N
     if as_json:
         print_json(report)
     else:
+        flush_messages()
         print_text(report)
-
-
-def print_message(line: str) -> None:
-    """Print what a command found or chose, on stderr."""
-    click.echo(line, err=True)
 
 
 def print_result(result: "RunResult | FleetResult", as_json: bool) -> None:
     """Print the result of one training or of several; exit code 1 if one of several failed."""
+    flush_messages()
     failed: dict[str, str] = getattr(result, "failed", {})
     if as_json:
         print_json(result)
@@ -121,6 +166,7 @@ def progress_display() -> Iterator["ShowProgress"]:
         task = bar.add_task("starting", total=None, rate="", losses="")
 
         def show(progress: "Progress") -> None:
+            flush_messages()
             bar.update(
                 task,
                 total=progress.images_total,
@@ -136,6 +182,7 @@ def progress_display() -> Iterator["ShowProgress"]:
 
 
 def _print_epoch(progress: "Progress") -> None:
+    flush_messages()
     if progress.record.epoch_done:
         click.echo(_epoch_line(progress), err=True)
 

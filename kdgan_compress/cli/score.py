@@ -56,7 +56,7 @@ def score(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names may not be UTF-8
     loaded = Detector(detector, threads, threshold)
-    photos = [(path, root) for image in images for path, root in _photos(image)]
+    photos, others = _photos(images)
     overlays: list[Path | None] = [None] * len(photos)
     if maps is not None:
         check_overlay_folder(maps, (image for image in images if image.is_dir()))
@@ -72,6 +72,8 @@ def score(
             if overlay is not None and result.error is None:
                 write_overlay(overlay, draw_result(loaded, result))
             print_score(result, None if result.error else overlay)
+    for line in others:
+        click.echo(line, err=True)
     if len(photos) > 1:
         summary = f"{len(photos):,} images: {num_anomalies:,} above the threshold {loaded.threshold:.6g}"
         click.echo(summary + (f", {num_failed} could not be read" if num_failed else ""), err=True)
@@ -79,11 +81,29 @@ def score(
         context.exit(1)
 
 
-def _photos(image: Path) -> list[tuple[Path, Path]]:
-    """The image files that an argument names, each with the folder below which its overlay keeps its path."""
-    from kdgan_compress.runtime.images import find_images
+def _photos(images: tuple[Path, ...]) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """The image files that the arguments name, and a line for each folder with other files too.
 
-    return [(path, image) for path in find_images(image)] if image.is_dir() else [(image, image.parent)]
+    Each image comes with the folder below which its overlay keeps its path.
+
+    Raises:
+        KdganError: There is no image at all, or no such folder.
+    """
+    from kdgan_compress.runtime.image_files import find_images, list_images
+
+    photos: list[tuple[Path, Path]] = []
+    others: list[str] = []
+    for image in images:
+        if not image.is_dir():
+            photos.append((image, image.parent))
+            continue
+        found = list_images(image)
+        photos += [(path, image) for path in found.images]
+        if found.masks or found.skipped:
+            others.append(f"{image}: {found}")
+    if not photos:
+        find_images(images[0])
+    return photos, others
 
 
 def _print_line(result: "FileScore", _: Path | None) -> None:

@@ -17,7 +17,7 @@ from kdgan_compress.cli.options import (
     training_options,
     with_seeds,
 )
-from kdgan_compress.cli.output import print_message, print_result, progress_display
+from kdgan_compress.cli.output import print_result, progress_display
 
 if TYPE_CHECKING:
     from kdgan_compress.experiment.runner import RunOptions
@@ -71,7 +71,7 @@ def train(
     from kdgan_compress.api.train import train as run_train
     from kdgan_compress.experiment.recipe import load_recipe
 
-    runner: RunOptions = {"fleet_size": fleet, "track_auc": track_auc, "raw": raw, "show_message": print_message}
+    runner: RunOptions = {"fleet_size": fleet, "track_auc": track_auc, "raw": raw}
     if resume is not None:
         reject_options_with_resume(context)
         with progress_display() as runner["show_progress"]:

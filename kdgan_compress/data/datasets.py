@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdgan_compress.data.folder_summary import FolderSummary
 from kdgan_compress.data.prepare import resize, to_channels
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.runtime.images import read_image
@@ -56,18 +57,24 @@ class ArrayDataset:
 
 @dataclass(frozen=True, eq=False)
 class FileDataset:
-    """Image files of any size with a label each; see ``ArrayDataset``."""
+    """Image files of any size with a label each; see ``ArrayDataset``.
+
+    ``masks`` has the mask of each file (``masks.read_mask``), None where there is none; ``summary`` says how a folder's
+    photos are used.
+    """
 
     paths: Sequence[Path]
     labels: NDArray[np.int64]
     num_train: int
     class_names: Sequence[str]
+    masks: Sequence[Path | None]
+    summary: FolderSummary
 
     def load(self, indices: NDArray[np.int64], size: tuple[int, int], channels: int) -> Tensor:
         """See ``ArrayDataset.load``."""
         images = torch.empty((len(indices), channels, *size), dtype=torch.uint8)
         for position, path in enumerate(self.paths[index] for index in indices):
-            pixels = read_image(path, channels)
+            pixels = read_image(path, channels, near=size)
             try:
                 images[position] = resize(pixels[None], size)[0]
             except KdganError as error:

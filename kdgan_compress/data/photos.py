@@ -6,20 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from kdgan_compress.data.datasets import ArrayDataset, FileDataset
 from kdgan_compress.data.tiles import TileSettings, random_crops, suggest_photo_size, working_size
-from kdgan_compress.errors import KdganError
-from kdgan_compress.runtime.images import READ_ERRORS
+from kdgan_compress.runtime.images import upright_size
 
 MAX_PHOTO_BYTES = 1 << 28
 MAX_TILES = 1 << 17
 """Of the photos that statistics are fitted to: 512 features of each are 256 MB."""
 
 MAX_SIZES = 500
-EXIF_ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 SUGGESTION_SIZE, NUM_SUGGESTION_PHOTOS = (64, 64), 50
 MIN_LARGE_SIDE = 64
 """Photos of a folder with a longer side than this are cut into tiles by default."""
@@ -79,7 +76,7 @@ def photo_sizes(images: ArrayDataset | FileDataset, indices: Indices) -> NDArray
     """
     if isinstance(images, ArrayDataset):
         return np.array([images.x_train.shape[1:3]], dtype=np.int64)
-    return np.array([_upright_size(images, index) for index in _evenly(indices, MAX_SIZES)], dtype=np.int64)
+    return np.array([upright_size(images.paths[index]) for index in _evenly(indices, MAX_SIZES)], dtype=np.int64)
 
 
 def load_crops(
@@ -107,17 +104,6 @@ def photos_to_fit(normals: Indices, settings: TileSettings, tile: int, channels:
     assert settings.frame is not None
     bytes_per_photo = channels * settings.frame[0] * settings.frame[1]
     return _evenly(normals, max(1, min(MAX_PHOTO_BYTES // bytes_per_photo, MAX_TILES // settings.grid(tile).num_tiles)))
-
-
-def _upright_size(images: FileDataset, index: int) -> tuple[int, int]:
-    path = images.paths[index]
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            is_sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-    except READ_ERRORS as error:
-        raise KdganError("The file must be a readable image", f"{path}: {error}", "Remove or replace it") from None
-    return (width, height) if is_sideways else (height, width)
 
 
 def _evenly(indices: Indices, number: int) -> Indices:

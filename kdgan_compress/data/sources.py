@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdgan_compress.data.datasets import ArrayDataset, FileDataset, read_npz
+from kdgan_compress.data.folder import read_folder
+from kdgan_compress.data.folder_summary import NORMAL_CLASS, choose_channels, report_folder
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.runtime.images import find_images, is_grey, read_image
+from kdgan_compress.runtime.images import read_image
 
 DEFAULT_ROOT = Path("~/.cache/kdgan-compress")
 SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist_sample.npz"
@@ -27,7 +29,6 @@ OTHER_CLASSES_HINT = "Give a data set with other classes as npz:PATH"
 COIL100_FILE = re.compile(r"obj(\d+)__(\d+)\.png")
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-NORMAL_DIR = "good"
 
 
 @dataclass(frozen=True)
@@ -161,37 +162,23 @@ class Coil100(Source):
 
 
 class Folder(Source):
-    """Photos in MVTec's layout: ``train/good`` and, to measure AUC, ``test/good`` and ``test/<defect>``."""
+    """Photos in one of the layouts of ``folder.read_folder``."""
 
     takes_path = True
-    default_normal = NORMAL_DIR
+    default_normal = NORMAL_CLASS
     is_presplit = True
     has_photos = True
 
     def read(self) -> FileDataset:
-        """Find the image files; they are decoded when they are loaded."""
-        tests = [path for path in (self.path / "test").glob("*") if path.is_dir() and not path.name.startswith(".")]
-        names = sorted({NORMAL_DIR} | {path.name for path in tests})
-        folders = [self._train_dir(), *sorted(tests)]
-        files = [find_images(folder) for folder in folders]
-        labels = [names.index(folder.name) for folder in folders]
-        return FileDataset(
-            paths=[path for paths in files for path in paths],
-            labels=np.repeat(labels, [len(paths) for paths in files]).astype(np.int64),
-            num_train=len(files[0]),
-            class_names=names,
-        )
+        """Find the photos, and log what they are used for."""
+        photos = read_folder(self.path)
+        report_folder(photos.summary, photos.paths[: photos.num_train], photos.paths[photos.num_train :])
+        return photos
 
     def image_channels(self) -> int:
-        """1 if the first training image is grey, else 3."""
-        return 1 if is_grey(find_images(self._train_dir())[0]) else 3
-
-    def _train_dir(self) -> Path:
-        folder = self.path / "train" / NORMAL_DIR
-        if not folder.is_dir():
-            problem = "A data folder needs train/good (and, to measure AUC, test/good and test/<defect>)"
-            raise KdganError(problem, f"found no {folder}", "Put photos of good parts there")
-        return folder
+        """3 if any training photo has a coloured pixel, else 1."""
+        photos = read_folder(self.path)
+        return choose_channels(photos.paths[: photos.num_train])
 
 
 SOURCES: dict[str, type[Source]] = {

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kdgan_compress.data.datasets import ArrayDataset, FileDataset
+from kdgan_compress.data.folder_summary import report_holdout
 from kdgan_compress.data.photos import are_large, load_crops, load_photos, photos_to_fit, plan_tiles
 from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, holdout_mask, miso_8020, ocgan_p1, simo
 from kdgan_compress.data.settings import DataSettings
@@ -29,6 +31,8 @@ class Split:
         test_is_anomalous: (M,) whether a test image is anomalous.
         test_classes: (M,) the name of each test image's class.
         split_sha256: A hash of which images are in which part; None for a folder.
+        test_paths: The file of each test photo; empty if the images come from an array.
+        test_masks: The mask of each test photo, None where there is none; empty like ``test_paths``.
         is_tiled: Whether ``train`` has crops of the photos that ``calibration`` has.
     """
 
@@ -38,6 +42,8 @@ class Split:
     test_is_anomalous: NDArray[np.bool_]
     test_classes: NDArray[np.str_]
     split_sha256: str | None = None
+    test_paths: Sequence[Path] = ()
+    test_masks: Sequence[Path | None] = ()
     is_tiled: bool = False
 
     @property
@@ -60,8 +66,11 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
     """Read the images of an experiment and split them by its protocol; only the images in use are resized.
 
     Raises:
-        KdganError: A problem with the source, its files, the class or the split.
+        KdganError: A problem with the source, its files, the class or the split, or tiles without a working size.
     """
+    if data.is_tiled and data.tiles is not None and data.tiles.frame is None:
+        hint = "Train on the photos, which fills it in, or give --set data.tiles.frame=[HEIGHT,WIDTH]"
+        raise KdganError("Tiles need a working size", "tiles.frame is not set", hint)
     source = open_source(data.source, data.root)
     images = source.read()
     labels, names = images.labels, images.class_names
@@ -82,6 +91,8 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         if not len(calibration):
             mask = holdout_mask(len(train))
             train, calibration = (train[~mask], train[mask]) if mask.any() else (train, train)
+            if mask.any() and source.has_photos:
+                report_holdout(int(mask.sum()), len(mask))
     return Split(
         train=train,
         calibration=calibration,
@@ -89,6 +100,8 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         test_is_anomalous=split.test_is_anomalous,
         test_classes=np.array([names[label] if names else str(label) for label in labels[split.test]], dtype=np.str_),
         split_sha256=None if source.is_presplit else split.sha256,
+        test_paths=[images.paths[index] for index in split.test] if isinstance(images, FileDataset) else (),
+        test_masks=[images.masks[index] for index in split.test] if isinstance(images, FileDataset) else (),
         is_tiled=data.is_tiled,
     )
 
@@ -114,7 +127,7 @@ def resolve_tiles(data: DataSettings, image_size: int) -> tuple[DataSettings, st
 
 
 def native_channels(data: DataSettings) -> int:
-    """1 or 3: how many channels the source's images are stored with (a folder: its first training image)."""
+    """1 or 3: how many channels the source's images have (a folder: 3 if any training photo has a colour)."""
     return open_source(data.source, data.root).image_channels()
 
 

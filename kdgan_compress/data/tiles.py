@@ -117,15 +117,17 @@ class TileGrid:
         return tiles.permute(0, 2, 4, 1, 3, 5).reshape(-1, self.num_tiles, channels, self.tile, self.tile)
 
     def map(self, scores: Tensor) -> Tensor:
-        """Scores of tiles (B, P) → a map (B, H, W): a block's value is the mean of the tiles that cover it, in between
-        it is interpolated.
+        """Scores of tiles (B, P) → a map (B, H, W): each score at the centre of its tile, bilinear in between.
+
+        Up to the frame's edge, a map has the value of the nearest centres.
         """
         rows, columns = self.shape
-        margin = self.tile // self.stride - 1
         grid = scores.reshape(-1, 1, rows, columns)
-        summed = _sum_of_shifts(grid, margin)
-        blocks = summed / _sum_of_shifts(torch.ones_like(grid[:1]), margin)
-        return interpolate(blocks, self.frame, mode="bilinear", align_corners=False)[:, 0]
+        size = [rows * self.stride, columns * self.stride]
+        inner = interpolate(grid, size, mode="bilinear", align_corners=False)
+        before = (self.tile - self.stride) // 2
+        after = self.tile - self.stride - before
+        return pad(inner, (before, after, before, after), mode="replicate")[:, 0]
 
 
 def working_size(sizes: NDArray[np.int64], photo_size: int, tile: int, stride: int) -> tuple[int, int]:
@@ -170,10 +172,3 @@ def random_crops(photos: Tensor, tile: int, number: int, settings: TileSettings,
             crop = (crop * float(factors[k])).round().clamp(0, 255).to(torch.uint8)
         crops[k] = crop.flip(2) if flips[k] else crop
     return crops
-
-
-def _sum_of_shifts(grid: Tensor, margin: int) -> Tensor:
-    """Sum, for each block, of the tiles (B, 1, R, C) that cover it: (B, 1, R + margin, C + margin)."""
-    offsets = range(margin + 1)
-    shifted = [pad(grid, (j, margin - j, i, margin - i)) for i in offsets for j in offsets]
-    return torch.stack(shifted).sum(0)

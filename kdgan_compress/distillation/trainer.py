@@ -12,8 +12,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from kdgan_compress.distillation.precision import step_in_precision
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, StageRun
-from kdgan_compress.distillation.step import StageModels, Targets, train_step
+from kdgan_compress.distillation.step import StageModels, Targets
 from kdgan_compress.distillation.train_log import DivergedError, EpochLog, LossBuffer, TrainRecord
 from kdgan_compress.distillation.train_state import frozen
 from kdgan_compress.errors import KdganError
@@ -30,11 +31,11 @@ class Engine:
 
     Attributes:
         models: The argument of each step.
-        train_step: The step itself (``step.train_step``).
+        train_step: The step itself (``step.train_step``), in the precision of the settings.
     """
 
     models: StageModels
-    train_step: Callable[[StageModels, Tensor, int], dict[str, Tensor]] = staticmethod(train_step)
+    train_step: Callable[[StageModels, Tensor, int], dict[str, Tensor]]
 
     def __init__(self, runs: Sequence[StageRun], stack: ExitStack) -> None:
         if len(runs) != 1:
@@ -44,6 +45,7 @@ class Engine:
                 "Pass engine=kdgan_compress.accel.engine.fast_engine",
             )
         (self._run,) = runs
+        self.train_step = step_in_precision(self._run)
         losses, student, teacher = self._run.stage.loss_set, self._run.student, self._run.teacher
         stack.enter_context(student.hooked(self._run.k_l.taps(student.gan)))
         if losses.trains_teacher and teacher is not None:

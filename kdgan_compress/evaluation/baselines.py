@@ -1,7 +1,7 @@
 """Baseline detectors by scikit-learn, for comparison with GANs: functions of normal images and test images.
 
-Both are uint8, (N, C, S, S), N ≥ 1, and (M, C, S, S). Each image is first centred and scaled to unit length, so
-Euclidean distance ranks images like Pearson correlation.
+Both are uint8, (N, C, S, S), N ≥ 1, and (M, C, S, S). All but the brightness first centre each image and scale it to
+unit length, so Euclidean distance ranks images like Pearson correlation.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,8 @@ from torch import Tensor
 
 NUM_COMPONENTS = 16
 MAX_REFERENCE_IMAGES = 5000
+MIN_BRIGHTNESS_STD = 1e-3
+"""In grey levels."""
 
 
 def nearest_neighbour_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]:
@@ -41,9 +43,20 @@ def pca_residual_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]:
     return np.asarray(np.linalg.norm(residuals, axis=1), dtype=np.float64)
 
 
+def brightness_scores(train: Tensor, test: Tensor) -> NDArray[np.float64]:
+    """Distance of the mean brightness from that of the training images, in their standard deviations: (M,) ≥ 0.
+
+    Lighting often differs between good and bad photos: if this baseline does well, so does a detector that has learnt
+    nothing else. The images may have other sizes than the training images.
+    """
+    normals, images = (pixels.flatten(1).double().mean(1).numpy() for pixels in (train, test))
+    return np.asarray(np.abs(images - normals.mean()) / max(normals.std(), MIN_BRIGHTNESS_STD), dtype=np.float64)
+
+
 BASELINES: dict[str, Callable[[Tensor, Tensor], NDArray[np.float64]]] = {
     "nearest neighbour": nearest_neighbour_scores,
     "PCA-16 residual": pca_residual_scores,
+    "brightness": brightness_scores,
 }
 
 

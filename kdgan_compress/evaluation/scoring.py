@@ -1,4 +1,6 @@
-"""Anomaly scores of many images. The network runs in evaluation mode, so an image's score depends on no other image."""
+"""Anomaly scores of many images. The network runs in evaluation mode, so an image's score depends on no other image.
+On a GPU, too, it is computed in float32: the detector that is exported computes no TF32.
+"""
 
 from collections.abc import Callable
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from kdgan_compress.accel.layers import fast_layers
 from kdgan_compress.distillation.hooks import FeatureHooks
+from kdgan_compress.distillation.precision import precision_context
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Gan, anomaly_score, eval_mode, has_score_terms, normalize_images
 from kdgan_compress.scores import FittedScorer
@@ -63,14 +66,14 @@ def _update_batch_norms(generator: nn.Module, normals: Tensor) -> None:
     layers = [layer for layer in generator.modules() if isinstance(layer, BATCH_NORMS) and layer.track_running_stats]
     if not layers:
         return
-    momenta = [layer.momentum for layer in layers]
-    with torch.no_grad(), eval_mode(generator), fast_layers(generator):
+    momenta, device = [layer.momentum for layer in layers], layers[0].weight.device
+    with torch.no_grad(), precision_context("float32", device.type), eval_mode(generator), fast_layers(generator):
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the mean of all batches
             layer.train()
         for batch in normals.chunk(-(-len(normals) // CALIBRATION_BATCH_SIZE)):
-            generator(normalize_images(batch.to(layers[0].weight.device)))
+            generator(normalize_images(batch.to(device)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 
@@ -123,6 +126,6 @@ def _run(
     grid = network.grid if isinstance(network, FittedScorer) else None
     batch_size = EVAL_BATCH_SIZE if grid is None else max(1, MAX_TILES_PER_BATCH // grid.num_tiles)
     device = next((parameter.device for parameter in network.parameters()), images.device)
-    with torch.no_grad(), eval_mode(network), fast_layers(network):
+    with torch.no_grad(), precision_context("float32", device.type), eval_mode(network), fast_layers(network):
         batches = [compute(normalize_images(batch.to(device))) for batch in images.split(batch_size)]
         return torch.cat([convert(batch).cpu() for batch in batches])

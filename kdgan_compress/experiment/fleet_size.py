@@ -22,7 +22,9 @@ from kdgan_compress.experiment.job import Job
 from kdgan_compress.profiling.machine import num_threads
 
 FLEET_SIZES = (1, 2, 5, 10, 20, 30, 50, 100)
-NUM_MEASURED_STEPS = 6
+NUM_MEASURED_STEPS = {"cpu": 6, "cuda": 50}
+"""Steps of a measurement; on a GPU, six take 10 ms, which is too short to compare."""
+
 MIN_RELATIVE_TIME = 0.95
 """A larger fleet must take less than this fraction of a smaller one's time per model."""
 
@@ -159,17 +161,20 @@ def _seconds_per_model(jobs: Sequence[Job]) -> float:
 def _time_step(jobs: Sequence[Job]) -> float:
     runs = _begin([_sample(job, 0) for job in jobs])
     models, is_cuda = [StageProgress(run) for run in runs], runs[0].images.is_cuda
+    num_measured = NUM_MEASURED_STEPS["cuda" if is_cuda else "cpu"]
     with ExitStack() as stack:
         engine = fast_engine(runs, stack)
         num_warmup = NUM_WARMUP_CALLS + 1 if is_cuda else 1  # a CUDA graph is captured after its warm-up
-        for step in range(num_warmup + NUM_MEASURED_STEPS):
+        for step in range(num_warmup + num_measured):
             if step == num_warmup:
+                if is_cuda:
+                    torch.cuda.synchronize()
                 start = time.perf_counter()
             indices = engine.begin_step([model.next_batch() for model in models], [1.0] * len(models))
             engine.train_step(engine.models, indices, step)
         if is_cuda:
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / NUM_MEASURED_STEPS
+        return (time.perf_counter() - start) / num_measured
 
 
 def _sample(job: Job, stage_index: int) -> StageRun:

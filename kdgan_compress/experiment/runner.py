@@ -1,6 +1,7 @@
 """The runner: takes jobs to finished run folders. One job and many run the same way."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
@@ -15,6 +16,8 @@ from kdgan_compress.experiment.results import Progress, RunResult, RunResults, S
 from kdgan_compress.experiment.training_run import TrainingRun
 from kdgan_compress.profiling.machine import num_threads
 
+logger = logging.getLogger(__name__)
+
 
 class RunOptions(TypedDict, total=False):
     """Options of every training.
@@ -24,14 +27,12 @@ class RunOptions(TypedDict, total=False):
         track_auc: Measure AUC after every epoch, for logging only.
         raw: Also measure the AUC of the weights without EMA.
         show_progress: Called about every 512 images of a model with the progress of all.
-        show_message: Called with a line about each job's data before anything is trained.
     """
 
     fleet_size: int | None
     track_auc: bool
     raw: bool
     show_progress: ShowProgress | None
-    show_message: Callable[[str], None] | None
 
 
 def run_jobs(
@@ -41,7 +42,6 @@ def run_jobs(
     track_auc: bool = False,
     raw: bool = False,
     show_progress: ShowProgress | None = None,
-    show_message: Callable[[str], None] | None = None,
 ) -> RunResults:
     """Run one job, or several of one shape, each in its own folder; a job that fails does not stop the others.
 
@@ -52,8 +52,7 @@ def run_jobs(
     _check_jobs(jobs)
     check_fleet_size(jobs, fleet_size)
     for message in dict.fromkeys(message for job in jobs for message in job.messages):
-        if show_message:
-            show_message(message)
+        logger.info(message)
     jobs = [job.attach_teacher_cache() for job in jobs]
     fleet_size, note = choose_fleet_size(jobs, fleet_size)
     for job in jobs:  # all folders now, so that --resume finds those too that have not started

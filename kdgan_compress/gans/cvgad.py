@@ -20,11 +20,11 @@ from kdgan_compress.losses import (
     Distance,
     categorical_loss,
     gradient_penalty,
-    is_outlier_code,
     l1,
     latent_loss,
     mutual_information_loss,
     negative_loss,
+    outlier_codes,
     ssim_loss,
     wasserstein_loss,
 )
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 MIN_SCORE_RANGE = 1e-6
 LOG_VAR_BOUND = 5.0  # of |log σ²|, whose exponential could overflow after a single bad step
 NUM_PHASES, CRITIC_PHASE, ADVERSARIAL_PHASE = 6, 4, 5
-MAX_OUTLIER_DISTANCE_FACTOR = 1.5  # outlier codes lie at 1 to this many times the distance of an outlier
 
 
 class Encoder(nn.Module):
@@ -272,22 +271,6 @@ def build(architecture: Architecture) -> Gan:
 
 
 FAMILY = Family(build, CvgadObjective, has_clusters=True)
-
-
-def outlier_codes(means: Float[Tensor, "K d"], num_codes: int, distance: float) -> Float[Tensor, "N d"]:
-    """Draw codes around random means, in every direction, and keep those that are far from the other means too.
-
-    Args:
-        means: μ_y (K, d).
-        num_codes: How many are drawn; N ≤ ``num_codes`` are returned.
-        distance: As ``losses.is_outlier_code`` takes it.
-    """
-    centres = means[torch.randint(len(means), (num_codes,), device=means.device)]
-    directions = torch.randn(centres.shape, device=centres.device)
-    lengths = directions.square().mean(1, keepdim=True).sqrt()
-    factors = torch.empty_like(centres[:, :1]).uniform_(1, MAX_OUTLIER_DISTANCE_FACTOR)
-    codes = centres + directions / lengths * distance * factors
-    return codes[is_outlier_code(codes, means, distance)]
 
 
 def _reparameterize(mu: Tensor, log_var: Tensor) -> Tensor:

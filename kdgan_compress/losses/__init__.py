@@ -8,6 +8,7 @@ from kdgan_compress.losses.latent import (
     latent_loss,
     mutual_information_loss,
     negative_loss,
+    outlier_codes,
 )
 from kdgan_compress.losses.similarity import ssim, ssim_loss
 
@@ -22,6 +23,7 @@ __all__ = [
     "latent_loss",
     "mutual_information_loss",
     "negative_loss",
+    "outlier_codes",
     "ssim",
     "ssim_loss",
     "wasserstein_loss",

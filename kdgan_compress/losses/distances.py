@@ -4,13 +4,17 @@ The paper writes norms. GANomaly's public code, on which it builds, takes means.
 (an L2 norm has a gradient of length 1 however small the distance is), so every recipe states which one it uses.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Distance = Literal["mean", "norm"]
 """How a distance is taken over a sample's elements: the mean over elements, or the norm as the paper writes it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
@@ -18,6 +19,9 @@ from kdgan_compress.losses.similarity import ssim
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
+
+MAX_OUTLIER_DISTANCE_FACTOR = 1.5
+"""Outlier codes are drawn at 1 to this many times the distance of an outlier."""
 
 
 def latent_loss(
@@ -109,3 +113,19 @@ def negative_loss(
         (B,) in [−w_ssim − 2 w_l1, w_ssim].
     """
     return w_ssim * ssim(x, x_hat) - w_l1 * l1(x, x_hat)
+
+
+def outlier_codes(means: Float[Tensor, "K d"], num_codes: int, distance: float) -> Float[Tensor, "N d"]:
+    """Draw codes around random means, in every direction, and keep those that are far from the other means too.
+
+    Args:
+        means: μ_y (K, d).
+        num_codes: How many are drawn; N ≤ ``num_codes`` are returned.
+        distance: As ``is_outlier_code`` takes it.
+    """
+    centres = means[torch.randint(len(means), (num_codes,), device=means.device)]
+    directions = torch.randn(centres.shape, device=centres.device)
+    lengths = directions.square().mean(1, keepdim=True).sqrt()
+    factors = torch.empty_like(centres[:, :1]).uniform_(1, MAX_OUTLIER_DISTANCE_FACTOR)
+    codes = centres + directions / lengths * distance * factors
+    return codes[is_outlier_code(codes, means, distance)]

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY, is_intact, read_checksum
 from kdgan_compress.runtime.images import read_image
 from kdgan_compress.runtime.onnx_file import has_external_data
+from kdgan_compress.runtime.scores import REQUIRED_OUTPUTS, Scores, make_scores
 from kdgan_compress.runtime.session import create_session, onnxruntime, run_session, usable_threads
 
 SCHEMA_VERSION = 2
@@ -20,35 +20,10 @@ EXPORT_HINT = "Give a file that `kdgan-compress export` wrote"
 MAP_OUTPUTS = {"reconstruction": "reconstruction", "anomaly_map": "anomaly_map", "error_map": "anomaly_map"}
 """Optional outputs of a file and their names in ``Scores``; older files call the anomaly map ``error_map``."""
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(bool)": "bool"}
-REQUIRED_OUTPUTS = {"score": "float32", "is_anomaly": "bool"}
-
 MAX_THRESHOLD = float(np.finfo(np.float32).max)
 
-MIN_NEAR = 512
-"""Photos for a detector without a frame keep at least twice this height and width when they are read."""
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """A detector's outputs for N images.
-
-    Attributes:
-        score: (N,) float32, higher is more anomalous.
-        is_anomaly: (N,) bool, whether each score is above the threshold.
-        relative: (N,) float64, score divided by the threshold: above 1 is an anomaly. None if the threshold is not
-            positive, because the quotient then has no such meaning (a negative log-likelihood may be negative).
-        reconstruction: The generator's reconstruction: uint8 (N, S, S, C), or float32 (N, C, S, S) from 0 to 1 if the
-            detector takes floats. None if not requested.
-        anomaly_map: float32; None if not requested. If the detector has a frame, (N, H, W) at the frame's size in units
-            of the score: values above the threshold are defects. Otherwise (N, S, S) from 0 to 1: absolute difference
-            of image and reconstruction, averaged over the channels.
-    """
-
-    score: NDArray[np.float32]
-    is_anomaly: NDArray[np.bool_]
-    relative: NDArray[np.float64] | None = None
-    reconstruction: NDArray[np.generic] | None = None
-    anomaly_map: NDArray[np.float32] | None = None
+MIN_NEAR = 128
+"""Height and width that photos are read for if the file resizes to fewer pixels, so that they stay fit to look at."""
 
 
 class Detector:
@@ -151,14 +126,12 @@ class Detector:
         """
         self._check_images(images)
         names = {name: name for name in REQUIRED_OUTPUTS} | (self._map_names() if maps else {})
-        threshold = np.asarray(self.threshold, dtype=np.float32)
+        threshold = np.array(self.threshold, dtype=np.float32)
         batches = [images[i : i + 1] for i in range(len(images))] if self._is_single else [images]
         feeds = ({"image": self.to_model_input(batch), "threshold": threshold} for batch in batches)
         results = [run_session(self.session, list(names), feed) for feed in feeds]
         arrays = dict(zip(names.values(), map(np.concatenate, zip(*results, strict=True)), strict=True))
-        self._check_results(arrays, len(images))
-        limit = float(threshold)
-        return Scores(**arrays, relative=arrays["score"].astype(np.float64) / limit if limit > 0 else None)
+        return make_scores(arrays, len(images), np.float32(threshold), self.frame)
 
     @property
     def _is_single(self) -> bool:
@@ -189,20 +162,6 @@ class Detector:
             raise KdganError("The detector has no maps", f"its outputs are {', '.join(outputs)}", hint)
         return names
 
-    def _check_results(self, arrays: Mapping[str, NDArray[Any]], num_images: int) -> None:
-        """Check that there is one number per image, and one map at the frame's size."""
-        hint = "Export the model again; its score must not depend on the other images of a batch"
-        for name, array in arrays.items():
-            if len(array) != num_images or (name in REQUIRED_OUTPUTS and array.ndim != 1):
-                found = f"{name} has shape {array.shape} for {num_images} images"
-                raise KdganError("The detector must give one result per image", found, hint)
-        if (invalid := np.isnan(arrays["score"])).any():
-            found = f"the score of image {int(np.argmax(invalid))} is NaN"
-            raise KdganError("Scores must be numbers", found, "Export the model again, or leave this image out")
-        if self.frame is not None and "anomaly_map" in arrays and arrays["anomaly_map"].shape[1:] != self.frame:
-            found = f"it has shape {arrays['anomaly_map'].shape}, the frame is {self.frame}"
-            raise KdganError("The anomaly map must have the frame's size", found, "Export the model again")
-
     def to_model_input(self, images: NDArray[np.uint8]) -> NDArray[np.generic]:
         """Convert images (N, H, W, C) uint8 to the file's input type: unchanged, or floats (N, C, H, W) in [0, 1]."""
         return images if self.input == "uint8" else (images.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
@@ -219,13 +178,14 @@ class Detector:
     def read(self, path: str | Path) -> NDArray[np.uint8]:
         """Read an image file as pixels (H, W, C), resized to ``input_size`` if the detector has one.
 
-        A huge photo is reduced while it is decoded, to at least twice the size that the file resizes to.
+        A large photo is shrunk while it is decoded, to several times the size that the file resizes to.
 
         Raises:
             KdganError: The file cannot be read as an image.
         """
-        side = max(MIN_NEAR, self.image_size)
-        return _read_near(Path(path), self.image_channels, self.input_size, self.frame or (side, side))
+        height, width = self.frame or (self.image_size, self.image_size)
+        near = None if self.input_size else (max(height, MIN_NEAR), max(width, MIN_NEAR))
+        return read_image(Path(path), self.image_channels, self.input_size, near=near)
 
 
 def check_threshold(threshold: float, source: str | None = None) -> None:
@@ -236,7 +196,7 @@ def check_threshold(threshold: float, source: str | None = None) -> None:
     """
     if not abs(threshold) <= MAX_THRESHOLD:
         found = f"got {threshold}" if source is None else f"{source} has {threshold}"
-        raise KdganError("The threshold must be a finite number", found, "Give --threshold, or calibrate the detector")
+        raise KdganError("The threshold must be a finite number", found, "Give another threshold")
 
 
 def _load(content: bytes, path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, dict[str, str]]:
@@ -271,13 +231,6 @@ def _read_frame(metadata: Mapping[str, str]) -> tuple[int, int] | None:
     if match is None:
         raise ValueError("frame")
     return int(match[1]), int(match[2])
-
-
-# TODO(merge): return read_image(path, channels, size, near=near)
-def _read_near(path: Path, channels: int, size: tuple[int, int] | None, near: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read an image; ``near`` is unused until ``read_image`` takes it."""
-    del near
-    return read_image(path, channels, size)
 
 
 def _interface_text(values: list[Any]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
+from PIL import Image, ImageDraw, ImageFont, features
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.files import atomic_path
@@ -37,6 +37,12 @@ INFERNO = np.array(
 )
 """RGB at equal steps of the perceptually uniform colormap inferno (matplotlib, CC0)."""
 
+COLORMAP = np.stack(
+    [np.interp(np.linspace(0, len(INFERNO) - 1, 256), np.arange(len(INFERNO)), channel) for channel in INFERNO.T],
+    axis=1,
+).astype(np.float32)
+"""The same in 256 steps."""
+
 CONTOUR, OUTLINE = (255, 255, 255), (0, 0, 0)
 LABEL_NORMAL, LABEL_ANOMALY = (45, 45, 45), (190, 20, 20)
 
@@ -66,11 +72,10 @@ def draw_overlay(
     width, height = (max(1, round(side * scale)) for side in photo.size)
     relative = _relative_map(anomaly_map, threshold)
     values = np.asarray(Image.fromarray(relative).resize((width, height), Image.Resampling.BILINEAR))
-    heat = np.clip((values - FIRST_VISIBLE) / (FULL - FIRST_VISIBLE), 0, 1)[..., None]
-    steps = np.linspace(0, 1, len(INFERNO))
-    colours = np.concatenate([np.interp(heat, steps, INFERNO[:, channel]) for channel in range(3)], axis=2)
-    opacity = MAX_OPACITY * np.sqrt(heat)
-    blended = (1 - opacity) * np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR)) + opacity * colours
+    heat = np.clip((values - FIRST_VISIBLE) / (FULL - FIRST_VISIBLE), 0, 1)
+    colours = COLORMAP[(heat * (len(COLORMAP) - 1)).round().astype(np.uint8)]
+    blended = np.array(photo.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
+    blended += MAX_OPACITY * np.sqrt(heat)[..., None] * (colours - blended)
     if threshold is not None:
         _draw_contour(blended, values > 1)
     overlay = Image.fromarray(blended.round().astype(np.uint8))
@@ -161,7 +166,7 @@ def _relative_map(anomaly_map: NDArray[np.float32], threshold: float | None) -> 
     return np.asarray(relative.clip(0, MAX_RELATIVE), dtype=np.float32)
 
 
-def _draw_contour(pixels: NDArray[np.float64], region: NDArray[np.bool_]) -> None:
+def _draw_contour(pixels: NDArray[np.float32], region: NDArray[np.bool_]) -> None:
     """Draw the edge of a region in white with black on both sides, in place."""
     if not region.any():
         return
@@ -177,12 +182,19 @@ def _draw_contour(pixels: NDArray[np.float64], region: NDArray[np.bool_]) -> Non
 
 def _shrink(region: NDArray[np.bool_], by: int = 1) -> NDArray[np.bool_]:
     """The region without its outermost pixels; the image's edge counts as outside."""
-    padded = Image.fromarray(np.pad(region, by).astype(np.uint8)).filter(ImageFilter.MinFilter(2 * by + 1))
-    return np.asarray(padded)[by:-by, by:-by] > 0
+    return ~_grow(~np.pad(region, by), by)[by:-by, by:-by]
 
 
-def _grow(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return np.asarray(Image.fromarray(region.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))) > 0
+def _grow(region: NDArray[np.bool_], by: int = 1) -> NDArray[np.bool_]:
+    """The region with its neighbours in the four directions."""
+    for _ in range(by):
+        grown = region.copy()
+        grown[1:] |= region[:-1]
+        grown[:-1] |= region[1:]
+        grown[:, 1:] |= region[:, :-1]
+        grown[:, :-1] |= region[:, 1:]
+        region = grown
+    return region
 
 
 def _draw_label(overlay: Image.Image, text: str, background: tuple[int, int, int]) -> None:

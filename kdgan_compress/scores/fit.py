@@ -26,12 +26,18 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 NUM_FOLDS = 5
+MIN_GAIN = 1.0
+"""Nats per tile by which Gaussians per position need to be better: they keep fewer directions than one for all."""
+
+NUM_CHOICE_FOLDS = 2
+"""Folds on which a Gaussian per position is compared with one for all."""
+
 MIN_PHOTOS_PER_POSITION = 20
 MIN_IMAGES = 2 * NUM_FOLDS
 RANK_TOL = 1e-6
 """Directions with less variance than this, relative to the largest, are rounding noise and left out."""
 
-MAX_ROWS = 50_000
+MAX_ROWS = 20_000
 NUM_COMPONENTS = (1, 2, 5, 10, 20, 40)
 """Candidates for the mixture's number of Gaussians."""
 
@@ -69,7 +75,6 @@ def fit_statistic(features: Float[np.ndarray, "N P D"], settings: ScoreSettings,
         raise KdganError(f"A fitted score needs {MIN_IMAGES} normal images", f"got {len(features)}", hint)
     if not np.isfinite(features).all():
         raise KdganError("The features of normal images must be finite", "found NaN or infinity", "Train again")
-    features = features.astype(np.float64)
     fit, description = _choose(features, settings, seed)
     scores = np.empty(len(features))
     for train, held_out in _folds(len(features), seed):
@@ -101,15 +106,14 @@ def fit_position_gaussian(features: Array, rank: int) -> PositionGaussian:
 
     The directions solve C_within v = λ C_total v; those with the smallest λ come first.
     """
-    rows = _rows(features)
-    mean, whitening = _whiten(rows)
-    white = (features - mean) @ whitening
-    within = np.mean([np.cov(white[:, position].T) for position in range(white.shape[1])], axis=0)
-    total = np.cov(_rows(white).T)
-    within, total = np.atleast_2d(within), np.atleast_2d(total)
+    mean, whitening = _whiten(_rows(features))
+    within = _within_covariance(features)
+    between = _covariance(features.mean(0, dtype=np.float64))
+    total = whitening.T @ (within + between) @ whitening
+    within = whitening.T @ within @ whitening
     _, directions = scipy.linalg.eigh(within, total, subset_by_index=(0, min(rank, len(total)) - 1))
-    projection = whitening @ directions
-    projected = white @ directions
+    projection = _with_fixed_signs(whitening @ directions)
+    projected = features @ projection - mean @ projection
     gaussians = [_triangular_whitening(projected[:, position]) for position in range(projected.shape[1])]
     return PositionGaussian(
         projection=torch.from_numpy(projection),
@@ -159,7 +163,7 @@ def _choose(features: Array, settings: ScoreSettings, seed: int) -> tuple[Callab
         return by_position, "one Gaussian per grid position, as given"
     gain = _position_gain(features, settings.rank, seed)
     reason = f"(held-out log-likelihood {gain:+.3g} nats per tile against one for all)"
-    if gain > 0:
+    if gain > MIN_GAIN:
         return by_position, f"one Gaussian per grid position {reason}"
     return fit_gaussian, f"one Gaussian for all positions (one per position: {gain:+.3g} nats per tile held out)"
 
@@ -167,9 +171,9 @@ def _choose(features: Array, settings: ScoreSettings, seed: int) -> tuple[Callab
 def _position_gain(features: Array, rank: int, seed: int) -> float:
     """Mean held-out log-likelihood of a tile under Gaussians per position, minus that under one Gaussian for all."""
     gains = []
-    for train, held_out in _folds(len(features), seed):
+    for train, held_out in _folds(len(features), seed)[:NUM_CHOICE_FOLDS]:
         statistic = fit_position_gaussian(features[train], rank).double()
-        projected = statistic.project(torch.from_numpy(features[held_out]))
+        projected = statistic.project(torch.from_numpy(features[held_out]).double())
         constant = log_determinant_term(statistic.whitening)
         by_position = constant - statistic.distance(projected).square() / 2
         total = log_determinant_term(torch.eye(projected.shape[-1], dtype=projected.dtype))  # C_total is the identity
@@ -185,7 +189,7 @@ def _choose_num_components(features: Array, settings: ScoreSettings, seed: int) 
 
     def loss(number: int) -> float:
         mixture = fit_mixture(features[train], number, settings.num_pca, seed).double()
-        return float(mixture(torch.from_numpy(features[held_out])).mean())
+        return float(mixture(torch.from_numpy(features[held_out]).double()).mean())
 
     return min(candidates, key=loss)
 
@@ -203,9 +207,9 @@ def _photo_scores(statistic: Statistic, features: Array, settings: ScoreSettings
 
 
 def _rows(features: Array) -> Array:
-    """All tiles of all images as rows (M, D); of more than ``MAX_ROWS``, an evenly spaced subset."""
+    """All tiles of all images as rows (M, D), float64; of more than ``MAX_ROWS``, an evenly spaced subset."""
     rows = features.reshape(-1, features.shape[-1])
-    return rows[:: -(-len(rows) // MAX_ROWS)]
+    return rows[:: -(-len(rows) // MAX_ROWS)].astype(np.float64)
 
 
 def _whiten(rows: Array) -> tuple[Array, Array]:
@@ -213,14 +217,36 @@ def _whiten(rows: Array) -> tuple[Array, Array]:
     from sklearn.covariance import ledoit_wolf
 
     mean = rows.mean(0)
-    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(rows.T)))
+    values, vectors = np.linalg.eigh(_covariance(rows))
     if values[-1] <= 0:
         hint = "Use images that differ, or score.type norm"
         raise KdganError("The features of normal images must differ", "all are equal", hint)
     basis = vectors[:, values > RANK_TOL * values[-1]]
     covariance, _ = ledoit_wolf((rows - mean) @ basis, assume_centered=True)
     variances, directions = np.linalg.eigh(np.atleast_2d(covariance))
-    return mean, basis @ (directions / np.sqrt(variances))
+    return mean, _with_fixed_signs(basis @ (directions / np.sqrt(variances)))
+
+
+def _with_fixed_signs(columns: Array) -> Array:
+    """Columns whose largest entry is positive: an eigenvector's sign is arbitrary and differs between machines."""
+    largest = np.take_along_axis(columns, np.abs(columns).argmax(0)[None], axis=0)
+    return columns * np.sign(largest)
+
+
+def _covariance(rows: Array) -> Array:
+    """The maximum likelihood covariance (D, D) of rows (M, D)."""
+    centred = rows - rows.mean(0)
+    covariance: Array = centred.T @ centred / len(rows)
+    return covariance
+
+
+def _within_covariance(features: Array) -> Array:
+    """The mean over positions of the covariance (D, D) of each position's features (N, P, D)."""
+    size = features.shape[2]
+    covariance = np.zeros((size, size))
+    for position in range(features.shape[1]):
+        covariance += _covariance(features[:, position].astype(np.float64)) / features.shape[1]
+    return covariance
 
 
 def _triangular_whitening(rows: Array) -> Array:

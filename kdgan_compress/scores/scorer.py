@@ -63,7 +63,7 @@ class FittedScorer(nn.Module):
         return photo_score(self.tile_scores(images), self.photo)
 
     def anomaly_map(self, photos: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
-        """Where photos are anomalous, in units of the score: the mean over the tiles that cover a place.
+        """Where photos are anomalous, in units of the score: bilinear between the centres of tiles.
 
         The photos need a grid.
         """

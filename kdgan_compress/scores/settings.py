@@ -32,7 +32,7 @@ class ScoreSettings:
     """
 
     type: ScoreType = "gaussian"
-    features: Features = "latents"
+    features: Features = "residual"
     num_components: int | None = None
     num_pca: int = 64
     positions: Positions = "auto"

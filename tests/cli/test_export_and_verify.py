@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from command_line import Cli, assert_refused, only_json
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
+from tile_detector import write_tile_detector
 from traces import trace_once
 
 from kdgan_compress.cli.main import run
@@ -23,6 +24,7 @@ from kdgan_compress.export import detector_file
 from kdgan_compress.export.graph import quantize
 from kdgan_compress.export.packaging import web
 from kdgan_compress.export.precisions import PRECISIONS, Precision
+from kdgan_compress.export.validation.golden import write_golden
 from kdgan_compress.runtime import Detector
 
 KEYS = {"path", "precision", "size_bytes", "opset", "threshold", "parity_max_rel"}
@@ -659,3 +661,13 @@ def test_another_threshold_is_no_disagreement(cli: Cli, runs: dict[str, Path], l
 def test_data_without_labels_cannot_verify(cli: Cli, fresh: Path, photos: Path) -> None:
     shutil.rmtree(photos / "test")
     assert_refused(cli("verify", fresh, "--data", f"folder:{photos}"), "both normal and anomalous")
+
+
+def test_verify_says_what_the_map_of_a_detector_of_tiles_means(cli: Cli, tmp_path: Path) -> None:
+    path = write_tile_detector(tmp_path / "t.onnx", np.full((96, 128, 1), 80.0), 40.0)
+    write_golden(tmp_path / "golden.npz", tmp_path / "golden.json", Detector(path), path.name)
+    code, out, _ = cli("verify", path)
+    assert code == 0
+    assert out.splitlines()[0] == "frame           96×128, cut into tiles; the anomaly map is in units of the score"
+    found = only_json(cli("verify", path, "--json")[1])
+    assert (found["frame"], found["map_unit"], found["golden_decisions_differ"]) == ([96, 128], "score", 0)

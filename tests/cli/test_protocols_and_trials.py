@@ -137,7 +137,7 @@ def test_trials_end_to_end(cli: Cli, pool: Path, tmp_path: Path) -> None:
     again = only_json(out)
     assert [path.read_bytes() for path in models] == before
     assert again["auc"]["model"] == summary
-    assert set(again["auc"]) == {"model", "student", "nearest neighbour", "PCA-16 residual"}
+    assert set(again["auc"]) == {"model", "student", "nearest neighbour", "PCA-16 residual", "brightness"}
     assert (tmp_path / "t" / "trial-1-student" / "model.safetensors").exists()
 
     code, out, _ = cli(*call)

@@ -72,6 +72,7 @@ GOOD = {
     "08-good.png": 140,
     "good.webp": 10,
     "good.bmp": 200,
+    "10-exif.jpg": 90,
 }
 BAD = {
     "01-junk.jpg": "not an image",
@@ -80,23 +81,24 @@ BAD = {
     "06-deep.png": "8 bits per channel",
     "07-print.jpg": "CMYK",
     "09-cut.jpg": "truncated",
-    "10-exif.jpg": "integer",
 }
-COUNTED = "14 images: 3 above the threshold 100.5, 7 could not be read"
+FOUND = "14 images; 1 skipped (1 .txt: not an image format)"
+COUNTED = "14 images: 3 above the threshold 100.5, 6 could not be read"
 
 
 def test_lines_for_people(cli: Cli, detector: Path, archive: Path) -> None:
     code, out, err = cli("score", detector, archive)
     assert code == 1
     lines = [line.split(maxsplit=3) for line in out.splitlines()]
-    in_order = [*sorted(path for path in GOOD if path[0] == "0"), "good.webp", "good.bmp"]
+    in_order = [*sorted(path for path in GOOD if path[0] in "01"), "good.webp", "good.bmp"]
     assert [Path(path).name for *_, path in lines] == in_order
     for score, relative, verdict, path in lines:
         level = GOOD[Path(path).name]
         assert float(score) == pytest.approx(level)
         assert float(relative) == pytest.approx(level / THRESHOLD, abs=0.005)
         assert verdict == ("anomaly" if level > THRESHOLD else "normal")
-    *errors, counted = err.splitlines()
+    *errors, found, counted = err.splitlines()
+    assert found.endswith(FOUND)
     assert counted == COUNTED
     for line, (name, reason) in zip(errors, sorted(BAD.items()), strict=True):
         assert line.startswith("Error: ")
@@ -108,7 +110,7 @@ def test_csv_is_read_back(cli: Cli, detector: Path, archive: Path) -> None:
     (archive / "00-good.png").rename(archive / '00, "good"\n.png')
     code, out, err = cli("score", detector, archive, "--csv")
     assert code == 1
-    assert err.splitlines() == [COUNTED]
+    assert [line.removeprefix(f"{archive}: ") for line in err.splitlines()] == [FOUND, COUNTED]
     header, *rows = list(csv.reader(io.StringIO(out)))
     assert header == ["path", "score", "is_anomaly", "error", "relative"]
     assert [Path(row[0]) for row in rows] == sorted(path for path in map(Path, {row[0] for row in rows}))
@@ -129,7 +131,7 @@ def test_json_is_an_object_a_line(cli: Cli, detector: Path, archive: Path) -> No
     code, out, err = cli("score", detector, archive, "--json")
     found = {Path(each["path"]).name: each for each in map(json.loads, out.splitlines())}
     assert code == 1
-    assert err.splitlines() == [COUNTED]
+    assert [line.removeprefix(f"{archive}: ") for line in err.splitlines()] == [FOUND, COUNTED]
     assert found.keys() == GOOD.keys() | BAD.keys()
     for name, level in GOOD.items():
         assert found[name].keys() == {"path", "score", "is_anomaly", "relative"}
@@ -204,12 +206,14 @@ def test_maps_are_drawn_over_the_photos(cli: Cli, tiles: Path, archive: Path, tm
     code, out, err = cli("score", tiles, archive, archive / "00-good.png", "--maps", maps, "--json")
     found = [json.loads(line) for line in out.splitlines()]
     assert code == 1
-    assert err.splitlines() == ["15 images: 5 above the threshold 30, 7 could not be read"]
+    num_anomalies = sum(abs(level - 60) > 30 for level in GOOD.values())
+    summary = f"{len(GOOD) + len(BAD) + 1} images: {num_anomalies} above the threshold 30, {len(BAD)} could not be read"
+    assert err.splitlines()[-1] == summary
     assert {path: path.read_bytes() for path in archive.rglob("*") if path.is_file()} == before
     named = {each["map"]: each["path"] for each in found if "error" not in each}
     assert all("map" not in each for each in found if "error" in each)
     assert {str(path) for path in maps.rglob("*") if path.is_file()} == set(named)
-    assert len(named) == 8  # two of them of one photo
+    assert len(named) == len(GOOD) + 1  # one photo twice
     assert sorted(Path(path).relative_to(maps).as_posix() for path in named)[:2] == [
         "00-good-2.map.jpg",
         "00-good.map.jpg",
@@ -239,9 +243,18 @@ def test_maps_that_cannot_be_drawn(cli: Cli, detector: Path, tiles: Path, archiv
     assert_refused(cli("score", tiles, archive / "00-good.png", "--maps", tmp_path / "file"), "must be writable")
 
 
+def test_an_empty_folder_stops_nothing(cli: Cli, detector: Path, archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").touch()
+    code, out, err = cli("score", detector, archive / "00-good.png", tmp_path / "empty", tmp_path / "notes")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "1 skipped (1 .txt: not an image format)" in err
+
+
 def test_what_is_refused_before_anything_is_scored(cli: Cli, detector: Path, archive: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert_refused(cli("score", detector, archive, tmp_path / "empty"), "must hold images", "empty")
+    assert_refused(cli("score", detector, tmp_path / "empty"), "must hold images", "empty")
     assert_refused(cli("score", archive / "00-good.png", archive), "complete ONNX file", "00-good.png")
     assert_refused(cli("score", tmp_path / "none.onnx", archive), "must be a file", "none.onnx")
     changed = tmp_path / "changed.onnx"

@@ -1,14 +1,7 @@
-"""Fixtures for tests of whole runs."""
+"""Fixtures for tests of whole runs; they import what they need, since ``make gpu`` runs without all packages."""
 
 import numpy as np
 import pytest
-from traces import trace_once
-
-from kdgan_compress.api.distill import distill
-from kdgan_compress.api.train import train
-from kdgan_compress.experiment import training_run
-from kdgan_compress.experiment.recipe import parse_recipe
-from kdgan_compress.export import detector_file
 
 
 def quick_plot(*arguments):
@@ -18,6 +11,8 @@ def quick_plot(*arguments):
 @pytest.fixture(scope="module")
 def quick_runs():
     """Runs without plots, which take most of a tiny run's time, that save their state after every epoch."""
+    from kdgan_compress.experiment import training_run
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training_run, "plot_curves", quick_plot)
         patched.setattr(training_run, "plot_scores", quick_plot)
@@ -28,6 +23,10 @@ def quick_runs():
 @pytest.fixture(scope="module")
 def traced_once():
     """Trace each model once."""
+    from traces import trace_once
+
+    from kdgan_compress.export import detector_file
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(detector_file, "trace", trace_once)
         yield
@@ -36,6 +35,10 @@ def traced_once():
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, quick_runs):
     """Folder of ``set.npz`` (60 normals; 20 + 20 test images, of the network's size), ``teacher`` and ``student``."""
+    from kdgan_compress.api.distill import distill
+    from kdgan_compress.api.train import train
+    from kdgan_compress.experiment.recipe import parse_recipe
+
     path = tmp_path_factory.mktemp("pair")
     rng = np.random.default_rng(0)
 

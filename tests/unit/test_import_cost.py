@@ -136,6 +136,19 @@ sys.exit(run(["demo", "--out", {str(tmp_path / "demo")!r}]))
     assert "pip install 'kdgan-compress[train]'" in result.stderr
 
 
+def test_no_module_needs_a_development_package():
+    code = """
+import importlib, pkgutil, sys
+sys.modules.update(dict.fromkeys(["hypothesis", "jaxtyping", "pytest", "pytorch_msssim", "selenium"]))
+import kdgan_compress
+for module in pkgutil.walk_packages(kdgan_compress.__path__, "kdgan_compress."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_demo_checks_its_folder_before_torch_is_imported(tmp_path):
     (tmp_path / "notes.txt").write_text("not a demo's")
     code = f"""

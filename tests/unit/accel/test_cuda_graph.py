@@ -60,6 +60,14 @@ def test_a_step_is_captured_once_and_returns_what_it_would_return():
     assert seen[NUM_WARMUP_CALLS] not in [indices.data_ptr() for indices in inputs]
 
 
+def test_the_losses_of_a_step_keep_no_autograd_graph():
+    """A graph that outlives its call would have the next call accumulate gradients on another stream."""
+    weight = torch.ones(2, requires_grad=True)
+    step = CUDAGraphStep(lambda models, indices, number: {"loss": (weight * indices).sum()}, make_capture([]))
+    outputs = [step(SimpleNamespace(), torch.ones(2), number) for number in range(NUM_WARMUP_CALLS + 2)]
+    assert not any(output["loss"].requires_grad for output in outputs)
+
+
 def make_state(channels, seed, norm="instance", **state):
     return TrainState(build(Architecture(channels=channels, image_size=16, latent_size=8, norm=norm), seed), **state)
 

@@ -8,6 +8,7 @@ import torch
 from kdgan_compress.accel import engine
 from kdgan_compress.accel.engine import fast_engine
 from kdgan_compress.accel.optimizers import FusedAdam
+from kdgan_compress.accel.teacher_cache import TeacherCache, cache_shapes, teacher_rows
 from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
@@ -81,6 +82,47 @@ def test_batch_norm_students_train_on_a_gpu_as_on_a_cpu(chain, members):
 def test_the_plain_engine_with_torchs_adam_trains_the_same_on_a_gpu(chain):
     plain = run(chain, 1, "cuda", Engine, make_optimizer=torch.optim.Adam)
     torch.testing.assert_close(run(chain, 1, "cuda"), plain, rtol=1e-2, atol=1e-3)
+
+
+def wide_teacher_and_images(device):
+    images = torch.randint(0, 256, (150, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    teacher = build(dataclasses.replace(TEACHER, channels=(64, 128), latent_size=64), 0)
+    return to_device(teacher, device), images.to(device)
+
+
+def test_a_teachers_features_can_be_cached_and_are_the_cpus():
+    """TF32, which torch allows in convolutions by default, would make an image's features depend on its batch."""
+    rows = []
+    for device in ("cuda", "cpu"):
+        teacher, images = wide_teacher_and_images(device)
+        assert cache_shapes(teacher, images, DistillationLoss()) == {"z1": (64,), "x_hat": (1, 16, 16), "z2": (64,)}
+        rows.append(torch.cat(list(teacher_rows(teacher, images, DistillationLoss(), "float32"))))
+    torch.testing.assert_close(*rows, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_captured_step_reads_a_cache(members):
+    results = []
+    for device in ("cuda", "cpu"):
+        schedulers = [make_scheduler((2,), member, device) for member in range(members)]
+        for scheduler in schedulers:
+            gan = scheduler.teacher.gan
+            shapes = cache_shapes(gan, scheduler.images, scheduler.k_l)
+            rows = torch.cat(list(teacher_rows(gan, scheduler.images, scheduler.k_l, "float32")))
+            scheduler.use_targets(TeacherCache(rows.to(device), shapes))
+        results.append([record.losses for _, record in train_schedulers(schedulers, fast_engine)])
+    torch.testing.assert_close(*results, rtol=1e-2, atol=1e-3)
+
+
+def test_scores_are_the_cpus():
+    pytest.importorskip("sklearn")
+    from kdgan_compress.evaluation import score_images
+
+    scores = []
+    for device in ("cuda", "cpu"):
+        teacher, images = wide_teacher_and_images(device)
+        scores.append(torch.from_numpy(score_images(teacher.generator, images.cpu())))
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])

@@ -1,5 +1,7 @@
 """The layers against torch's own: outputs, gradients, gradients of gradients, and which operator runs."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -139,6 +141,14 @@ def test_large_ones_of_many_channels_are_torchs_operator_and_others_products(kin
     seen = operators(fast, make_images(kind, case, batch, groups))
     assert ("convolution" in seen) == is_large
     assert ("bmm" in seen) != is_large
+
+
+@pytest.mark.parametrize("is_cuda", [True, False])
+@pytest.mark.parametrize(("channels", "positions"), [(1, 1), (256, 1), (1, 256), (64, 256)])
+def test_on_a_gpu_only_maps_to_and_from_vectors_are_products(channels, positions, is_cuda):
+    layer = SimpleNamespace(groups=1, kernel_size=(4, 4), weight=SimpleNamespace(is_cuda=is_cuda))
+    expected = positions == 1 or (channels == 1 and not is_cuda)
+    assert layers._should_use_im2col(layer, 16, channels, positions) == expected
 
 
 @pytest.mark.parametrize(("kind", "case"), CASES)

@@ -1,5 +1,6 @@
 """The teacher cache: its rows against the teacher run image by image, its key, and trainings with and without it."""
 
+import contextlib
 import copy
 import dataclasses
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout
 
+from kdgan_compress.accel import teacher_cache
 from kdgan_compress.accel.engine import fast_engine
 from kdgan_compress.accel.teacher_cache import (
     TeacherCache,
@@ -116,6 +118,16 @@ def test_a_teacher_is_unchanged_even_where_the_rows_are_interrupted(norm):
     assert [module.training for module in teacher.generator.modules()] == modes
     assert all(parameter.requires_grad for parameter in teacher.generator.parameters())
     assert not any(module._forward_hooks for module in teacher.generator.modules())
+
+
+def test_features_are_computed_in_float32(monkeypatch):
+    """On a GPU torch allows TF32 in convolutions, by which an image's features depend on its batch."""
+    entered = []
+    monkeypatch.setattr(
+        teacher_cache, "precision_context", lambda *args: entered.append(args) or contextlib.nullcontext()
+    )
+    make_cache(make_gan(), make_images(3))
+    assert entered == [("float32", "cpu")] * 2
 
 
 def test_rows_have_no_graph_and_use_no_random_numbers():

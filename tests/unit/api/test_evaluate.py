@@ -8,7 +8,7 @@ import pytest
 from kdgan_compress.api import evaluate as module
 from kdgan_compress.api.evaluate import evaluate
 from kdgan_compress.data import DataSettings, load_split
-from kdgan_compress.evaluation import save_scores, score_images
+from kdgan_compress.evaluation import fit_scorer, save_scores, score_images
 from kdgan_compress.experiment.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.gans import Architecture, build
@@ -100,8 +100,9 @@ def test_labels_come_from_the_split_and_not_from_the_file(student):
 
 def test_weights_without_ema_are_scored_on_request(student, num_scored):
     assert evaluate(student.path).auc_raw is None
-    generator = load_checkpoint(student.model).build_without_ema().generator
-    split = load_split(load_checkpoint(student.model).data, 16, 1)
-    expected = module.detection_metrics(score_images(generator, split.test), split.test_is_anomalous).auc
+    checkpoint = load_checkpoint(student.model)
+    split = load_split(checkpoint.data, 16, 1)
+    scorer = fit_scorer(checkpoint.build_without_ema().generator, split, checkpoint.score).scorer
+    expected = module.detection_metrics(score_images(scorer, split.test), split.test_is_anomalous).auc
     assert evaluate(student.path, raw=True).auc_raw == expected
     assert num_scored == [10]

@@ -78,7 +78,7 @@ def test_each_trial_is_the_run_of_its_seed_and_split(recipe, tmp_path):
             if np.ptp(values) > 0:
                 low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
             assert (summary.mean - summary.ci95, summary.mean + summary.ci95) == pytest.approx((low, high))
-    assert report.auc.keys() == {"model", "nearest neighbour", "PCA-16 residual"}
+    assert report.auc.keys() == {"model", "nearest neighbour", "PCA-16 residual", "brightness"}
     assert json.loads((tmp_path / "out" / "trials.json").read_text()) == dataclasses.asdict(report)
 
 

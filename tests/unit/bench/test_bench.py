@@ -1,6 +1,7 @@
 """The benchmark's report for small cases; speed itself is not tested."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -53,6 +54,15 @@ def test_arithmetic_is_counted_per_image_and_model(report):
         if row.macs_per_image is not None:
             seconds = row.us_per_image.median / 1e6
             assert row.fraction_of_peak == pytest.approx(row.macs_per_image / (report.matrix_gmacs * 1e9) / seconds)
+
+
+@pytest.mark.parametrize("per_step", [1e-5, 1e-3, 0.3])
+def test_the_length_of_a_round_leaves_out_the_constant_part(per_step, monkeypatch):
+    """A CUDA graph's capture takes as long as hundreds of steps, and varies."""
+    constants = itertools.cycle([0.3, 0.32, 0.29])
+    monkeypatch.setattr(bench, "_time", lambda steps, device: next(constants) + per_step * steps)
+    steps = bench._num_steps(lambda steps: steps, 1.0, "cpu")
+    assert steps * per_step == pytest.approx(1.0, rel=0.25 if per_step < 0.1 else 1)
 
 
 def test_cvgads_rows_are_measured_too():

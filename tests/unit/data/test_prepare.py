@@ -27,7 +27,7 @@ def by_pillow(image: np.ndarray, size: int) -> np.ndarray:
 )
 def test_resize_is_pillows_to_one_level(height, width, size, channels):
     images = noise(2, height, width, channels)
-    resized = resize(images, size)
+    resized = resize(images, (size, size))
     assert resized.dtype == torch.uint8
     assert resized.shape == (2, channels, size, size)
     expected = np.stack([by_pillow(image, size) for image in images])
@@ -39,36 +39,36 @@ def test_resize_is_pillows_to_one_level(height, width, size, channels):
 def test_shrinking_is_antialiased():
     """A chessboard of single pixels has only its mean left at a quarter of its size."""
     board = np.indices((64, 64)).sum(0) % 2 * 255
-    resized = resize(board.astype(np.uint8)[None, ..., None], 16)
+    resized = resize(board.astype(np.uint8)[None, ..., None], (16, 16))
     assert (resized[..., 2:-2, 2:-2].int() - 127).abs().max() <= 1
 
 
 def test_images_of_the_right_size_stay_as_they_are():
     images = noise(3, 16, 16, 3)
-    np.testing.assert_array_equal(resize(images, 16).numpy(), images.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(resize(images, (16, 16)).numpy(), images.transpose(0, 3, 1, 2))
 
 
 def test_extreme_levels_do_not_wrap_around():
     images = np.concatenate([np.zeros((1, 21, 20, 1), np.uint8), np.full((1, 21, 20, 1), 255, np.uint8)])
-    assert [resized.unique().tolist() for resized in resize(images, 32)] == [[0], [255]]
+    assert [resized.unique().tolist() for resized in resize(images, (32, 32))] == [[0], [255]]
 
 
 def test_images_beyond_one_batch_keep_their_order(monkeypatch):
     images = noise(5, 20, 24, 1)
-    whole = resize(images, 16)
+    whole = resize(images, (16, 16))
     monkeypatch.setattr(prepare, "RESIZE_BATCH_SIZE", 2)
-    assert torch.equal(resize(images, 16), whole)
+    assert torch.equal(resize(images, (16, 16)), whole)
     assert not torch.equal(whole[0], whole[4])
 
 
 @pytest.mark.parametrize(("height", "width"), [(15, 40), (40, 15)])
 def test_images_smaller_than_half_are_refused(height, width):
     with pytest.raises(KdganError, match=rf"at least 16×16 .* got {height}×{width}"):
-        resize(noise(1, height, width, 1), 32)
+        resize(noise(1, height, width, 1), (32, 32))
 
 
 def test_images_of_half_the_size_are_taken():
-    assert resize(noise(1, 16, 16, 1), 32).shape == (1, 1, 32, 32)
+    assert resize(noise(1, 16, 16, 1), (32, 32)).shape == (1, 1, 32, 32)
 
 
 def test_luma_is_pillows_to_one_level():

@@ -172,7 +172,7 @@ def test_folder_without_test(tmp_path):
 
 
 def test_folder_without_train_good(tmp_path):
-    save_image(tmp_path / "good/a.png", 20, 20)
+    save_image(tmp_path / "day1/a.png", 20, 20)
     for read in (lambda data: load_split(data, SIZE, 1), native_channels):
         with pytest.raises(KdganError, match=r"needs train/good .*Put photos of good parts there"):
             read(settings(tmp_path))
@@ -180,7 +180,7 @@ def test_folder_without_train_good(tmp_path):
 
 def test_folder_with_an_empty_train_good(tmp_path):
     (tmp_path / "train/good").mkdir(parents=True)
-    with pytest.raises(KdganError, match="must hold images"):
+    with pytest.raises(KdganError, match="found no photo to train on"):
         load_split(settings(tmp_path), SIZE, 1)
 
 
@@ -203,10 +203,11 @@ def test_folder_with_another_normal_class(bottle):
     assert len(load_split(DataSettings(f"folder:{bottle}", normal="good"), SIZE, 1).train) == 3
 
 
-@pytest.mark.parametrize(("shape", "channels"), [((20, 20), 1), ((20, 20, 3), 3)])
-def test_native_channels_of_a_folder_are_its_first_images(tmp_path, shape, channels):
-    save_image(tmp_path / "train/good/a.png", *shape)
-    save_image(tmp_path / "train/good/b.png", 20, 20, *([3] if channels == 1 else []))
+@pytest.mark.parametrize(("coloured", "channels"), [([], 1), ([0], 3), ([4], 3), (range(5), 3)])
+def test_native_channels_of_a_folder_are_3_if_any_training_image_has_a_colour(tmp_path, coloured, channels):
+    for number in range(5):
+        save_image(tmp_path / f"train/good/{number}.png", 20, 20, *([3] if number in coloured else []))
+    save_image(tmp_path / "test/dent/0.png", 20, 20, 3)
     assert native_channels(settings(tmp_path)) == channels
 
 

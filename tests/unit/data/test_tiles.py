@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.interpolate import RegularGridInterpolator
 
 from kdgan_compress.data.tiles import TileGrid, TileSettings, alignment, random_crops, suggest_photo_size, working_size
 from kdgan_compress.errors import KdganError
@@ -31,18 +32,17 @@ def test_cut_equals_slices(sizes: tuple[tuple[int, int], int, int]) -> None:
 
 
 @pytest.mark.parametrize("sizes", GRIDS)
-def test_map_is_the_mean_of_the_tiles_that_cover_a_block(sizes: tuple[tuple[int, int], int, int]) -> None:
+def test_map_is_bilinear_between_the_centres_of_tiles(sizes: tuple[tuple[int, int], int, int]) -> None:
     grid = TileGrid(*sizes)
-    scores = torch.rand(1, grid.num_tiles, dtype=torch.float64)
-    sums, counts = np.zeros(grid.frame), np.zeros(grid.frame)
-    for score, (top, left) in zip(scores[0].tolist(), _corners(grid), strict=True):
-        sums[top : top + 32, left : left + 32] += score
-        counts[top : top + 32, left : left + 32] += 1
-    blocks = (sums / counts)[:: grid.stride, :: grid.stride]
-    expected = torch.nn.functional.interpolate(
-        torch.from_numpy(blocks)[None, None], grid.frame, mode="bilinear", align_corners=False
-    )
-    torch.testing.assert_close(grid.map(scores), expected[:, 0])
+    values = np.random.default_rng(0).normal(size=grid.shape)
+    axes = [np.arange(number) * grid.stride + grid.tile / 2 for number in grid.shape]
+    pixels = [np.clip(np.arange(side) + 0.5, axis[0], axis[-1]) for side, axis in zip(grid.frame, axes, strict=True)]
+    if min(grid.shape) == 1:
+        expected = np.full(grid.frame, values[0, 0])
+    else:
+        expected = RegularGridInterpolator(axes, values)(np.stack(np.meshgrid(*pixels, indexing="ij"), axis=-1))
+    found = grid.map(torch.from_numpy(values).reshape(1, -1))
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-12)
 
 
 def test_the_highest_value_of_a_map_lies_in_the_highest_tile() -> None:

@@ -3,7 +3,12 @@ import pytest
 import torch
 
 from kdgan_compress.evaluation import baselines
-from kdgan_compress.evaluation.baselines import BASELINES, nearest_neighbour_scores, pca_residual_scores
+from kdgan_compress.evaluation.baselines import (
+    BASELINES,
+    brightness_scores,
+    nearest_neighbour_scores,
+    pca_residual_scores,
+)
 
 
 def images(count, seed, channels=1):
@@ -77,11 +82,31 @@ def test_pca_of_a_single_training_image():
     assert np.isfinite(pca_residual_scores(images(1, 0), images(4, 1))).all()
 
 
-def test_an_odd_one_out_is_found_by_both():
+def test_an_odd_one_out_is_found_by_all_but_the_brightness():
     ramp = torch.arange(64).reshape(8, 8)
     noise = torch.randint(0, 9, (30, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     normals = (ramp * 3 + noise).to(torch.uint8)
     test = torch.cat([normals[20:], normals[20:21].flip(3)])
-    for score in BASELINES.values():
+    for name, score in BASELINES.items():
         scores = score(normals[:20], test)
-        assert scores[-1] > 2 * scores[:-1].max()
+        assert (scores[-1] > 2 * scores[:-1].max()) is np.bool_(name != "brightness")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_brightness_is_the_distance_from_the_mean_in_standard_deviations(channels):
+    train, test = images(12, 0, channels), images(5, 1, channels)
+    test[0] = 250
+    means = [float(np.mean(image.numpy())) for image in train]
+    expected = [abs(float(np.mean(image.numpy())) - np.mean(means)) / np.std(means) for image in test]
+    scores = brightness_scores(train, test)
+    np.testing.assert_allclose(scores, expected, rtol=1e-9)
+    assert scores.dtype == np.float64
+    assert scores.argmax() == 0
+
+
+def test_brightness_of_images_of_another_size_and_of_equal_training_images():
+    train = torch.full((3, 1, 8, 8), 100, dtype=torch.uint8)
+    test = torch.stack([torch.full((1, 16, 12), level, dtype=torch.uint8) for level in (100, 101, 90)])
+    scores = brightness_scores(train, test)
+    assert np.isfinite(scores).all()
+    assert scores.argsort().tolist() == [0, 1, 2]

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 
 import numpy as np
@@ -279,6 +280,16 @@ class Doubled(torch.nn.InstanceNorm2d):
 
     def forward(self, images):
         return 2 * super().forward(images)
+
+
+def test_scores_and_statistics_are_computed_in_float32(monkeypatch):
+    """On a GPU torch allows TF32 in convolutions, which the exported detector does not use."""
+    entered = []
+    monkeypatch.setattr(module, "precision_context", lambda *args: entered.append(args) or contextlib.nullcontext())
+    generator = gan("ede", "batch").generator
+    recalibrate(generator, images(4))
+    score_images(generator, images(4))
+    assert entered == [("float32", "cpu")] * 2
 
 
 def test_fast_layers_score_as_torchs_and_are_swapped_out_again():

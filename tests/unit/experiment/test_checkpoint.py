@@ -93,7 +93,7 @@ def test_without_raw_weights_there_is_no_raw_gan(path):
 def test_the_header_is_json_with_everything_to_know(saved):
     header = read_header(saved)
     assert json.loads(header["__metadata__"]["kdgan_compress"]) == {
-        "format": 1,
+        "format": 2,
         "architecture": {
             "family": "ede",
             "channels": [1, 2, 4],
@@ -112,7 +112,18 @@ def test_the_header_is_json_with_everything_to_know(saved):
             "trial": 0,
             "outliers": None,
             "num_categories": None,
+            "tiles": None,
         },
+        "score": {
+            "type": "norm",
+            "features": "residual",
+            "num_components": None,
+            "num_pca": 64,
+            "positions": "auto",
+            "rank": 64,
+            "photo": "max",
+        },
+        "statistic": None,
         "threshold": 0.30000000000000004,
         "threshold_rule": "in words",
         "provenance": PROVENANCE,
@@ -188,8 +199,8 @@ def test_a_file_of_another_program(path, metadata):
 
 
 def test_a_newer_format(saved):
-    rewrite(saved, format=2)
-    check_error(saved, r"must be of format 1 or older; .* has format 2\. Upgrade")
+    rewrite(saved, format=3)
+    check_error(saved, r"must be of format 2 or older; .* has format 3\. Upgrade")
 
 
 @pytest.mark.parametrize("network", ["generator", "discriminator", "raw"])

@@ -289,7 +289,7 @@ def student_recipe(schedule="2->3", seed=0, **cache):
         "training": TRAINING | {"seed": seed},
         "cache": cache,
     }
-    return parse_recipe({"distillation": section}, "test")
+    return parse_recipe({"distillation": section, "score": {"type": "norm"}}, "test")
 
 
 def weights_of(run):

@@ -19,7 +19,8 @@ from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import epoch_order, train_schedulers
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Architecture, Gan, build, cvgad
-from kdgan_compress.gans.cvgad import CvgadObjective, outlier_codes
+from kdgan_compress.gans.cvgad import CvgadObjective
+from kdgan_compress.losses import outlier_codes
 
 WEIGHTS = {
     "w_ssim": 3.0,

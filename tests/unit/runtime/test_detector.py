@@ -301,9 +301,7 @@ def test_a_map_of_another_size_than_the_frame(tmp_path):
     detector = Detector(write_tile_detector(tmp_path / "t.onnx", np.zeros((6, 10, 1)), 1.0, frame="10x6"))
     image = np.zeros((1, 6, 10, 1), np.uint8)
     assert detector.score(image).score == [0]
-    with pytest.raises(
-        KdganError, match=r"must have the frame's size; it has shape \(1, 6, 10\), the frame is \(10, 6\)"
-    ):
+    with pytest.raises(KdganError, match=r"needs the frame's size; it has shape \(1, 6, 10\), the frame is \(10, 6\)"):
         detector.score(image, maps=True)
 
 

@@ -12,7 +12,7 @@ from brightness import brightness, write_brightness
 
 import kdgan_compress
 from kdgan_compress.errors import KdganError
-from kdgan_compress.runtime.session import TELEMETRY_VARIABLE, create_session
+from kdgan_compress.runtime.session import TELEMETRY_VARIABLE, create_session, usable_threads
 
 PACKAGE = Path(kdgan_compress.__file__).parent
 
@@ -44,6 +44,16 @@ def test_a_session_scores_with_the_given_number_of_threads(tmp_path: Path) -> No
         options = session.get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
         assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_threads_are_limited_to_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
+    assert [usable_threads(number) for number in (1, 2, 3, 4, 10**9)] == [1, 2, 3, 3, 3]
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert [usable_threads(number) for number in (1, 2, 3)] == [1, 2, 2]
+    with pytest.raises(KdganError, match="at least 1; got 0"):
+        usable_threads(0)
 
 
 def test_a_model_that_cannot_be_loaded_is_reported() -> None:

@@ -46,7 +46,7 @@ def test_position_gaussian_is_ledoit_wolfs_of_each_position_in_whitened_coordina
     features[:, 2] += 4
     statistic = fit_position_gaussian(features, rank=5).double()
     white = statistic.project(torch.from_numpy(features)).numpy()
-    np.testing.assert_allclose(np.cov(white.reshape(-1, 5).T), np.eye(5), atol=1e-4)
+    np.testing.assert_allclose(np.cov(white.reshape(-1, 5).T, bias=True), np.eye(5), atol=1e-4)
     gaussians = [LedoitWolf().fit(white[:, position]) for position in range(3)]
     expected = [np.sqrt(each.mahalanobis(white[:, position])) for position, each in enumerate(gaussians)]
     np.testing.assert_allclose(_score(statistic, features), np.stack(expected, axis=1), rtol=1e-4)

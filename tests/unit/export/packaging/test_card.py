@@ -10,10 +10,11 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
+from tile_detector import write_tile_detector
 from tiny_graphs import architecture, generator_of, photos
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.export.detector_file import write_detector
+from kdgan_compress.export.detector_file import ExportReport, write_detector
 from kdgan_compress.export.graph.assemble import IOSpec
 from kdgan_compress.export.packaging import card as cards
 from kdgan_compress.export.packaging import card_update
@@ -383,3 +384,15 @@ def test_the_lines_in_javascript_run(tmp_path, channels, kind, input_size):
         f'"numbers":{24 * 40 * channels},"dims":{str(dims).replace(" ", "")}}}'
     )
     assert printed == "0.5 true"
+
+
+def test_the_card_of_a_detector_of_tiles_says_what_its_map_means(tmp_path):
+    counts = dict.fromkeys(("num_params", "num_weights", "conv_macs"), "1")
+    path = write_tile_detector(tmp_path / "t.onnx", np.zeros((96, 128, 1)), 4.0, **counts, rewrites="", versions="")
+    detector = Detector(path)
+    report = ExportReport("t.onnx", "fp32", 1, 18, 4.0, "a guess", 0.0, {})
+    text = cards.write_card("t.onnx", detector, report, DATA, make_golden(detector))
+    assert "the file resizes to 96×128 itself" in text
+    assert "The photo is scored in tiles of 8×8." in text
+    assert "`anomaly_map` is in units of the score: values above the threshold are defects." in text
+    assert "| out | `anomaly_map` | float32 | (N, 96, 128) |" in text

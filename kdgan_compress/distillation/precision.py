@@ -1,11 +1,13 @@
 """The precision of matrix products on a GPU."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from kdgan_compress.distillation.scheduler import Precision
+from kdgan_compress.distillation.scheduler import Precision, StageRun
+from kdgan_compress.distillation.step import StageModels, train_step
 
 
 @contextmanager
@@ -25,3 +27,13 @@ def precision_context(precision: Precision, device_type: str) -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def step_in_precision(run: StageRun) -> Callable[[StageModels, Tensor, int], dict[str, Tensor]]:
+    """``step.train_step`` in the precision of a stage's settings."""
+
+    def step(models: StageModels, indices: Tensor, step_index: int) -> dict[str, Tensor]:
+        with precision_context(run.settings.precision, run.images.device.type):
+            return train_step(models, indices, step_index)
+
+    return step
