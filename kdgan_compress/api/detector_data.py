@@ -14,11 +14,12 @@ from kdgan_compress.runtime import Detector
 def at_detector_size(data: DataSettings, detector: Detector) -> DataSettings:
     """The settings with photos at the detector's frame; unchanged for a detector without one.
 
-    Only whole photos are of use then, so the grid is not the one that the detector has, and there is one crop.
+    Only whole photos are of use then, so there is one crop.
     """
     if detector.frame is None:
         return data
-    return dataclasses.replace(data, tiles=TileSettings(frame=detector.frame, stride=1, num_crops=1))
+    stride = int(detector.metadata.get("tile_stride", 1))
+    return dataclasses.replace(data, tiles=TileSettings(frame=detector.frame, stride=stride, num_crops=1))
 
 
 def scorer_of(checkpoint: Checkpoint, detector: Detector) -> nn.Module:

@@ -76,7 +76,8 @@ def profile_card(model: str | Path, card: str | Path, against: str | Path | None
     (identity,) = identities.values()
     latencies = {each.name: each.latency_us for each in profiles}
     with atomic_path(card) as temporary:
-        temporary.write_text(replace_latency(text, latencies | {IDENTITY: identity}, machine_name()), encoding="utf-8")
+        latency = replace_latency(text, latencies | {IDENTITY: identity}, machine_name(), frame=detector.frame)
+        temporary.write_text(latency, encoding="utf-8")
     is_slower = None
     if FP32 in latencies:
         is_slower = latencies[THIS_FILE].median > MIN_SLOWDOWN * latencies[FP32].median

@@ -217,7 +217,7 @@ def _metadata(
     return {
         "schema_version": str(SCHEMA_VERSION),
         **image_format.describe(),
-        **_tile_metadata(generator, settings),
+        **_score_metadata(generator, settings),
         "preprocessing": "antialiased bilinear resize, scaled to -1 ... 1",
         "precision": settings.precision,
         "rewrites": ", ".join(name for name, number in rewrites.items() if number),
@@ -237,12 +237,16 @@ def _metadata(
     }
 
 
-def _tile_metadata(generator: nn.Module, settings: ExportSettings) -> dict[str, str]:
-    """The size of photos that are cut into tiles, and the unit of their maps; nothing without tiles."""
-    if not isinstance(generator, FittedScorer) or generator.grid is None:
+def _score_metadata(generator: nn.Module, settings: ExportSettings) -> dict[str, str]:
+    """The fitted score; the size of photos that are cut into tiles, their tiles, and the unit of their maps."""
+    if not isinstance(generator, FittedScorer):
         return {}
-    height, width = generator.grid.frame
-    return {"frame": f"{height}x{width}"} | ({"map_unit": "score"} if settings.io.anomaly_map else {})
+    metadata = {} if generator.statistic is None else {"score": f"{generator.statistic.name} of {generator.features}"}
+    if generator.grid is not None:
+        height, width = generator.grid.frame
+        metadata |= {"frame": f"{height}x{width}", "tile_stride": str(generator.grid.stride)}
+        metadata |= {"photo_score": generator.photo} | ({"map_unit": "score"} if settings.io.anomaly_map else {})
+    return metadata
 
 
 def _serialize(model: ir.Model, metadata: dict[str, str]) -> bytes:

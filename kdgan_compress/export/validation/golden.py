@@ -125,6 +125,7 @@ def write_golden(npz: Path, as_json: Path, detector: Detector, name: str, golden
         "frame": detector.input_size,
         "image_channels": detector.image_channels,
         "image_size": detector.image_size,
+        "working_size": detector.frame,
         "map_unit": detector.map_unit,
         "threshold": detector.threshold,
         "threshold_rule": detector.metadata["threshold_rule"],
