@@ -105,9 +105,8 @@ def write_detector(
     Raises:
         KdganError: The path cannot be written, scores disagree, or the settings cannot be fulfilled.
     """
-    size = input_size(generator, image_format.image_size)
     is_tiled = isinstance(generator, FittedScorer) and generator.grid is not None
-    path, settings = Path(path), (settings or ExportSettings()).resolve(size, is_tiled, _has_positions(generator))
+    path, settings = Path(path), resolve_settings(settings or ExportSettings(), generator, image_format)
     rule = rule or (None if settings.is_exact else ThresholdRule())
     _check_arguments(settings, generator, validation, rule)
     if is_tiled or not (settings.io.reconstruction or settings.io.anomaly_map):
@@ -145,6 +144,16 @@ def write_detector(
     return ExportReport(*saved, threshold, threshold_rule, difference, counts, lost, agreement, rank_agreement)
 
 
+def resolve_settings(settings: ExportSettings, generator: nn.Module, image_format: ImageFormat) -> ExportSettings:
+    """The settings with everything decided that depends on the model (``ExportSettings.resolve``)."""
+    is_fitted = isinstance(generator, FittedScorer)
+    return settings.resolve(
+        input_size(generator, image_format.image_size),
+        is_tiled=is_fitted and generator.grid is not None,
+        has_positions=is_fitted and isinstance(generator.statistic, PositionGaussian),
+    )
+
+
 def _check_arguments(
     settings: ExportSettings,
     generator: nn.Module,
@@ -164,10 +173,6 @@ def _check_arguments(
         problem = "--latent-rank shortens the code of a score without fitted statistics"
         hint = "Leave it out; --rank makes a Gaussian per grid position smaller"
         raise KdganError(problem, f"this score is a {generator.statistic.name}", hint)  # type: ignore[union-attr]
-
-
-def _has_positions(generator: nn.Module) -> bool:
-    return isinstance(generator, FittedScorer) and isinstance(generator.statistic, PositionGaussian)
 
 
 def _exact_scores(

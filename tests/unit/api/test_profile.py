@@ -18,7 +18,7 @@ from kdgan_compress.profiling.latency import Latency
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")
 
-VARIANTS = ["fp32, no rewrites", "fp32", "fp16", "int8"]
+VARIANTS = ["fp32, no rewrites", "fp32", "fp16", "int8", "int8-weights"]
 PAPER_ARCHITECTURES = (
     Architecture(channels=(2, 4), image_size=16, latent_size=32, norm="batch"),
     Architecture(channels=(1, 2), image_size=16, latent_size=32, image_channels=3, norm="instance"),
@@ -83,7 +83,7 @@ def test_every_figure_of_one_run_goes_to_its_own_row(monkeypatch):
 
     monkeypatch.setattr(measuring, "measure_latency", measure)
     report = profile_variants()
-    assert given[:2] == [("identity", 16, 1), ("identity", 16, 3)]
+    assert given[:2] == [("identity", (16, 16), 1), ("identity", (16, 16), 3)]
     assert [row.latency_us.p10 for row in report.models] == list(range(2, 10))
     assert [row.times_identity for row in report.models[:4]] == [n / 10 for n in (12, 13, 14, 15)]
     assert [row.times_identity for row in report.models[4:]] == [n / 11 for n in (16, 17, 18, 19)]

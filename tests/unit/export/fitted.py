@@ -34,7 +34,9 @@ def fitted(
     if kind is not None:
         with torch.no_grad():
             values = scorer.tile_features(normals(80 if grid is None else 25, network, grid) / 127.5 - 1)
-        scorer = FittedScorer(generator, FITS[kind](values.double().numpy()), features, grid, photo).eval()
+        noise = np.random.default_rng(0).normal(scale=0.1 * float(values.std()), size=values.shape)
+        statistic = FITS[kind](values.double().numpy() + noise)  # noise keeps the whitening from magnifying rounding
+        scorer = FittedScorer(generator, statistic, features, grid, photo).eval()
     return scorer, network
 
 
@@ -46,13 +48,17 @@ def normals(number: int, network: Architecture, grid: TileGrid | None = GRID) ->
     return torch.from_numpy(noise + ramp).float()
 
 
-@functools.cache
-def _traced(kind: str | None, features: str, grid: TileGrid | None, **described) -> ir.Model:
-    return trace(*fitted(kind, features, grid, **described))
+_CORES: dict[FittedScorer, ir.Model] = {}
 
 
-def traced(
-    kind: str | None = "position-gaussian", features="residual", grid: TileGrid | None = GRID, **described
-) -> tuple[FittedScorer, Architecture, ir.Model]:
-    """The scorer of ``fitted`` with a copy of its core, which is traced once."""
-    return *fitted(kind, features, grid, **described), _traced(kind, features, grid, **described).clone()
+def trace_once(scorer: FittedScorer, network: Architecture, x_hat: str | None = None, opset: int = 18) -> ir.Model:
+    """In place of ``trace``, which takes seconds: a copy of the scorer's core."""
+    if scorer not in _CORES:
+        _CORES[scorer] = trace(scorer, network, x_hat, opset)
+    return _CORES[scorer].clone()
+
+
+def traced(*arguments, **described) -> tuple[FittedScorer, Architecture, ir.Model]:
+    """The scorer of ``fitted`` with its core."""
+    scorer, network = fitted(*arguments, **described)
+    return scorer, network, trace_once(scorer, network)
