@@ -181,7 +181,7 @@ def _norm_of(difference: ir.Node) -> ir.Node | None:
 
 
 def _affine(found: ProjectionPattern, keeps_z1: bool, keeps_z2: bool, is_norm: bool) -> _Affine:
-    """r as a function of the codes that are kept and of the features before the others."""
+    """R as a function of the codes that are kept and of the features before the others."""
     first, second = (matrix.T for matrix in found.projections)
     if not keeps_z1:
         first = first @ weight_matrix(found.to_latent)
@@ -218,7 +218,8 @@ def _gemm(graph: ir.Graph, before: ir.Node, value: ir.Value, matrix: Array, bias
 def _insert(graph: ir.Graph, before: ir.Node, node: ir.Node, length: int) -> ir.Value:
     """Insert a node that outputs vectors of this length."""
     (output,), value = node.outputs, node.inputs[0]
-    assert value is not None and value.shape is not None
+    assert value is not None
+    assert value.shape is not None
     output.shape, output.type = ir.Shape([value.shape[0], length]), value.type
     graph.insert_before(before, node)
     return output
