@@ -107,13 +107,12 @@ def frame_of(images: ir.Value) -> tuple[int, int]:
     """Height and width of a core's input."""
     assert images.shape is not None
     height, width = images.shape[2:]
-    assert isinstance(height, int) and isinstance(width, int)
+    assert isinstance(height, int)
+    assert isinstance(width, int)
     return height, width
 
 
-def _add_preprocessing(
-    graph: ir.Graph, image: ir.Value, channels: int, size: tuple[int, int], io: IOSpec
-) -> ir.Value:
+def _add_preprocessing(graph: ir.Graph, image: ir.Value, channels: int, size: tuple[int, int], io: IOSpec) -> ir.Value:
     """Resize as in training (bilinear, antialiased) and scale to [−1, 1]."""
     values, axes, half_range = image, [2, 3], 0.5
     if io.input == "uint8":
