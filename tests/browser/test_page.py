@@ -24,7 +24,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, PngImagePlugin
 
+from tile_detector import write_tile_detector
+
 from kdgan_compress.export.packaging.web import ORT_WEB_VERSION, write_page
+from kdgan_compress.export.validation.golden import write_golden
+from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.images import read_image
 
 selenium = pytest.importorskip("selenium", reason="the page's test needs selenium: pip install selenium")
@@ -49,6 +53,8 @@ CHANNELS = {"rgb": 3, "grey": 1, "float": 3}
 INPUT_SIZE = (24, 40)
 THRESHOLD = 0.07
 SIZE = 8
+FRAME = (48, 64)
+MAP_THRESHOLD = 30.0
 TOLERANCE = 1e-4
 
 
@@ -124,7 +130,7 @@ def texture(height: int, width: int, channels: int, roughness: float = 1.0) -> n
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """Three pages below one server's root, so each in a folder of its own."""
+    """Four pages below one server's root, so each in a folder of its own; that of photos has a map over the picture."""
     root = tmp_path_factory.mktemp("site")
     oracles = {}
     for kind, channels in CHANNELS.items():
@@ -150,6 +156,10 @@ def site(tmp_path_factory) -> Iterator[SimpleNamespace]:
         golden = root / f"{kind}.json"
         golden.write_text(json.dumps(about))
         write_page(root / "pages" / kind, model, golden, RUNTIME)
+
+    photo = write_tile_detector(root / "photo.onnx", np.full((*FRAME, 3), 120.0), MAP_THRESHOLD, smoothing=3)
+    write_golden(root / "photo.npz", root / "photo.json", Detector(photo), photo.name)
+    write_page(root / "pages" / "photo", photo, root / "photo.json", RUNTIME)
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -322,6 +332,70 @@ def test_a_dropped_picture_of_another_size_is_told(browser, site):
     assert "40 × 24" in note
     assert "transparent" in note
     assert page.js("document.querySelectorAll('.tile [data-map]').length") == 2
+
+
+def alpha(page: Page, selector: str, x: float, y: float) -> int:
+    """How opaque a canvas is at a place, given in parts of its width and height."""
+    place = f"c.getContext('2d').getImageData({x} * c.width, {y} * c.height, 1, 1).data[3]"
+    return page.js(f"(c => {place})(document.querySelector('{selector}'))")
+
+
+def test_the_map_lies_over_the_picture(browser, site, tmp_path):
+    """A bright square at the right: the map is strong there, until the threshold is far above it."""
+    pixels = np.full((120, 160, 3), 120, np.uint8)
+    pixels[40:70, 110:140] = 220
+    Image.fromarray(pixels).save(tmp_path / "square.png")
+    Image.fromarray(np.full((30, 40, 3), 121, np.uint8)).save(tmp_path / "plain.png")
+    page = Page(browser, site, "photo", "?selftest")
+    result = page.selftest()
+    assert result["passed"]
+    assert result["max_map_difference"] <= TOLERANCE
+    assert "of maps" in page.find("#selftest-result").text
+    tiles = page.add(tmp_path / "square.png", tmp_path / "plain.png")
+    assert [tile["verdict"] for tile in tiles] == ["anomaly", "normal"]
+    assert page.find("#legend").is_displayed()
+    assert "\n" not in page.find("#legend").text.strip()
+    assert page.js("document.querySelectorAll('.tile .map').length") == 0
+    over = ".tile:nth-child({}) .overlay"
+    assert alpha(page, over.format(1), 125 / 160, 55 / 120) > 100
+    assert alpha(page, over.format(1), 0.2, 0.5) == 0
+    assert alpha(page, over.format(2), 0.5, 0.5) == 0
+    picture, overlay = (
+        page.js(f"document.querySelector('.tile {name}').getBoundingClientRect().toJSON()")
+        for name in (".view > canvas", ".overlay")
+    )
+    assert overlay == picture
+    assert page.js("document.querySelector('.overlay').dataset.above") == "true"
+    number = page.find("#threshold-number")
+    number.send_keys(Keys.CONTROL + "a")
+    number.send_keys("300")
+    assert alpha(page, over.format(1), 125 / 160, 55 / 120) == 0
+    assert page.js("document.querySelector('.overlay').dataset.above") == "false"
+    page.find("#show-map").click()
+    assert not page.find(".overlay").is_displayed()
+
+
+def test_the_map_lies_over_the_camera(browser, site):
+    page = Page(browser, site, "photo")
+    page.find("#camera-button").click()
+    page.wait("document.querySelector('#camera').dataset.frames > 2")
+    assert page.js("document.querySelectorAll('#camera .overlay').length") == 1
+    video, overlay = (
+        page.js(f"document.querySelector('#camera {name}').getBoundingClientRect().toJSON()")
+        for name in ("video", ".overlay")
+    )
+    assert overlay == video
+    page.find("#camera-button").click()
+    page.check_quiet()
+
+
+def test_other_maps_stay_beside_the_picture(browser, site, tmp_path):
+    Image.fromarray(texture(40, 40, 3)).save(tmp_path / "a.png")
+    page = Page(browser, site, "rgb")
+    page.add(tmp_path / "a.png")
+    assert not page.find("#legend").is_displayed()
+    assert page.js("document.querySelectorAll('.overlay').length") == 0
+    assert page.js("document.querySelectorAll('.map').length") == 2
 
 
 def test_the_camera_is_scored_live(browser, site):

@@ -29,7 +29,7 @@ from kdgan_compress.runtime import Detector
 
 KEYS = {"path", "precision", "size_bytes", "opset", "threshold", "parity_max_rel"}
 MORE_KEYS = {
-    "threshold_rule", "rewrites", "latent_lost", "agreement", "auc", "usability", "files", "page",
+    "threshold_rule", "rewrites", "latent_lost", "agreement", "rank_agreement", "auc", "usability", "files", "page",
 }  # fmt: skip
 SIDE = 32
 
@@ -131,7 +131,7 @@ def test_the_result_of_a_default_export(
     assert (told["threshold"], told["threshold_rule"]) == (checkpoint.threshold, checkpoint.threshold_rule)
     assert told["auc"] == json.loads((runs["student"] / "result.json").read_text())["auc"]
     assert 0 <= told["parity_max_rel"] <= 1e-4
-    nothing = ("agreement", "latent_lost", "usability", "page")
+    nothing = ("agreement", "rank_agreement", "latent_lost", "usability", "page")
     assert [told[key] for key in nothing] == [None] * len(nothing)
     card = (folder / "card.md").read_text()
     assert f"{told['size_bytes']:,} bytes" in card
@@ -265,8 +265,8 @@ def test_no_file_of_a_precision_that_says_something_else(
         (["--opset", "99"], ["--opset"]),
         (["--rewrites", "nonsense"], ["A rewrite must be one of batch-norm", "nonsense"]),
         (["--rewrites", "batch-norm,"], ["A rewrite must be one of"]),
-        (["--latent-rank", "0"], ["latent rank must be 1 to 15", "got 0"]),
-        (["--latent-rank", "16"], ["latent rank must be 1 to 15", "got 16"]),
+        (["--latent-rank", "5"], ["--latent-rank shortens", "this score is a gaussian", "--rank"]),
+        (["--rank", "5"], ["--rank is for Gaussians per grid position", "this score is a gaussian"]),
         (["--quantile", "1"], ["between 0 and 1", "1.0"]),
         (["--input-size", "0x64"], ["at least 1×1"]),
         (["--data", "npz:nowhere.npz", "--quantile", "0.9"], ["nowhere.npz"]),
@@ -424,8 +424,13 @@ def test_rewrites_by_name(cli: Cli, runs: dict[str, Path], exported: Path, tmp_p
     assert "BatchNormalization" not in default
 
 
-def test_a_shorter_latent(cli: Cli, runs: dict[str, Path], larger: Path, tmp_path: Path) -> None:
-    model = ["export", "--model", runs["student"], "--data", f"npz:{larger}", "--json", "--latent-rank"]
+def test_a_shorter_latent(cli: Cli, npz: Path, larger: Path, tmp_path: Path) -> None:
+    """Of a score without fitted statistics."""
+    unfitted = tmp_path / "unfitted"
+    tiny = ["--width", "1", "--latent", "16", "--score", "norm", "--epochs", "1"]
+    assert cli("train", "--data", f"npz:{npz}", "--normal", "0", *tiny, "--out", unfitted)[0] == 0
+    model = ["export", "--model", unfitted, "--data", f"npz:{larger}", "--json", "--latent-rank"]
+    assert_refused(cli(*model, 16, "-o", tmp_path / "s.onnx"), "latent rank must be 1 to 15", "got 16")
     code, out, err = cli(*model, 15, "-o", tmp_path / "s.onnx")
     assert (code, err) == (0, "")
     told = only_json(out)
@@ -435,7 +440,7 @@ def test_a_shorter_latent(cli: Cli, runs: dict[str, Path], larger: Path, tmp_pat
     images, novel = test_images(larger)
     assert told["auc"] == pytest.approx(roc_auc_score(novel, Detector(tmp_path / "s.onnx").score(images).score))
     assert f"rank 15, {100 * told['latent_lost']:.2f} %" in (tmp_path / "card.md").read_text()
-    assert cli("verify", tmp_path / "s.onnx", "--against", runs["student"])[0] == 0
+    assert cli("verify", tmp_path / "s.onnx", "--against", unfitted)[0] == 0
 
 
 def test_for_a_phone(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:

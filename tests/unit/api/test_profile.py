@@ -84,12 +84,12 @@ def test_every_figure_of_one_run_goes_to_its_own_row(monkeypatch):
     monkeypatch.setattr(measuring, "measure_latency", measure)
     report = profile_variants()
     assert given[:2] == [("identity", (16, 16), 1), ("identity", (16, 16), 3)]
-    assert [row.latency_us.p10 for row in report.models] == list(range(2, 10))
-    assert [row.times_identity for row in report.models[:4]] == [n / 10 for n in (12, 13, 14, 15)]
-    assert [row.times_identity for row in report.models[4:]] == [n / 11 for n in (16, 17, 18, 19)]
+    assert [row.latency_us.p10 for row in report.models] == list(range(2, 12))
+    assert [row.times_identity for row in report.models[:5]] == [n / 10 for n in (12, 13, 14, 15, 16)]
+    assert [row.times_identity for row in report.models[5:]] == [n / 11 for n in (17, 18, 19, 20, 21)]
     for row, detector in zip(report.models, given[2:], strict=True):
         assert detector.metadata["channels"] == row.channels
-        assert detector.metadata["precision"] == row.variant[:4]
+        assert detector.metadata["precision"] == row.variant.removesuffix(", no rewrites")
         assert (detector.metadata["rewrites"] == "") == (row.variant == "fp32, no rewrites")
 
 
@@ -99,7 +99,7 @@ def test_a_run_comes_with_its_teacher_and_is_validated_on_its_own_data(of_run, p
     for name in names:
         rows = variants_of(of_run, name)
         assert (rows["fp32"].agreement, rows["fp32, no rewrites"].agreement) == (None, None)
-        for form in ("fp16", "int8"):
+        for form in ("fp16", "int8", "int8-weights"):
             found = rows[form].agreement
             assert found.num_images == 40
             assert found.auc_diff == pytest.approx(found.auc - auc_by_torch(pair / name, pair), abs=1e-6)
@@ -112,7 +112,7 @@ def auc_by_torch(folder, pair):
 
     with np.load(pair / "set.npz") as arrays:
         images, novel = arrays["x_test"], arrays["y_test"] == 1
-    generator = load_checkpoint(folder / "model.safetensors").build().generator
+    generator = load_checkpoint(folder / "model.safetensors").scorer()
     with torch.no_grad():
         scores = generator.anomaly_score(torch.from_numpy(images[:, None] / 127.5 - 1).float()).numpy()
     return roc_auc_score(novel, scores)
@@ -127,7 +127,7 @@ def test_a_teacher_that_is_named_must_be_there(pair, tmp_path):
     with pytest.raises(KdganError, match="nowhere"):
         profile_variants(pair / "student", tmp_path / "nowhere")
     report = profile_variants(pair / "student", pair / "student" / "model.safetensors")
-    assert [row.name for row in report.models] == ["student"] * 8
+    assert [row.name for row in report.models] == ["student"] * 10
 
 
 def test_one_model_against_another(pair):

@@ -32,7 +32,7 @@ def by_hand(pair, detector):
         images, novel = arrays["x_test"][..., None], arrays["y_test"] == 1
     import torch
 
-    generator = load_checkpoint(pair / "student" / "model.safetensors").build().generator
+    generator = load_checkpoint(pair / "student" / "model.safetensors").scorer()
     with torch.no_grad():
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2) / 127.5 - 1).float()
         theirs = generator.anomaly_score(pixels).numpy().astype(np.float64)
