@@ -122,7 +122,7 @@ def test_the_whitening_is_stored_as_triangles(tmp_path):
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_precisions(tmp_path, precision):
-    """int8 stores weights only, since a whitening magnifies rounding errors; its threshold stays that of other photos."""
+    """int8 stores weights only, as a whitening magnifies rounding errors; its threshold stays that of other photos."""
     scorer, network = fitted()
     data = validation(network)
     report = write(tmp_path / "d.onnx", scorer, network, ExportSettings(precision), validation=data, gate=False)
