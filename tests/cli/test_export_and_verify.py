@@ -29,7 +29,7 @@ from kdgan_compress.runtime import Detector
 
 KEYS = {"path", "precision", "size_bytes", "opset", "threshold", "parity_max_rel"}
 MORE_KEYS = {
-    "threshold_rule", "rewrites", "latent_lost", "agreement", "auc", "usability", "files", "page",
+    "threshold_rule", "rewrites", "latent_lost", "agreement", "rank_agreement", "auc", "usability", "files", "page",
 }  # fmt: skip
 SIDE = 32
 
