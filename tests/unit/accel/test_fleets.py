@@ -12,9 +12,10 @@ from kdgan_compress.accel.engine import fast_engine
 from kdgan_compress.accel.fleet import FleetState
 from kdgan_compress.accel.optimizers import FusedAdam
 from kdgan_compress.distillation import train_log
-from kdgan_compress.distillation.loss import DistillationLoss, Term
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
+from kdgan_compress.distillation.terms import Term
 from kdgan_compress.distillation.train_log import DivergedError
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import train_schedulers
