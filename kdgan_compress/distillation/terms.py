@@ -1,4 +1,4 @@
-"""Further terms of K_l: which loss compares which tap of teacher and student. A new loss is one row of ``TERM_LOSSES``."""
+"""Further terms of K_l: which loss compares which tap of teacher and student. A loss is one row of ``TERM_LOSSES``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TermLoss:
     Attributes:
         function: Called with the student's features, then the teacher's, each (B, ...); one value per sample.
         num_taps: How many taps it reads of each network.
-        num_images: How many images it compares with each other: 1, or 2 or 3 of a batch.
+        num_images: How many images of a batch it needs: 1, or more if it compares them with each other.
         needs_one_shape: Whether the student's feature needs its teacher's shape, by a connector where it differs.
         has_distance: Whether the function takes K_l's ``distance``, mean or norm.
     """
@@ -58,7 +58,7 @@ TERM_LOSSES = {
     "correlation": TermLoss(correlation),
     "attention": TermLoss(attention, needs_one_shape=False, has_distance=True),
     "fsp": TermLoss(fsp, num_taps=2, has_distance=True),
-    "rkd_distance": TermLoss(rkd_distance, num_images=2, needs_one_shape=False),
+    "rkd_distance": TermLoss(rkd_distance, num_images=3, needs_one_shape=False),
     "rkd_angle": TermLoss(rkd_angle, num_images=3, needs_one_shape=False),
     "sp": TermLoss(similarity_preserving, num_images=2, needs_one_shape=False),
 }
@@ -114,9 +114,9 @@ class Term:
         num_images = TERM_LOSSES[self.loss].num_images
         if batch_size < num_images:
             raise KdganError(
-                f"The loss {self.loss} compares {num_images} images of a batch with each other",
-                f"got batches of {batch_size}",
-                f"Give --batch-size {num_images} or more (and as many images), or remove the term",
+                f"The loss {self.loss} compares images with each other and needs batches of at least {num_images}",
+                f"got {batch_size}",
+                f"Give --batch-size {num_images} or more and as many images, or remove the term",
             )
 
     def per_sample(

@@ -1,7 +1,9 @@
 """Distances of pairs of samples: those of P-KDGAN's Table I, from which S_con, S_enc, S_adv, K_1, K_x and K_2 are made.
 
-Further terms of K_l may take the cosine or the correlation distance instead, which ignore scale. The paper writes norms. GANomaly's public code, on which it builds, takes means. The two differ by more than a constant
+The paper writes norms. GANomaly's public code, on which it builds, takes means. The two differ by more than a constant
 (an L2 norm has a gradient of length 1 however small the distance is), so every recipe states which one it uses.
+
+Further terms of K_l may also take the cosine or the correlation distance, which ignore scale.
 """
 
 from __future__ import annotations

@@ -128,8 +128,8 @@ def rkd_angle(
     """Angle-wise relational distillation, RKD-A (Park et al. 2019, section 3.2.2), ≥ 0.
 
     The cosine of the angle at an image between two others is compared by the Huber loss with δ = 1. The mean of the
-    result is the paper's sum over triplets, divided by B³ as in the authors' code. It holds B² differences of features in
-    memory. Arguments as for ``rkd_distance``.
+    result is the paper's sum over triplets, divided by B³ as in the authors' code. It needs memory for B² features.
+    Arguments as for ``rkd_distance``.
 
     Example:
         >>> corner = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -153,8 +153,8 @@ def similarity_preserving(
     mean of the result is the paper's ‖G_S − G_T‖² / B². Arguments as for ``rkd_distance``.
 
     Example:
-        >>> similarity_preserving(torch.eye(2), torch.ones(2, 3)).round(decimals=4).tolist()
-        [0.2929, 0.2929]
+        >>> similarity_preserving(torch.eye(2), torch.ones(2, 3)).mul(100).round().tolist()  # 1 − √½
+        [29.0, 29.0]
 
     Raises:
         KdganError: The numbers of images differ.
