@@ -90,7 +90,8 @@ class DistillationLoss:
             KdganError: K_r has a weight, and the GAN has no z2.
         """
         self._check_residual([*gan.taps, "z2"] if self.re_encodes else gan.taps)
-        return {**{tap: tap for term in self.terms for tap in term.taps}, **gan.taps}
+        further = {tap: tap for term in self.terms for tap in term.taps if tap != "z2" or not self.re_encodes}
+        return {**further, **gan.taps}
 
     @property
     def connected_taps(self) -> set[str]:

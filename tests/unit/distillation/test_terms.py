@@ -8,7 +8,7 @@ import torch
 from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
-from kdgan_compress.distillation.terms import TERM_LOSSES, Term
+from kdgan_compress.distillation.terms import TERM_LOSSES, Term, TermLoss
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import train_schedulers
 from kdgan_compress.errors import KdganError
@@ -102,19 +102,31 @@ def test_terms_work_in_another_family(loss):
     assert record.losses[f"k_{loss}_encoder.features"] > 0
 
 
+def test_a_term_may_compare_a_re_encoded_z2():
+    k_l = DistillationLoss(re_encode=True, terms=(Term("z2", loss="cosine"),))
+    ((_, record),) = train_schedulers([make_scheduler(k_l, family="ed")])
+    assert record.losses["k_cosine_z2"] > 0
+
+
 def test_a_term_alone_is_a_k_l():
     features = {"a": torch.zeros(3, 4)}
     (term,) = DistillationLoss(terms=(Term("a", loss="cosine"),))(features, features)
     assert term[0] == "k_cosine_a"
 
 
+def test_another_loss_is_one_row_of_the_table(monkeypatch):
+    monkeypatch.setitem(TERM_LOSSES, "largest", TermLoss(lambda a, b: (a - b).abs().flatten(1).amax(1)))
+    scheduler = make_scheduler(terms_of("largest"))
+    ((_, record),) = train_schedulers([scheduler])
+    assert record.losses["k_largest_encoder.features"] > 0
+    assert list(scheduler.student.connectors.maps) == ["encoder/features"]
+
+
 # What is refused
 
 
 def test_an_unknown_loss_is_refused_with_the_nearest():
-    with pytest.raises(
-        KdganError, match=r"got 'rkd-distance'\. Choose one of l1, .*, perhaps rkd_distance"
-    ):
+    with pytest.raises(KdganError, match=r"got 'rkd-distance'\. Choose one of l1, .*, perhaps rkd_distance"):
         Term("z1", loss="rkd-distance")
 
 
