@@ -181,7 +181,8 @@ def _exact_scores(
     """The scores of the fp32 core, which are checked against torch first."""
     exact = score_validation_data(fp32, image_format, validation)
     images = torch.from_numpy(validation.normals[:NUM_PARITY_IMAGES]).permute(0, 3, 1, 2)
-    check_parity(relative_difference(exact.normals[: len(images)], score_images(generator, images)))
+    difference = relative_difference(exact.normals[: len(images)], score_images(generator, images))
+    check_parity(difference, _is_fitted(generator))
     return exact
 
 
@@ -201,7 +202,7 @@ def _write_if_parity_holds(
         temporary.write_bytes(content)
         difference = parity(Detector(temporary), generator, image_format)
         if settings.is_exact:
-            check_parity(difference)
+            check_parity(difference, _is_fitted(generator))
         (opset,) = (each.version for each in onnx.load(temporary).opset_import if each.domain == "")
         if opset != settings.opset:
             hint = f"Leave --opset out for {OPSET}; no file was written"
@@ -240,6 +241,10 @@ def _metadata(
         f"onnxruntime {onnxruntime.__version__}",
         CHECKSUM_KEY: CHECKSUM_PLACEHOLDER,
     }
+
+
+def _is_fitted(generator: nn.Module) -> bool:
+    return isinstance(generator, FittedScorer) and generator.statistic is not None
 
 
 def _score_metadata(generator: nn.Module, settings: ExportSettings) -> dict[str, str]:

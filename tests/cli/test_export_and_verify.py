@@ -265,8 +265,8 @@ def test_no_file_of_a_precision_that_says_something_else(
         (["--opset", "99"], ["--opset"]),
         (["--rewrites", "nonsense"], ["A rewrite must be one of batch-norm", "nonsense"]),
         (["--rewrites", "batch-norm,"], ["A rewrite must be one of"]),
-        (["--latent-rank", "5"], ["--latent-rank shortens", "this score is a gaussian", "--rank"]),
-        (["--rank", "5"], ["--rank is for Gaussians per grid position", "this score is a gaussian"]),
+        (["--latent-rank", "0"], ["latent rank must be 1 to 15", "got 0"]),
+        (["--latent-rank", "16"], ["latent rank must be 1 to 15", "got 16"]),
         (["--quantile", "1"], ["between 0 and 1", "1.0"]),
         (["--input-size", "0x64"], ["at least 1×1"]),
         (["--data", "npz:nowhere.npz", "--quantile", "0.9"], ["nowhere.npz"]),
@@ -278,7 +278,8 @@ def test_what_is_refused_leaves_nothing(
     words: list[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert_refused(cli("export", "--model", runs["student"], *options), *words)
+    model = runs["norm" if "--latent-rank" in options else "student"]
+    assert_refused(cli("export", "--model", model, *options), *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -424,13 +425,8 @@ def test_rewrites_by_name(cli: Cli, runs: dict[str, Path], exported: Path, tmp_p
     assert "BatchNormalization" not in default
 
 
-def test_a_shorter_latent(cli: Cli, npz: Path, larger: Path, tmp_path: Path) -> None:
-    """Of a score without fitted statistics."""
-    unfitted = tmp_path / "unfitted"
-    tiny = ["--width", "1", "--latent", "16", "--score", "norm", "--epochs", "1"]
-    assert cli("train", "--data", f"npz:{npz}", "--normal", "0", *tiny, "--out", unfitted)[0] == 0
-    model = ["export", "--model", unfitted, "--data", f"npz:{larger}", "--json", "--latent-rank"]
-    assert_refused(cli(*model, 16, "-o", tmp_path / "s.onnx"), "latent rank must be 1 to 15", "got 16")
+def test_a_shorter_latent(cli: Cli, runs: dict[str, Path], larger: Path, tmp_path: Path) -> None:
+    model = ["export", "--model", runs["norm"], "--data", f"npz:{larger}", "--json", "--latent-rank"]
     code, out, err = cli(*model, 15, "-o", tmp_path / "s.onnx")
     assert (code, err) == (0, "")
     told = only_json(out)
@@ -440,7 +436,7 @@ def test_a_shorter_latent(cli: Cli, npz: Path, larger: Path, tmp_path: Path) -> 
     images, novel = test_images(larger)
     assert told["auc"] == pytest.approx(roc_auc_score(novel, Detector(tmp_path / "s.onnx").score(images).score))
     assert f"rank 15, {100 * told['latent_lost']:.2f} %" in (tmp_path / "card.md").read_text()
-    assert cli("verify", tmp_path / "s.onnx", "--against", unfitted)[0] == 0
+    assert cli("verify", tmp_path / "s.onnx", "--against", runs["norm"])[0] == 0
 
 
 def test_for_a_phone(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ from kdgan_compress.scores.fit import NUM_FOLDS, fit_position_gaussian
 
 
 def photos(number: int, seed: int, network) -> np.ndarray:
-    noise = np.random.default_rng(seed).integers(0, 256, (number, *GRID.frame, network.image_channels), dtype=np.uint8)
-    return noise
+    return np.random.default_rng(seed).integers(0, 256, (number, *GRID.frame, network.image_channels), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")

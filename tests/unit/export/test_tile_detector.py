@@ -122,7 +122,7 @@ def test_the_whitening_is_stored_as_triangles(tmp_path):
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_precisions(tmp_path, precision):
-    """int8 stores weights only, since a whitening magnifies rounding errors; its threshold stays that of other photos."""
+    """int8 stores weights only, as a whitening magnifies rounding errors; its threshold stays that of other photos."""
     scorer, network = fitted()
     data = validation(network)
     report = write(tmp_path / "d.onnx", scorer, network, ExportSettings(precision), validation=data, gate=False)
@@ -145,7 +145,9 @@ def test_photos_outside_the_fit_set_the_threshold_themselves(tmp_path):
     scorer, network = fitted()
     data = validation(network, in_fit=False)
     report = write(tmp_path / "d.onnx", scorer, network, validation=data, rule=ThresholdRule(0.9))
-    assert report.threshold == pytest.approx(np.quantile(by_torch(scorer, data.normals)[0].astype(float), 0.9), rel=1e-4)
+    assert report.threshold == pytest.approx(
+        np.quantile(by_torch(scorer, data.normals)[0].astype(float), 0.9), rel=1e-4
+    )
 
 
 def test_rank_in_the_file(tmp_path):
