@@ -23,7 +23,6 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, PngImagePlugin
-
 from tile_detector import write_tile_detector
 
 from kdgan_compress.export.packaging.web import ORT_WEB_VERSION, write_page
