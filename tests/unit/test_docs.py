@@ -57,7 +57,8 @@ def test_every_command_line_of_the_documents_is_one_the_program_has() -> None:
     commands = re.findall(r"(?:^ +|`)kdgan-compress ([a-z]+)", text, re.MULTILINE)
     assert {"train", "distill", "evaluate", "profile", "export", "score"} <= set(commands) <= set(main.COMMANDS)
     options = re.findall(r"`(--[a-z0-9-]+)", text)
-    known = {opt for name in main.COMMANDS for param in main.cli.get_command(None, name).params for opt in param.opts}
+    params = [param for name in main.COMMANDS for param in main.cli.get_command(None, name).params]
+    known = {opt for param in params for opt in (*param.opts, *param.secondary_opts)}
     assert set(options) <= known
 
 
