@@ -113,7 +113,8 @@ def load_validation_data(
     """
     settings = checkpoint.data.relocate(data, data_root)
     architecture = checkpoint.architecture
-    is_fitted = checkpoint.statistic is not None and settings.source == checkpoint.data.source
+    is_same_source = settings.absolute().source == checkpoint.data.absolute().source
+    is_fitted = checkpoint.statistic is not None and is_same_source
     split = load_split(settings, architecture.image_size, architecture.image_channels)
     return ValidationData.from_split(split, is_fitted)
 

@@ -96,6 +96,6 @@ def photo_score(tile_scores: Float[Tensor, "B P"], photo: PhotoScore) -> Tensor:
     """A photo's score (B,): the maximum over its tiles, or the mean of the highest 5 % (at least one)."""
     if photo == "max":
         return tile_scores.amax(1)
-    number = max(1, round(TOP_FRACTION * tile_scores.shape[1]))
+    number = max(1, round(TOP_FRACTION * int(tile_scores.shape[1])))
     top: Tensor = tile_scores.topk(number, dim=1).values
     return top.mean(1)

@@ -25,8 +25,11 @@ INT8_LAYERS = ("Conv", "Gemm")
 MIN_WEIGHTS_TO_QUANTIZE = 1000
 """Smaller layers stay in float: int8 would save almost no bytes and would cost time and most of the accuracy."""
 
-MAX_CALIBRATION_IMAGES = 512
-CALIBRATION_BATCH_SIZE = 32
+MAX_CALIBRATION_IMAGES, MAX_CALIBRATION_PHOTOS = 512, 64
+MIN_PHOTO_PIXELS = 128 * 128
+"""Images with as many pixels count as photos, which are cut into many tiles."""
+
+CALIBRATION_BATCH_PIXELS = 32 * 32 * 32
 
 
 def to_fp16(model: ir.Model) -> None:
@@ -60,7 +63,8 @@ def to_int8(model: ir.Model, normals: NDArray[np.uint8]) -> ir.Model:
 
     Args:
         model: Core whose transposed convolutions were replaced, because CPUs have no int8 kernel for them.
-        normals: Calibration images, uint8 (N, S, S, C); of more than 512 an evenly spaced subset is used.
+        normals: Calibration images, uint8 (N, S, S, C) or photos (N, H, W, C); of more than 512 images or 64 photos an
+            evenly spaced subset is used.
 
     Raises:
         KdganError: No layer is large enough.
@@ -105,8 +109,11 @@ class _CalibrationBatches:
     """ONNX Runtime's interface of a CalibrationDataReader, over an evenly spaced subset of the images."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
-        subset = images[:: -(-len(images) // MAX_CALIBRATION_IMAGES)]
-        self.batches = iter(np.array_split(subset, -(-len(subset) // CALIBRATION_BATCH_SIZE)))
+        num_pixels = images[0, :, :, 0].size
+        most = MAX_CALIBRATION_IMAGES if num_pixels < MIN_PHOTO_PIXELS else MAX_CALIBRATION_PHOTOS
+        subset = images[:: -(-len(images) // most)]
+        batch_size = max(1, CALIBRATION_BATCH_PIXELS // num_pixels)
+        self.batches = iter(np.array_split(subset, -(-len(subset) // batch_size)))
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         batch = next(self.batches, None)

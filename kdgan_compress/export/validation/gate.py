@@ -113,7 +113,7 @@ class Agreement:
         Raises:
             KdganError: A limit is exceeded; ``name`` says which export.
         """
-        hint = "No file was written; export fp32, or distil a wider student"
+        hint = "No file was written; export fp32, lower the --rank if there is one, or distil a wider student"
         if self.auc_diff is not None:
             if abs(self.auc_diff) > limits.max_auc_drop:
                 found = f"it changes by {self.auc_diff:+.4f} on {self.num_images} images"

@@ -32,6 +32,8 @@ def test_validation_data_are_the_models_own_images_unless_others_are_given(pair,
         np.savez(tmp_path / "other.npz", **{**arrays, "x_test": arrays["x_test"][:30], "y_test": arrays["y_test"][:30]})
     other = load_validation_data(checkpoint, f"npz:{tmp_path / 'other.npz'}")
     assert (len(own.test), len(other.test)) == (40, 30)
+    assert own.in_fit is (checkpoint.statistic is not None and not split.has_holdout)
+    assert not other.in_fit
     np.testing.assert_array_equal(other.test_is_anomalous, [False] * 20 + [True] * 10)
 
 

@@ -91,9 +91,9 @@ def test_map_on_request(tmp_path):
     assert "Resize" not in [node.op_type for node in onnx.load(tmp_path / "d.onnx").graph.node][2:]
 
 
-@pytest.mark.parametrize("kind", [None, "gaussian", "mixture"])
-def test_other_scores(tmp_path, kind):
-    scorer, network = fitted(kind)
+@pytest.mark.parametrize(("kind", "photo"), [(None, "max"), ("gaussian", "top5"), ("mixture", "max")])
+def test_other_scores(tmp_path, kind, photo):
+    scorer, network = fitted(kind, photo=photo)
     write(tmp_path / "d.onnx", scorer, network)
     images = pictures(50, 70, 1)
     found = Detector(tmp_path / "d.onnx").score(images, maps=True)

@@ -1,12 +1,20 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from brightness import write_brightness
+from tile_detector import write_tile_detector
 
 from kdgan_compress.profiling import latency
-from kdgan_compress.profiling.latency import Latency, detector_call, identity_model_call, measure_latency
+from kdgan_compress.profiling.latency import (
+    Latency,
+    detector_call,
+    identity_model_call,
+    measure_latency,
+    working_size,
+)
 from kdgan_compress.runtime import Detector, session
 
 
@@ -130,3 +138,13 @@ def test_the_identity_graph_has_one_node(monkeypatch):
     ((model, *threads),) = graphs
     assert ([node.op_type for node in model.graph.node], threads) == (["Identity"], [1, 1])
     onnx.checker.check_model(model, full_check=True)
+
+
+def test_a_detector_of_tiles_is_measured_on_a_photo_of_its_frame(tmp_path):
+    path = write_tile_detector(tmp_path / "t.onnx", np.zeros((24, 40, 3)), 4.0)
+    detector = Detector(path)
+    assert working_size(detector) == (24, 40)
+    seen = []
+    detector.session = SimpleNamespace(run=lambda names, feed: seen.append(feed["image"].shape))
+    detector_call(detector)()
+    assert seen == [(1, 24, 40, 3)]
