@@ -91,11 +91,11 @@ class ThresholdRule:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well a lossy export agrees with the fp32 export of the same model.
+    """How well a changed score agrees with the exact one: a lossy export with fp32, a lower rank with the full one.
 
     Attributes:
         auc: AUC on the test images; None without labels.
-        auc_diff: This AUC minus that of fp32; None without labels.
+        auc_diff: This AUC minus the exact score's; None without labels.
         label_agreement: Fraction of images with the same decision: of the test images or, without labels, the normals.
         spearman: Rank correlation of the scores of these images.
         num_images: Number of these images.
