@@ -13,7 +13,7 @@ from kdgan_compress.evaluation import PixelMetrics, map_photos, pixel_metrics
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.reports import ScoredPhotos, plot_cases
 from kdgan_compress.runtime import Detector
-from kdgan_compress.runtime.overlay import draw_overlay, overlay_paths, write_overlay
+from kdgan_compress.runtime.overlay import draw_overlay, overlay_paths, result_label, write_overlay
 from kdgan_compress.scores import FittedScorer
 
 CASES_FILE = "cases.png"
@@ -72,9 +72,8 @@ def write_maps(
     names = [path.name for path in split.test_paths] or [f"{index:05}" for index in range(len(scores))]
     files = [Path(each, name) for each, name in zip(classes, names, strict=True)]
     for index, path in enumerate(overlay_paths(folder, [(file, Path()) for file in files])):
-        relative = f"{scores[index] / threshold:.2f}" if threshold > 0 else f"{scores[index]:.4g}"
-        is_anomaly = bool(scores[index] > threshold)
-        label = f"{relative} {'anomaly' if is_anomaly else 'normal'}"
+        score, is_anomaly = float(scores[index]), bool(scores[index] > threshold)
+        label = result_label(score, score / threshold if threshold > 0 else None, threshold, is_anomaly)
         pixels = split.test[index].permute(1, 2, 0).numpy()
         write_overlay(path, draw_overlay(pixels, maps.values[index], label, is_anomaly, threshold))
     scored = ScoredPhotos(split.test, maps.values, maps.masks, scores, split.test_is_anomalous, classes)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdgan_compress.api.anomaly_maps import map_split, measure_maps, write_maps
-from kdgan_compress.data import DataSettings, Split, TileSettings, load_split
+from kdgan_compress.api.detector_data import at_detector_size
+from kdgan_compress.data import DataSettings, Split, load_split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import fit_scorer, load_scores, paper_scores, score_images
 from kdgan_compress.evaluation.metrics import DetectionMetrics, detection_metrics, score_spearman
@@ -100,8 +101,7 @@ def evaluate(
         if data is None:
             raise KdganError("Evaluating an .onnx detector needs data", "got none", "Give --data (and --normal)")
         detector = Detector(model)
-        tiles = None if detector.frame is None else TileSettings(frame=detector.frame)
-        settings = DataSettings(data, normal, data_root, **protocol, tiles=tiles)
+        settings = at_detector_size(DataSettings(data, normal, data_root, **protocol), detector)
         split = labelled_split(settings, detector.image_size, detector.image_channels)
         scores = score_split(detector, split)
         evaluation = _evaluation(model, settings, split, scores, detector.threshold)

@@ -18,10 +18,9 @@ from kdgan_compress.export.packaging.sidecar_names import golden_sidecar
 from kdgan_compress.export.precisions import find_precision, is_exact
 from kdgan_compress.export.validation.golden import Golden, read_golden, sample_map
 from kdgan_compress.export.validation.parity import (
-    FITTED_PARITY_TOLERANCE,
-    PARITY_TOLERANCE,
     map_difference,
     parity,
+    parity_tolerance,
     relative_difference,
 )
 from kdgan_compress.runtime import Detector
@@ -209,7 +208,7 @@ def _failed_checks(found: Verification, detector: Detector, against: str) -> lis
         failed.append(f"the decision differs for {found.golden_decisions_differ} golden vectors")
     if found.weights_match is False:
         failed.append(f"it was not exported from the weights of {against}")
-    tolerance = FITTED_PARITY_TOLERANCE if "score" in detector.metadata else PARITY_TOLERANCE
+    tolerance = parity_tolerance("score" in detector.metadata)
     if exact and difference is not None and not difference <= tolerance:
         failed.append(f"scores differ from torch's by {difference:.2g}, more than {tolerance:g}")
     if auc_diff is not None and abs(auc_diff) > limits.max_auc_drop:

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdgan_compress.data.protocols import check_fraction
 from kdgan_compress.data.sources import SOURCES, Source
-from kdgan_compress.data.tiles import TileSettings
+from kdgan_compress.data.tiles import TileGrid, TileSettings
 from kdgan_compress.errors import KdganError
 
 DEFAULT_OUTLIERS = 0.5
@@ -150,9 +150,13 @@ class DataSettings:
         return "-".join(filter(None, parts))
 
     @property
-    def is_tiled(self) -> bool:
-        """Whether photos are cut into tiles."""
-        return self.tiles is not None and self.tiles.enabled
+    def used_tiles(self) -> TileSettings | None:
+        """``tiles``, or None if they are switched off."""
+        return self.tiles if self.tiles is not None and self.tiles.enabled else None
+
+    def grid(self, tile: int) -> TileGrid | None:
+        """How photos are cut into tiles of this side; None without tiles."""
+        return None if self.used_tiles is None else self.used_tiles.grid(tile)
 
     @property
     def outlier_fraction(self) -> float:

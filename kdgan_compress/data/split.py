@@ -68,7 +68,8 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
     Raises:
         KdganError: A problem with the source, its files, the class or the split, or tiles without a working size.
     """
-    if data.is_tiled and data.tiles is not None and data.tiles.frame is None:
+    tiles = data.used_tiles
+    if tiles is not None and tiles.frame is None:
         hint = "Train on the photos, which fills it in, or give --set data.tiles.frame=[HEIGHT,WIDTH]"
         raise KdganError("Tiles need a working size", "tiles.frame is not set", hint)
     source = open_source(data.source, data.root)
@@ -78,11 +79,11 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         problem = f"Labels of {data.source} must be 0 to {len(names) - 1}"
         raise KdganError(problem, f"got {labels.min()} to {labels.max()}", OTHER_CLASSES_HINT)
     split = _apply_protocol(data, source, images)
-    if data.is_tiled and data.tiles is not None:
+    if tiles is not None:
         normals = np.concatenate([split.train, split.validation])
-        train = load_crops(images, normals, data.tiles, image_size, image_channels)
-        fitted = photos_to_fit(normals, data.tiles, image_size, image_channels)
-        calibration, test = (load_photos(images, each, data.tiles, image_channels) for each in (fitted, split.test))
+        train = load_crops(images, normals, tiles, image_size, image_channels)
+        fitted = photos_to_fit(normals, tiles, image_size, image_channels)
+        calibration, test = (load_photos(images, each, tiles, image_channels) for each in (fitted, split.test))
     else:
         train, calibration, test = (
             images.load(indices, (image_size, image_size), image_channels)
@@ -102,7 +103,7 @@ def load_split(data: DataSettings, image_size: int, image_channels: int) -> Spli
         split_sha256=None if source.is_presplit else split.sha256,
         test_paths=[images.paths[index] for index in split.test] if isinstance(images, FileDataset) else (),
         test_masks=[images.masks[index] for index in split.test] if isinstance(images, FileDataset) else (),
-        is_tiled=data.is_tiled,
+        is_tiled=tiles is not None,
     )
 
 
@@ -114,9 +115,8 @@ def resolve_tiles(data: DataSettings, image_size: int) -> tuple[DataSettings, st
     """
     tiles = data.tiles
     source = open_source(data.source, data.root)
-    if (tiles is not None and (not tiles.enabled or tiles.frame is not None)) or (
-        tiles is None and not source.has_photos
-    ):
+    is_open = source.has_photos if tiles is None else tiles.enabled and tiles.frame is None
+    if not is_open:
         return data, None
     images = source.read()
     normals = _apply_protocol(data, source, images).train

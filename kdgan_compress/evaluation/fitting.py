@@ -19,13 +19,13 @@ class Fitted:
     Attributes:
         scorer: Module with ``anomaly_score``: the generator itself, or a ``FittedScorer`` around it.
         normal_scores: Scores of normal images that took no part in fitting the statistic.
-        normals: What these images are, in words.
+        scored: What these scores are, in words.
         description: The score in words.
     """
 
     scorer: nn.Module
     normal_scores: NDArray[np.float64]
-    normals: str
+    scored: str
     description: str
 
 
@@ -46,19 +46,19 @@ def fit_scorer(generator: nn.Module, split: Split, settings: ScoreSettings, grid
     """
     recalibrate(generator, split.train)
     held_out = "held-out training" if split.has_holdout else "training"
-    normals = f"{len(split.calibration)} {held_out} normals"
+    scored = f"{len(split.calibration)} {held_out} normals' scores"
     if settings.type == "norm" or len(split.normals) < MIN_IMAGES:
         scorer = generator if grid is None else FittedScorer(generator, None, grid=grid, photo=settings.photo)
         description = "the generator's own score"
         if settings.type != "norm":
             description += f": {len(split.normals)} normal images are too few for a fitted one ({MIN_IMAGES})"
-        return Fitted(scorer, score_images(scorer, split.calibration), normals, description)
+        return Fitted(scorer, score_images(scorer, split.calibration), scored, description)
     unfitted = FittedScorer(generator, None, settings.fitted_features, grid, settings.photo)
     chosen = split.normals[:: -(-len(split.normals) // MAX_CALIBRATION_IMAGES)]
     fit = fit_statistic(tile_features(unfitted, chosen), settings)
     scorer = FittedScorer(generator, fit.statistic, settings.fitted_features, grid, settings.photo)
     if split.has_holdout:
-        return Fitted(scorer, score_images(scorer, split.calibration), normals, fit.description)
+        return Fitted(scorer, score_images(scorer, split.calibration), scored, fit.description)
     what = "normal photos" if split.is_tiled else "training normals"
-    words = f"{len(chosen)} {what}, each outside the fit of its statistic,"
-    return Fitted(scorer, fit.scores, words, fit.description)
+    scored = f"{len(chosen)} {what}' scores, each by a statistic that was fitted without it"
+    return Fitted(scorer, fit.scores, scored, fit.description)

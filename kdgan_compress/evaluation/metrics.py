@@ -8,8 +8,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from kdgan_compress.errors import KdganError
-
-THRESHOLD_QUANTILE = 0.99
+from kdgan_compress.runtime.calibration import THRESHOLD_QUANTILE
 
 
 @dataclass(frozen=True)

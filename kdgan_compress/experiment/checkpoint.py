@@ -59,8 +59,7 @@ class Checkpoint:
     @property
     def grid(self) -> TileGrid | None:
         """How photos are cut into tiles; None without tiles."""
-        tiles = self.data.tiles
-        return tiles.grid(self.architecture.image_size) if tiles is not None and tiles.enabled else None
+        return self.data.grid(self.architecture.image_size)
 
     def scorer(self) -> nn.Module:
         """The module with ``anomaly_score`` that is deployed, in evaluation mode: images, or photos, to scores."""

@@ -45,8 +45,7 @@ class Job:
     @property
     def grid(self) -> TileGrid | None:
         """How photos are cut into tiles; None without tiles."""
-        tiles = self.recipe.data.tiles
-        return tiles.grid(self.architecture.image_size) if tiles is not None and tiles.enabled else None
+        return self.recipe.data.grid(self.architecture.image_size)
 
     @property
     def training(self) -> TrainingSection:

@@ -32,7 +32,7 @@ NUM_CHECKED_IMAGES = 32
 MAX_SAVE_FRACTION = 0.1
 """Saving the state takes at most this fraction of the time."""
 
-THRESHOLD_RULE = "99% quantile of {}' scores"
+THRESHOLD_RULE = "99% quantile of {}"
 
 
 class TrainingRun:
@@ -176,7 +176,7 @@ class TrainingRun:
             architecture=architecture,
             data=job.recipe.data,
             threshold=quantile_threshold(fitted.normal_scores),
-            threshold_rule=THRESHOLD_RULE.format(fitted.normals),
+            threshold_rule=THRESHOLD_RULE.format(fitted.scored),
             provenance=job.provenance
             | {"seed": job.training.seed, "split_sha256": job.split.split_sha256, "versions": versions()},
             weights=weights,

@@ -88,10 +88,15 @@ def draw_result(detector: Detector, result: FileScore) -> Image.Image:
     assert result.pixels is not None, "score_files needs maps=True"
     assert result.anomaly_map is not None, "score_files needs maps=True"
     threshold = detector.threshold
-    score = f"{result.score:.4g} (limit {threshold:.4g})" if result.relative is None else f"{result.relative:.2f}"
-    label = f"{score} {'anomaly' if result.is_anomaly else 'normal'}"
+    label = result_label(result.score or 0.0, result.relative, threshold, result.is_anomaly is True)
     limit = threshold if detector.map_unit == "score" else None
     return draw_overlay(result.pixels, result.anomaly_map, label, result.is_anomaly is True, limit)
+
+
+def result_label(score: float, relative: float | None, threshold: float, is_anomaly: bool) -> str:
+    """The text of an overlay: the relative score, or score and threshold where there is none, and the decision."""
+    text = f"{score:.4g} (limit {threshold:.4g})" if relative is None else f"{relative:.2f}"
+    return f"{text} {'anomaly' if is_anomaly else 'normal'}"
 
 
 def write_overlay(path: Path, overlay: Image.Image) -> None:

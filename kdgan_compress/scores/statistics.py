@@ -6,6 +6,7 @@ The projection is applied to each tile (or image) alone, so it folds into the la
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-class Statistic(nn.Module):
+class Statistic(nn.Module, ABC):
     """A fitted statistic.
 
     Attributes:
@@ -42,9 +43,9 @@ class Statistic(nn.Module):
         """The features in the coordinates of the distance."""
         return features @ self.projection - self.offset
 
+    @abstractmethod
     def distance(self, projected: Float[Tensor, "B P r"]) -> Float[Tensor, "B P"]:
         """Scores of P tiles of B images; higher is more anomalous."""
-        raise NotImplementedError
 
     def forward(self, features: Float[Tensor, "B P D"]) -> Float[Tensor, "B P"]:
         return self.distance(self.project(features))

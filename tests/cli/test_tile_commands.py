@@ -143,6 +143,19 @@ def test_one_file_scores_photos_of_any_size(cli: Cli, teacher: Path, photos: Pat
     assert (code, only_json(out)["failed"]) == (1, ["golden maps differ by 0.0099, more than 0.0001"])
 
 
+def test_a_detector_of_another_stride_is_evaluated(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    run, detector = tmp_path / "run", tmp_path / "part.onnx"
+    data = f"folder:{photos}"
+    options = ("--photo-size", 96, "--width", 1, "--num-images", 60, "--set", "data.tiles.stride=32")
+    assert cli("train", "--data", data, *options, "--set", "score.photo=top5", "--out", run)[0] == 0
+    assert cli("export", "--model", run, "-o", detector)[0] == 0
+    code, out, err = cli("evaluate", "--model", detector, "--data", data, "--json")
+    assert code == 0, err
+    expected = only_json(cli("evaluate", "--model", run, "--json")[1])
+    assert only_json(out)["auc"] == pytest.approx(expected["auc"])
+    assert only_json(out)["pixel_auc"] == pytest.approx(expected["pixel_auc"], abs=1e-4)
+
+
 def test_a_lower_rank_says_what_it_loses(cli: Cli, photos: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "run"
     small = ("--photo-size", 96, "--width", 1, "--num-images", 60, "--set", "score.positions=per-position")

@@ -54,13 +54,18 @@ def map_difference(maps: NDArray[np.generic], expected: NDArray[np.generic]) -> 
     return float(np.max(difference / np.maximum(largest, MIN_SCORE)))
 
 
+def parity_tolerance(is_fitted: bool) -> float:
+    """Largest relative difference of scores that an exact export may have."""
+    return FITTED_PARITY_TOLERANCE if is_fitted else PARITY_TOLERANCE
+
+
 def check_parity(difference: float, is_fitted: bool) -> None:
     """Check that a relative difference is within the tolerance of exact exports.
 
     Raises:
         KdganError: It is larger than 1e-4 (1e-3 if the score is fitted), or NaN.
     """
-    tolerance = FITTED_PARITY_TOLERANCE if is_fitted else PARITY_TOLERANCE
+    tolerance = parity_tolerance(is_fitted)
     if not difference <= tolerance:
         problem = f"Scores of torch and ONNX Runtime must agree to {tolerance:g} relative"
         hint = "Please report this with the versions of torch and onnxruntime; no file was written"

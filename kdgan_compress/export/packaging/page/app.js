@@ -102,7 +102,7 @@ function showNotes(element, { resized, transparent, sourceWidth, sourceHeight, w
 }
 
 /**
- * Draws what the detector gives beside the score: a map in units of the score over the picture or the camera, other
+ * Draws what the detector gives in addition to the score: a map in units of the score over the picture or the camera, other
  * maps on small canvases of their own. Returns the map over the picture, or undefined.
  */
 function showMaps(views, maps) {

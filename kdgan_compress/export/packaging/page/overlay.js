@@ -37,7 +37,7 @@ export function drawOverlay(canvas, { values, dims: [height, width] }, threshold
   canvas.dataset.above = relative.some((value) => value > 1);
 }
 
-/** The map on a scale on which 1 is the threshold; one that is not positive is no divisor. */
+/** The map on a scale on which 1 is the threshold; a threshold that is not positive can't be divided by. */
 function relativeTo(values, threshold) {
   if (threshold > 0) return Float32Array.from(values, (value) => value / threshold);
   const largest = values.reduce((most, value) => Math.max(most, Math.abs(value - threshold)), 0) || 1;
