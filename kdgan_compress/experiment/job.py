@@ -18,7 +18,7 @@ from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.recipe_sections import DistillationSection, TrainingSection
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
-from kdgan_compress.gans import Architecture, build, to_device
+from kdgan_compress.gans import FAMILIES, Architecture, build, to_device
 from kdgan_compress.gans.objective import Objective
 from kdgan_compress.profiling.machine import check_device, choose_threads, num_threads
 from kdgan_compress.scores import ScoreSettings
@@ -247,7 +247,7 @@ def _with_teacher(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Reci
 
 
 def _student_architecture(section: DistillationSection, teacher: Architecture) -> Architecture:
-    """The teacher's architecture with the student's channels and norm and, if it names one, its family."""
+    """The teacher's architecture with the student's channels, norm and family."""
     student = section.student
     if student.norm == "batch" and section.training.batch_size == 1:
         raise KdganError(
@@ -256,6 +256,7 @@ def _student_architecture(section: DistillationSection, teacher: Architecture) -
             "Give --norm instance, or a larger --batch-size",
         )
     architecture = dataclasses.replace(teacher, channels=student.channels_for(teacher.image_size), norm=student.norm)
-    if student.family in (None, teacher.family):
+    family = student.family or FAMILIES[teacher.family].student or teacher.family
+    if family == teacher.family:
         return architecture
-    return dataclasses.replace(architecture, family=student.family, num_clusters=None)
+    return dataclasses.replace(architecture, family=family, num_clusters=None, extra_layers=None)

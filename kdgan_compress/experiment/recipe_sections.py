@@ -93,6 +93,7 @@ class ModelSection(ChannelsSection):
     latent_size: Count = 256
     norm: Norm = "instance"
     num_clusters: Count | None = None
+    extra_layers: Count | None = None
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
