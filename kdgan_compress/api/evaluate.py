@@ -33,7 +33,8 @@ class Evaluation(DetectionMetrics):
         data: Name of the data and its normal class.
         auc_raw: The AUC of the last weights without EMA; None if not requested or trained without EMA.
         mode: ``"deployed"``: by the score that is exported. ``"paper"``: by scores scaled over the test set.
-        threshold: The model's threshold, set on normal training images; None in the paper's mode, like the two rates.
+        threshold: The model's threshold, set on normal training images; None in the paper's mode and for a model that
+            was imported without data, like the two rates.
         fpr: False-positive rate: fraction of normal test images above the threshold.
         tpr: True-positive rate: fraction of anomalous test images above the threshold.
         auc_gap: The teacher's AUC minus this one; None without a teacher, or if its file is missing.
@@ -111,7 +112,9 @@ def evaluate(
         settings = checkpoint.data.override(data, normal, data_root, **{"novel": checkpoint.data.novel, **protocol})
         split = labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
         if mode == "paper":
-            return _evaluation(model, settings, split, paper_scores(checkpoint.build().generator, split.test), None)
+            return _evaluation(
+                model, settings, split, paper_scores(checkpoint.build().generator, split.test), None, mode
+            )
         scores = _model_scores(model, checkpoint, split)
         evaluation = _evaluation(model, settings, split, scores, checkpoint.threshold)
         evaluation = _with_maps(evaluation, checkpoint, split, scores, maps)
@@ -175,7 +178,12 @@ def _with_maps(
 
 
 def _evaluation(
-    model: str | Path, data: DataSettings, split: Split, scores: NDArray[np.float64], threshold: float | None
+    model: str | Path,
+    data: DataSettings,
+    split: Split,
+    scores: NDArray[np.float64],
+    threshold: float | None,
+    mode: Mode = "deployed",
 ) -> Evaluation:
     normal, anomalous = (
         None if threshold is None else float((scores[split.test_is_anomalous == kind] > threshold).mean())
@@ -185,7 +193,7 @@ def _evaluation(
         **dataclasses.asdict(detection_metrics(scores, split.test_is_anomalous)),
         model=str(model),
         data=data.name,
-        mode="paper" if threshold is None else "deployed",
+        mode=mode,
         threshold=threshold,
         fpr=normal,
         tpr=anomalous,

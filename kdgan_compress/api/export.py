@@ -127,7 +127,7 @@ def write_checkpoint(
         path,
         gan.generator,
         checkpoint.architecture,
-        checkpoint.threshold,
+        checkpoint.required_threshold if rule is None else 0.0,  # which the rule replaces
         checkpoint.threshold_rule,
         settings,
         x_hat=gan.taps.get("x_hat"),

@@ -6,15 +6,15 @@ few of the shapes; a checkpoint is accepted if it has exactly these names and sh
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.import_file import CHECKPOINT_HINT
-from kdgan_compress.gans import Architecture, build
+from kdgan_compress.gans import Architecture, Gan, build, ganomaly
 from kdgan_compress.gans.ganomaly import ANOMALIB, PUBLIC_CODE
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -40,6 +40,9 @@ IGNORED = re.compile(
 )
 """Tensors of anomalib that the score does not use."""
 
+MIN_BLOCKS, MIN_ANOMALIB_BLOCKS, MAX_BLOCKS = 2, 3, 8
+"""Strided convolutions of an encoder; at 16 pixels, anomalib's wide padding leaves more than 4×4."""
+
 MAX_NAMES_SHOWN = 3
 
 
@@ -50,16 +53,22 @@ class Imported:
     Attributes:
         project: What it was recognised as, in words.
         architecture: Of the family that it was converted to.
-        generator: The generator's state dict, with images in [−1, 1] left as they are.
+        gan: Its networks, with images in [−1, 1] left as they are.
+        has_discriminator: Whether the discriminator is the project's too; otherwise it is freshly initialised.
     """
 
     project: str
     architecture: Architecture
-    generator: dict[str, Tensor]
+    gan: Gan
+    has_discriminator: bool
 
 
-def import_ganomaly(tensors: Mapping[str, Tensor]) -> Imported:
+def import_ganomaly(tensors: Mapping[str, Tensor], discriminator: Mapping[str, Tensor] | None = None) -> Imported:
     """Convert the tensors of a checkpoint.
+
+    Args:
+        tensors: Of the generator; anomalib's include the discriminator.
+        discriminator: Of the discriminator, which the public code has in another file; None for none.
 
     Raises:
         KdganError: Another project's checkpoint, or tensors that are missing, unknown, of another shape, not float32 or
@@ -70,17 +79,25 @@ def import_ganomaly(tensors: Mapping[str, Tensor]) -> Imported:
     is_anomalib = any(name.startswith("encoder1.input_layers.") for name in named)
     architecture = _architecture(named, ANOMALIB if is_anomalib else PUBLIC_CODE)
     project = PROJECT_NAMES[architecture.family]
-    generator = build(architecture).generator
-    state, names = generator.state_dict(), []
-    weights = {name: tensor for name, tensor in state.items() if name.split(".")[0] in NETWORKS}
-    for network in NETWORKS:
-        names += [f"{network}.{name}" for name in _tensor_names(architecture, network)]
-    _check_names(project, names, named, is_anomalib)
-    for original, (name, built) in zip(names, weights.items(), strict=True):
-        tensor = named.get(original, built)
-        _check_tensor(project, original, tensor, built)
-        state[name] = tensor
-    return Imported(project, architecture, state)
+    if is_anomalib:
+        named = {name: tensor for name, tensor in named.items() if not IGNORED.match(name)}
+        discriminator = discriminator or {name: t for name, t in tensors.items() if ".discriminator.features." in name}
+    with torch.device("meta"):  # nothing is allocated before the shapes are known to be those of the tensors
+        gan = ganomaly.build(architecture)
+    originals = [f"{network}.{name}" for network in NETWORKS for name in _tensor_names(architecture, network)]
+    names = [name for name in gan.generator.state_dict() if name.split(".")[0] in NETWORKS]
+    new_names = dict(zip(originals, names, strict=True))
+    generator = _converted(project, new_names, named, gan.generator)
+    weights = {"generator": generator}
+    if discriminator and gan.discriminator is not None:
+        named = {re.sub(r"^.*?(?=features\.|classifier\.)", "", name): t for name, t in discriminator.items()}
+        names = [name for name in gan.discriminator.state_dict() if name.startswith("encoder.")]
+        new_names = {name.removeprefix("encoder.").replace("head.", "classifier.0."): name for name in names}
+        weights["discriminator"] = _converted(f"the discriminator of {project}", new_names, named, gan.discriminator)
+    gan = build(architecture)
+    for name, network in gan.networks().items():
+        network.load_state_dict(network.state_dict() | weights.get(name, {}))
+    return Imported(project, architecture, gan, "discriminator" in weights)
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str:
@@ -115,13 +132,18 @@ def _architecture(named: Mapping[str, Tensor], family: str) -> Architecture:
         return [tensor for name, tensor in named.items() if re.match(rf"encoder1\.([\w]+\.)?{pattern}", name)]
 
     first, last = matching(r"initial-conv-\d+-\d+\.weight$"), matching(r"final(-\d+-\d+-conv|_conv_layer)\.weight$")
-    if family == ANOMALIB and not last:
-        last = [tensor for name, tensor in named.items() if name == "encoder1.final_conv_layer.weight"]
     extra, pyramid = matching(r"extra-layers-\d+-\d+-conv\.weight$"), matching(r"pyramid-\d+-\d+-conv\.weight$")
     if len(first) != 1 or len(last) != 1 or any(tensor.dim() != 4 for tensor in (*first, *last)):
         raise KdganError(
             f"A checkpoint of {PROJECT_NAMES[family]} needs the first and the last convolution of encoder1",
             f"found {len(first)} and {len(last)}",
+            CHECKPOINT_HINT,
+        )
+    smallest = MIN_ANOMALIB_BLOCKS if family == ANOMALIB else MIN_BLOCKS
+    if not smallest <= len(pyramid) + 1 <= MAX_BLOCKS:
+        raise KdganError(
+            f"{PROJECT_NAMES[family]} is imported for images of {4 << smallest} to {4 << MAX_BLOCKS} pixels",
+            f"found {len(pyramid) + 1} strided convolutions in encoder1",
             CHECKPOINT_HINT,
         )
     width, image_channels = first[0].shape[:2]
@@ -175,9 +197,20 @@ def _extra_layers(architecture: Architecture) -> Iterator[tuple[str, str, bool]]
         yield "extra", f"extra-layers-{layer}-{width}-batchnorm", True
 
 
-def _check_names(project: str, expected: list[str], named: Mapping[str, Tensor], is_anomalib: bool) -> None:
+def _converted(
+    project: str, new_names: Mapping[str, str], named: Mapping[str, Tensor], network: nn.Module
+) -> dict[str, Tensor]:
+    """The tensors by their names in a network, which has their shapes."""
+    _check_names(project, new_names, named)
+    shapes = network.state_dict()
+    for original in new_names.keys() & named.keys():
+        _check_tensor(project, original, named[original], shapes[new_names[original]])
+    return {new: named[original] for original, new in new_names.items() if original in named}
+
+
+def _check_names(project: str, expected: Collection[str], named: Mapping[str, Tensor]) -> None:
     missing = [name for name in expected if name not in named and not name.endswith(NORM_COUNT)]
-    unknown = [name for name in sorted(named.keys() - set(expected)) if not (is_anomalib and IGNORED.match(name))]
+    unknown = sorted(named.keys() - set(expected))
     problems = [
         f"{len(names)} {what} ({_some(names)})" for names, what in ((missing, "missing"), (unknown, "unknown")) if names
     ]

@@ -77,7 +77,9 @@ class Architecture(ImageFormat):
                 "Estimate how many kinds of normal images there are",
             )
         if self.extra_layers is not None and self.extra_layers < 1:
-            raise KdganError("The number of extra layers is below 1", f"got {self.extra_layers}", "Leave it out for none")
+            raise KdganError(
+                "The number of extra layers is below 1", f"got {self.extra_layers}", "Leave it out for none"
+            )
 
     @property
     def channels_str(self) -> str:

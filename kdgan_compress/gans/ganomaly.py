@@ -6,6 +6,7 @@ these families (``experiment/import_ganomaly.py``).
 """
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +151,15 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features: Tensor = self.encoder.features(self.normalizer(images))
         return features, self.encoder.head(features).flatten()
+
+
+def set_normalization(gan: Gan, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a GAN's networks normalise images in [0, 1] by the mean and the standard deviation of each channel."""
+    means, stds = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    for network in gan.networks().values():
+        for module in network.modules():
+            if isinstance(module, Normalizer):
+                module.set(means, stds)
 
 
 def build(architecture: Architecture) -> Gan:
