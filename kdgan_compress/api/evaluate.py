@@ -112,7 +112,8 @@ def evaluate(
         settings = checkpoint.data.override(data, normal, data_root, **{"novel": checkpoint.data.novel, **protocol})
         split = labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
         if mode == "paper":
-            return _evaluation(
+            scores = paper_scores(checkpoint.build().generator, split.test)
+            return _evaluation(model, settings, split, scores, None, mode)
                 model, settings, split, paper_scores(checkpoint.build().generator, split.test), None, mode
             )
         scores = _model_scores(model, checkpoint, split)
