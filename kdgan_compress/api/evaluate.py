@@ -114,8 +114,6 @@ def evaluate(
         if mode == "paper":
             scores = paper_scores(checkpoint.build().generator, split.test)
             return _evaluation(model, settings, split, scores, None, mode)
-                model, settings, split, paper_scores(checkpoint.build().generator, split.test), None, mode
-            )
         scores = _model_scores(model, checkpoint, split)
         evaluation = _evaluation(model, settings, split, scores, checkpoint.threshold)
         evaluation = _with_maps(evaluation, checkpoint, split, scores, maps)
