@@ -81,7 +81,7 @@ def import_ganomaly(tensors: Mapping[str, Tensor], discriminator: Mapping[str, T
     project = PROJECT_NAMES[architecture.family]
     if is_anomalib:
         named = {name: tensor for name, tensor in named.items() if not IGNORED.match(name)}
-        discriminator = discriminator or {name: t for name, t in tensors.items() if ".discriminator.features." in name}
+        discriminator = discriminator or {name: t for name, t in tensors.items() if ".discriminator." in name}
     with torch.device("meta"):  # nothing is allocated before the shapes are known to be those of the tensors
         gan = ganomaly.build(architecture)
     originals = [f"{network}.{name}" for network in NETWORKS for name in _tensor_names(architecture, network)]
