@@ -33,8 +33,8 @@ DEFAULT_NORMALIZATION = {
 }
 """Mean and standard deviation that each project normalises images in [0, 1] by; anomalib's are ImageNet's."""
 
-DISCRIMINATOR_FILE = "netD.pth"
-"""What the public code writes next to the generator."""
+GENERATOR_NAME, DISCRIMINATOR_NAME = "netG", "netD"
+"""In the names of the two files that the public code writes into one folder."""
 
 NO_DATA = "threshold and AUC: give --data to measure them; distill and evaluate need --data too"
 
@@ -84,7 +84,8 @@ def import_checkpoint(
     Their scores are the project's, with batch norm in evaluation mode. Nothing in the checkpoint is executed.
 
     Args:
-        checkpoint: ``netG.pth``, a Lightning ``.ckpt``, or the same tensors as ``.safetensors``.
+        checkpoint: ``netG.pth``, with its ``netD.pth`` in the same folder if there is one, a Lightning ``.ckpt``, or
+            the same tensors as ``.safetensors``.
         out: The new run folder.
         data: Source of the images, which set the threshold and are stored for ``distill``; None for none.
         normal: The normal class.
@@ -102,9 +103,9 @@ def import_checkpoint(
     """
     path, folder = Path(checkpoint), RunFolder(Path(out))
     folder.check_is_new()
-    tensors, beside = read_tensors(path), path.with_name(DISCRIMINATOR_FILE)
-    has_file = beside.is_file() and beside != path
-    imported = import_ganomaly(tensors, read_tensors(beside) if has_file else None)
+    discriminator = path.with_name(path.name.replace(GENERATOR_NAME, DISCRIMINATOR_NAME))
+    has_file = discriminator != path and discriminator.is_file()
+    imported = import_ganomaly(read_tensors(path), read_tensors(discriminator) if has_file else None)
     architecture = imported.architecture
     default_mean, default_std = DEFAULT_NORMALIZATION[architecture.family]
     mean = _per_channel("mean", mean or default_mean, architecture)

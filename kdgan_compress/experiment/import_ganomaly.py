@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.import_file import CHECKPOINT_HINT
@@ -80,20 +80,17 @@ def import_ganomaly(tensors: Mapping[str, Tensor], discriminator: Mapping[str, T
     architecture = _architecture(named, ANOMALIB if is_anomalib else PUBLIC_CODE)
     project = PROJECT_NAMES[architecture.family]
     if is_anomalib:
+        discriminator = {name: tensor for name, tensor in tensors.items() if ".discriminator." in name}
         named = {name: tensor for name, tensor in named.items() if not IGNORED.match(name)}
-        discriminator = discriminator or {name: t for name, t in tensors.items() if ".discriminator." in name}
     with torch.device("meta"):  # nothing is allocated before the shapes are known to be those of the tensors
-        gan = ganomaly.build(architecture)
-    originals = [f"{network}.{name}" for network in NETWORKS for name in _tensor_names(architecture, network)]
-    names = [name for name in gan.generator.state_dict() if name.split(".")[0] in NETWORKS]
-    new_names = dict(zip(originals, names, strict=True))
-    generator = _converted(project, new_names, named, gan.generator)
-    weights = {"generator": generator}
-    if discriminator and gan.discriminator is not None:
+        shapes = {name: network.state_dict() for name, network in ganomaly.build(architecture).networks().items()}
+    weights = {"generator": _converted(project, _generator_names(architecture, shapes), named, shapes["generator"])}
+    if discriminator:
         named = {re.sub(r"^.*?(?=features\.|classifier\.)", "", name): t for name, t in discriminator.items()}
-        names = [name for name in gan.discriminator.state_dict() if name.startswith("encoder.")]
+        names = [name for name in shapes["discriminator"] if name.startswith("encoder.")]
         new_names = {name.removeprefix("encoder.").replace("head.", "classifier.0."): name for name in names}
-        weights["discriminator"] = _converted(f"the discriminator of {project}", new_names, named, gan.discriminator)
+        kind = f"the discriminator of {project}"
+        weights["discriminator"] = _converted(kind, new_names, named, shapes["discriminator"])
     gan = build(architecture)
     for name, network in gan.networks().items():
         network.load_state_dict(network.state_dict() | weights.get(name, {}))
@@ -158,6 +155,13 @@ def _architecture(named: Mapping[str, Tensor], family: str) -> Architecture:
     )
 
 
+def _generator_names(architecture: Architecture, shapes: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """The project's name of each of the generator's tensors, and the family's."""
+    originals = [f"{network}.{name}" for network in NETWORKS for name in _tensor_names(architecture, network)]
+    names = [name for name in shapes["generator"] if name.split(".")[0] in NETWORKS]
+    return dict(zip(originals, names, strict=True))
+
+
 def _tensor_names(architecture: Architecture, network: str) -> Iterator[str]:
     """The project's names of a network's tensors, in the order of the layers."""
     kind = "decoder" if network == "decoder" else "encoder"
@@ -198,11 +202,10 @@ def _extra_layers(architecture: Architecture) -> Iterator[tuple[str, str, bool]]
 
 
 def _converted(
-    project: str, new_names: Mapping[str, str], named: Mapping[str, Tensor], network: nn.Module
+    project: str, new_names: Mapping[str, str], named: Mapping[str, Tensor], shapes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors by their names in a network, which has their shapes."""
+    """The tensors by the names of the family, where ``shapes`` has tensors of the same shape."""
     _check_names(project, new_names, named)
-    shapes = network.state_dict()
     for original in new_names.keys() & named.keys():
         _check_tensor(project, original, named[original], shapes[new_names[original]])
     return {new: named[original] for original, new in new_names.items() if original in named}

@@ -106,7 +106,9 @@ class AnomalibEncoder(nn.Module):
     def __init__(self, size, nz, channels, width, extra_layers):
         super().__init__()
         self.input_layers = nn.Sequential()
-        self.input_layers.add_module(f"initial-conv-{channels}-{width}", nn.Conv2d(channels, width, 4, 2, 4, bias=False))
+        self.input_layers.add_module(
+            f"initial-conv-{channels}-{width}", nn.Conv2d(channels, width, 4, 2, 4, bias=False)
+        )
         self.input_layers.add_module(f"initial-relu-{width}", nn.LeakyReLU(0.2))
         self.extra_layers = anomalib_extra_layers(width, extra_layers)
         self.pyramid_features = nn.Sequential()
@@ -209,4 +211,6 @@ def random_weights(network, seed=0):
 def with_discriminator(generator, discriminator):
     """Both state dicts under the names that they have in anomalib's Lightning checkpoint."""
     parts = {"generator": generator, "discriminator": discriminator}
-    return {f"model.{kind}.{name}": tensor for kind, part in parts.items() for name, tensor in part.state_dict().items()}
+    return {
+        f"model.{kind}.{name}": tensor for kind, part in parts.items() for name, tensor in part.state_dict().items()
+    }
