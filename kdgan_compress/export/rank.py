@@ -41,9 +41,7 @@ def truncate_rank(scorer: nn.Module, rank: int) -> FittedScorer:
     if not 1 <= rank < full:
         raise KdganError(f"The rank must be 1 to {full - 1}", f"got {rank}", f"Leave it out to keep all {full}")
     fitted = cast(FittedScorer, scorer)
-    return FittedScorer(
-        fitted.generator, statistic.truncate(rank), fitted.features, fitted.grid, fitted.photo
-    ).eval()
+    return FittedScorer(fitted.generator, statistic.truncate(rank), fitted.features, fitted.grid, fitted.photo).eval()
 
 
 def measure_truncation(

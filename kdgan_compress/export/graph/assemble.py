@@ -111,9 +111,7 @@ def frame_of(images: ir.Value) -> tuple[int, int]:
     return height, width
 
 
-def _add_preprocessing(
-    graph: ir.Graph, image: ir.Value, channels: int, size: tuple[int, int], io: IOSpec
-) -> ir.Value:
+def _add_preprocessing(graph: ir.Graph, image: ir.Value, channels: int, size: tuple[int, int], io: IOSpec) -> ir.Value:
     """Resize as in training (bilinear, antialiased) and scale to [−1, 1]."""
     values, axes, half_range = image, [2, 3], 0.5
     if io.input == "uint8":

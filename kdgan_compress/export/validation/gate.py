@@ -153,9 +153,7 @@ def measure_agreement(
     )
 
 
-def raise_to_held_out(
-    scores: NDArray[np.float64], exact: NDArray[np.float64], threshold: float
-) -> NDArray[np.float64]:
+def raise_to_held_out(scores: NDArray[np.float64], exact: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
     """Raise scores of normal images to the level of images outside the fit.
 
     A score's statistics fit the images that they were fitted to too well, so these images' scores are too low for a

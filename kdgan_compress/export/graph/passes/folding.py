@@ -3,7 +3,14 @@
 import numpy as np
 import onnx_ir as ir
 
-from kdgan_compress.export.graph.nodes import SHAPE_ONLY, add_constant, constant_input, num_groups, only_consumer, replace
+from kdgan_compress.export.graph.nodes import (
+    SHAPE_ONLY,
+    add_constant,
+    constant_input,
+    num_groups,
+    only_consumer,
+    replace,
+)
 
 MOVES = SHAPE_ONLY | {"Concat", "Slice", "Transpose"}
 """Operators that only move values."""
