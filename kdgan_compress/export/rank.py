@@ -40,7 +40,7 @@ def truncate_rank(scorer: nn.Module, rank: int) -> FittedScorer:
     full = statistic.means.shape[1]
     if not 1 <= rank < full:
         raise KdganError(f"The rank must be 1 to {full - 1}", f"got {rank}", f"Leave it out to keep all {full}")
-    fitted = cast(FittedScorer, scorer)
+    fitted = cast("FittedScorer", scorer)
     return FittedScorer(fitted.generator, statistic.truncate(rank), fitted.features, fitted.grid, fitted.photo).eval()
 
 
@@ -55,7 +55,7 @@ def measure_truncation(
         threshold: Of the whole scorer.
         data: Images of the kind that it was trained on. If they are those of the fit, the folds are those of training.
     """
-    whole = cast(FittedScorer, scorer)
+    whole = cast("FittedScorer", scorer)
     exact, changed = (_scores(each, data) for each in (whole, truncated))
     normals, rule = changed.normals, ThresholdRule()
     if data.in_fit:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -46,17 +47,21 @@ def test_an_imported_model_of_anomalib_scores_as_in_anomalib(parts: Path, tmp_pa
     engine.trainer.save_checkpoint(tmp_path / "model.ckpt")
 
     imported = import_checkpoint(tmp_path / "model.ckpt", tmp_path / "teacher", data=f"folder:{parts}")
-    images = torch.randint(0, 256, (16, 3, SIDE, SIDE), dtype=torch.uint8)
+    photos = [np.asarray(Image.open(path)) for path in sorted(parts.glob("test/*/*.png"))]
+    images = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
     scorer = load_checkpoint(Path(imported.model)).scorer()
     with torch.no_grad():
         expected = model.eval().model(model.pre_processor.transform(images.float() / 255)).pred_score
     np.testing.assert_allclose(score_images(scorer, images), expected.numpy(), rtol=1e-5)
 
-    onnx = engine.export(model=model, export_type="onnx", export_root=tmp_path / "anomalib")
+    path = engine.export(model=model, export_type="onnx", export_root=tmp_path / "anomalib")
+    (exported, _) = onnxruntime.InferenceSession(str(path)).run(None, {"input": images.float().numpy() / 255})
     export_detector(imported.run, tmp_path / "teacher.onnx")
     detector = Detector(tmp_path / "teacher.onnx").score(images.permute(0, 2, 3, 1).contiguous().numpy()).score
     np.testing.assert_allclose(detector, expected.numpy(), rtol=1e-4)
-    assert onnx is not None
+    post = model.post_processor  # anomalib's file has scores from 0 to 1, with its threshold at 0.5
+    scaled = (detector - float(post.image_threshold)) / float(post.image_max - post.image_min) + 0.5
+    np.testing.assert_allclose(exported, scaled.clip(0, 1), atol=1e-3)
 
     changes = {"distillation": {"student": {"width": 2}, "training": {"num_images": 320}}, "score": {"type": "norm"}}
     student = distill(imported.run, load_recipe().replace(changes), tmp_path / "student")

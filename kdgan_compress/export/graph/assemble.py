@@ -107,7 +107,8 @@ def frame_of(images: ir.Value) -> tuple[int, int]:
     """Height and width of a core's input."""
     assert images.shape is not None
     height, width = images.shape[2:]
-    assert isinstance(height, int) and isinstance(width, int)
+    assert isinstance(height, int)
+    assert isinstance(width, int)
     return height, width
 
 

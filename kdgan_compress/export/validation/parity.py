@@ -46,9 +46,8 @@ def relative_difference(scores: NDArray[np.generic], expected: NDArray[np.generi
 
 def map_difference(maps: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
     """Largest |a − b| of maps (…, H, W), relative to the largest |b| of the same map."""
-    difference, largest = (
-        np.abs(each).max(axis=(-2, -1)) for each in (np.float64(maps) - expected, np.float64(expected))
-    )
+    wanted = np.asarray(expected, dtype=np.float64)
+    difference, largest = (np.abs(each).max(axis=(-2, -1)) for each in (np.asarray(maps, np.float64) - wanted, wanted))
     return float(np.max(difference / np.maximum(largest, MIN_SCORE)))
 
 

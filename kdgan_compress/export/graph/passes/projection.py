@@ -87,7 +87,7 @@ class _Affine:
         width = self.first.shape[1]
         if len(self.first) <= width:
             return self
-        upper = np.linalg.qr(np.column_stack([self.first, self.second, self.offset]), mode="r")
+        upper: Array = np.linalg.qr(np.column_stack([self.first, self.second, self.offset]), mode="r")  # type: ignore[assignment]  # numpy types every mode alike
         upper[np.abs(upper) < QR_ZERO_TOL * np.abs(upper).max()] = 0
         return _Affine(upper[:width, :width], upper[:, width:-1], upper[:, -1])
 
@@ -181,7 +181,7 @@ def _norm_of(difference: ir.Node) -> ir.Node | None:
 
 
 def _affine(found: ProjectionPattern, keeps_z1: bool, keeps_z2: bool, is_norm: bool) -> _Affine:
-    """r as a function of the codes that are kept and of the features before the others."""
+    """R as a function of the codes that are kept and of the features before the others."""
     first, second = (matrix.T for matrix in found.projections)
     if not keeps_z1:
         first = first @ weight_matrix(found.to_latent)
@@ -218,7 +218,8 @@ def _gemm(graph: ir.Graph, before: ir.Node, value: ir.Value, matrix: Array, bias
 def _insert(graph: ir.Graph, before: ir.Node, node: ir.Node, length: int) -> ir.Value:
     """Insert a node that outputs vectors of this length."""
     (output,), value = node.outputs, node.inputs[0]
-    assert value is not None and value.shape is not None
+    assert value is not None
+    assert value.shape is not None
     output.shape, output.type = ir.Shape([value.shape[0], length]), value.type
     graph.insert_before(before, node)
     return output
@@ -231,6 +232,7 @@ def _start_decoder(graph: ir.Graph, decoder: ir.Node, features: ir.Value, matrix
     shape = weight.shape[1:]
     repeated = [] if bias is None else [add_constant(graph, np.repeat(bias, math.prod(shape[1:])))]
     product = ir.node("Gemm", [features, add_constant(graph, matrix), *repeated], {"transB": 1})
+    assert features.shape is not None
     product.outputs[0].shape, product.outputs[0].type = ir.Shape([features.shape[0], len(matrix)]), features.type
     replace_layer(graph, decoder, [product], "Reshape", [add_constant(graph, [-1, *shape])])
 
@@ -238,12 +240,13 @@ def _start_decoder(graph: ir.Graph, decoder: ir.Node, features: ir.Value, matrix
 def _take_norm(graph: ir.Graph, norm: ir.Node, result: ir.Value) -> None:
     """Take the norm of the vectors themselves, then arrange the scores as before."""
     shape = norm.outputs[0].shape
-    assert shape is not None and result.shape is not None
+    assert shape is not None
+    assert result.shape is not None
     length = ir.node("ReduceL2", [result, add_constant(graph, [1])], {"keepdims": 0})
     length.outputs[0].shape, length.outputs[0].type = ir.Shape([result.shape[0]]), result.type
     reader = only_consumer(norm.outputs[0])
     if list(shape[1:]) == [1] and reader is not None and reader.op_type == "Squeeze":
         replace(graph, [norm, reader], length)
     else:
-        sizes = [-1, *shape[1:]]
+        sizes = [-1, *map(int, shape[1:])]  # type: ignore[arg-type]  # only the first is dynamic
         replace(graph, [norm], length, ir.node("Reshape", [length.outputs[0], add_constant(graph, sizes)]))
