@@ -124,7 +124,7 @@ def evaluate(
         teacher = teacher or checkpoint.provenance.get("teacher")
         if teacher is not None and not model_path(teacher).exists():
             return dataclasses.replace(evaluation, teacher=str(teacher))
-    return evaluation if teacher is None else _compare_with_teacher(evaluation, teacher, split, scores)
+    return evaluation if teacher is None else _compare_with_teacher(evaluation, teacher, settings, split, scores)
 
 
 def labelled_split(data: DataSettings, image_size: int, image_channels: int) -> Split:
@@ -200,12 +200,14 @@ def _evaluation(
 
 
 def _compare_with_teacher(
-    evaluation: Evaluation, teacher: str | Path, split: Split, scores: NDArray[np.float64]
+    evaluation: Evaluation, teacher: str | Path, settings: DataSettings, split: Split, scores: NDArray[np.float64]
 ) -> Evaluation:
     checkpoint = load_model(teacher)
-    side = checkpoint.architecture.image_size
+    channels, side = checkpoint.architecture.image_channels, checkpoint.architecture.image_size
+    if checkpoint.grid is None and not split.is_tiled and side > split.test.shape[-1]:  # a student of smaller images
+        split = load_split(settings, side, channels)
     height, width = (side, side) if checkpoint.grid is None else checkpoint.grid.frame
-    teacher_shape, shape = (checkpoint.architecture.image_channels, height, width), tuple(split.test.shape[1:])
+    teacher_shape, shape = (channels, height, width), tuple(split.test.shape[1:])
     if shape != teacher_shape:
         hint = "Give the teacher that this student was distilled from"
         raise KdganError("Teacher and student need images of the same shape", f"got {teacher_shape} and {shape}", hint)

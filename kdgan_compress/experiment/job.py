@@ -9,6 +9,7 @@ from typing import Any
 
 from kdgan_compress.accel.optimizers import FusedAdam
 from kdgan_compress.data import Split, TileGrid, load_split, native_channels, resolve_tiles
+from kdgan_compress.distillation.resizing import ResizedObjective, accept_larger_images
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError
@@ -41,6 +42,12 @@ class Job:
     attach_cache: Callable[[], str] | None = None
     teacher_cache: str | None = None
     messages: tuple[str, ...] = ()
+    teacher_split: Split | None = None
+
+    @property
+    def split_of_teacher(self) -> Split:
+        """The split at the teacher's image size."""
+        return self.teacher_split or self.split
 
     @property
     def grid(self) -> TileGrid | None:
@@ -151,15 +158,22 @@ def distillation_job(
     training = section.training
     check_device(training.device)
     architecture = _student_architecture(section, checkpoint.architecture)
-    split = _load_split(recipe, architecture)
+    split, teacher_split, objective = _load_split(recipe, architecture), None, recipe.student_objective()
+    if architecture.image_size != checkpoint.architecture.image_size:
+        _check_not_tiled(recipe)
+        teacher_split = _load_split(recipe, checkpoint.architecture)
+        objective = ResizedObjective(objective, architecture.image_size)
     stages = section.stages(len(split.train))
     trains_teacher = any(stage.loss_set.trains_teacher for stage in stages)
     widest = max(architecture.channels + (checkpoint.architecture.channels if trains_teacher else ()))
     threads = training.threads or choose_threads(widest)
+    student = _new_state(recipe, architecture, objective)
+    if teacher_split is not None:
+        accept_larger_images(student.gan, architecture.image_size)
     scheduler = ProgressiveScheduler(
         stages=stages,
-        student=_new_state(recipe, architecture, recipe.student_objective()),
-        images=split.train.to(training.device),
+        student=student,
+        images=(teacher_split or split).train.to(training.device),
         teacher=_new_state(recipe, checkpoint.architecture, recipe.objective, checkpoint),
         k_l=section.loss,
         settings=training.settings(),
@@ -182,6 +196,7 @@ def distillation_job(
         provenance={"command": "distill", "teacher": section.teacher, "schedule": schedule},
         teacher_architecture=checkpoint.architecture,
         attach_cache=attach_cache,
+        teacher_split=teacher_split,
     )
 
 
@@ -246,8 +261,14 @@ def _with_teacher(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Reci
     return recipe.replace({"model": architecture, "distillation": {"teacher": str(Path(path).resolve())}})
 
 
+def _check_not_tiled(recipe: Recipe) -> None:
+    if recipe.data.is_tiled:
+        hint = "Leave out --image-size, or train the teacher with smaller tiles"
+        raise KdganError("A student of tiles has its teacher's image size", "got another one", hint)
+
+
 def _student_architecture(section: DistillationSection, teacher: Architecture) -> Architecture:
-    """The teacher's architecture with the student's channels, norm and family."""
+    """The teacher's architecture with the student's channels, norm, family and image size."""
     student = section.student
     if student.norm == "batch" and section.training.batch_size == 1:
         raise KdganError(
@@ -255,7 +276,16 @@ def _student_architecture(section: DistillationSection, teacher: Architecture) -
             "got a batch size of 1, where training and evaluation would normalise an image differently",
             "Give --norm instance, or a larger --batch-size",
         )
-    architecture = dataclasses.replace(teacher, channels=student.channels_for(teacher.image_size), norm=student.norm)
+    image_size = student.image_size or teacher.image_size
+    if image_size > teacher.image_size:
+        raise KdganError(
+            "A student's images are at most as large as its teacher's",
+            f"got {image_size} and {teacher.image_size} pixels",
+            "Choose a smaller --image-size",
+        )
+    architecture = dataclasses.replace(
+        teacher, channels=student.channels_for(image_size), norm=student.norm, image_size=image_size
+    )
     family = student.family or FAMILIES[teacher.family].student or teacher.family
     if family == teacher.family:
         return architecture

@@ -132,9 +132,10 @@ class TrainingSection(Section):
 
 
 class StudentSection(ChannelsSection):
-    """The student's channels and norm, and its family and objective if they are not the teacher's."""
+    """The student's channels and norm; its image size, family and objective if they are not the teacher's."""
 
     norm: Norm = "batch"
+    image_size: int | None = None
     family: FamilyName | None = None
     objective: Objective = None
 
