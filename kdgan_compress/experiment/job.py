@@ -16,10 +16,11 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_name
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
-from kdgan_compress.experiment.recipe_sections import DistillationSection, TrainingSection
+from kdgan_compress.experiment.recipe_sections import TrainingSection
 from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.experiment.student import student_architecture
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
-from kdgan_compress.gans import FAMILIES, Architecture, build, to_device
+from kdgan_compress.gans import Architecture, build, to_device
 from kdgan_compress.gans.objective import Objective
 from kdgan_compress.profiling.machine import check_device, choose_threads, num_threads
 from kdgan_compress.scores import ScoreSettings
@@ -157,10 +158,9 @@ def distillation_job(
     section = recipe.distillation
     training = section.training
     check_device(training.device)
-    architecture = _student_architecture(section, checkpoint.architecture)
+    architecture = student_architecture(section, checkpoint.architecture, recipe.data.is_tiled)
     split, teacher_split, objective = _load_split(recipe, architecture), None, recipe.student_objective()
     if architecture.image_size != checkpoint.architecture.image_size:
-        _check_not_tiled(recipe)
         teacher_split = _load_split(recipe, checkpoint.architecture)
         objective = ResizedObjective(objective, architecture.image_size)
     stages = section.stages(len(split.train))
@@ -259,34 +259,3 @@ def _with_teacher(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Reci
                 f"Choose another teacher, or remove model.{key} from the recipe",
             )
     return recipe.replace({"model": architecture, "distillation": {"teacher": str(Path(path).resolve())}})
-
-
-def _check_not_tiled(recipe: Recipe) -> None:
-    if recipe.data.is_tiled:
-        hint = "Leave out --image-size, or train the teacher with smaller tiles"
-        raise KdganError("A student of tiles has its teacher's image size", "got another one", hint)
-
-
-def _student_architecture(section: DistillationSection, teacher: Architecture) -> Architecture:
-    """The teacher's architecture with the student's channels, norm, family and image size."""
-    student = section.student
-    if student.norm == "batch" and section.training.batch_size == 1:
-        raise KdganError(
-            "A student with batch norm needs batches of at least 2 images",
-            "got a batch size of 1, where training and evaluation would normalise an image differently",
-            "Give --norm instance, or a larger --batch-size",
-        )
-    image_size = student.image_size or teacher.image_size
-    if image_size > teacher.image_size:
-        raise KdganError(
-            "A student's images are at most as large as its teacher's",
-            f"got {image_size} and {teacher.image_size} pixels",
-            "Choose a smaller --image-size",
-        )
-    architecture = dataclasses.replace(
-        teacher, channels=student.channels_for(image_size), norm=student.norm, image_size=image_size
-    )
-    family = student.family or FAMILIES[teacher.family].student or teacher.family
-    if family == teacher.family:
-        return architecture
-    return dataclasses.replace(architecture, family=family, num_clusters=None, extra_layers=None)

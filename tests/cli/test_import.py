@@ -145,3 +145,20 @@ def test_a_normalisation_needs_one_value_per_channel_above_zero(checkpoint: Path
 
 def test_a_run_is_not_overwritten(teacher: Path, checkpoint: Path, cli: Cli) -> None:
     assert_refused(cli("import", checkpoint, "--out", teacher), "new folder")
+
+
+def test_a_student_of_smaller_images_is_distilled_compared_and_exported(
+    teacher: Path, npz: Path, cli: Cli, tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    tiny = ["--width", "1", "--epochs", "1", "--batch-size", "4", "--json"]
+    assert cli("distill", "--teacher", teacher, "--image-size", "16", *tiny, "--out", student)[0] == 0
+    architecture = load_checkpoint(student / "model.safetensors").architecture
+    assert (architecture.image_size, architecture.channels) == (16, (1, 2))
+    assert load_checkpoint(student / "teacher.safetensors").architecture.image_size == 64
+    evaluation = only_json(cli("evaluate", "--model", student, "--json")[1])
+    of_teacher = only_json(cli("evaluate", "--model", teacher, "--json")[1])
+    assert evaluation["auc_gap"] == pytest.approx(of_teacher["auc"] - evaluation["auc"])
+    assert cli("export", "--model", student, "-o", tmp_path / "student.onnx")[0] == 0
+    assert Detector(tmp_path / "student.onnx").image_size == 16
+    assert_refused(cli("distill", "--teacher", teacher, "--image-size", "128", "--out", tmp_path / "s"), "at most")
