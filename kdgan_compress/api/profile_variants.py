@@ -11,7 +11,7 @@ from kdgan_compress.api.export import load_validation_data
 from kdgan_compress.api.profile import ModelProfile, profile_files, teacher_of
 from kdgan_compress.data import DataSettings, load_split
 from kdgan_compress.experiment.models import load_model, model_name
-from kdgan_compress.export.detector_file import ExportReport, write_detector
+from kdgan_compress.export.detector_file import ExportReport, resolve_settings, write_detector
 from kdgan_compress.export.precisions import PRECISIONS
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.gate import Agreement, ValidationData
@@ -85,7 +85,8 @@ def profile_variants(model: str | Path | None = None, against: str | Path | None
         rows: list[tuple[str, ExportReport]] = []
         files: list[tuple[str, Path]] = []
         for name, scorer, architecture, threshold, data in subjects:
-            for variant, settings in export_variants().items():
+            variants = {resolve_settings(each, scorer, architecture): name for name, each in export_variants().items()}
+            for settings, variant in variants.items():
                 if len(data.train) >= settings.row.min_calibration_images:
                     path = Path(scratch, f"{len(rows)}.onnx")
                     export = write_detector(

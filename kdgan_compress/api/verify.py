@@ -17,7 +17,13 @@ from kdgan_compress.experiment.models import load_model
 from kdgan_compress.export.packaging.sidecar_names import golden_sidecar
 from kdgan_compress.export.precisions import find_precision, is_exact
 from kdgan_compress.export.validation.golden import Golden, read_golden, sample_map
-from kdgan_compress.export.validation.parity import PARITY_TOLERANCE, map_difference, parity, relative_difference
+from kdgan_compress.export.validation.parity import (
+    FITTED_PARITY_TOLERANCE,
+    PARITY_TOLERANCE,
+    map_difference,
+    parity,
+    relative_difference,
+)
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY
 
@@ -203,8 +209,9 @@ def _failed_checks(found: Verification, detector: Detector, against: str) -> lis
         failed.append(f"the decision differs for {found.golden_decisions_differ} golden vectors")
     if found.weights_match is False:
         failed.append(f"it was not exported from the weights of {against}")
-    if exact and difference is not None and not difference <= PARITY_TOLERANCE:
-        failed.append(f"scores differ from torch's by {difference:.2g}, more than {PARITY_TOLERANCE:g}")
+    tolerance = FITTED_PARITY_TOLERANCE if "score" in detector.metadata else PARITY_TOLERANCE
+    if exact and difference is not None and not difference <= tolerance:
+        failed.append(f"scores differ from torch's by {difference:.2g}, more than {tolerance:g}")
     if auc_diff is not None and abs(auc_diff) > limits.max_auc_drop:
         failed.append(f"the AUC differs from torch's by {auc_diff:+.4f}, more than {limits.max_auc_drop}")
     if exact and agreement is not None and agreement < limits.min_agreement:

@@ -54,17 +54,13 @@ def _input_size(text: str) -> tuple[int, int]:
 @click.option("--input-size", type=_input_size, metavar="HXW", help="Fixed image size.  [default: any]")
 @click.option("--batch", "batch_size", type=click.Choice(["any", "1"]), default="any", show_default=True)
 @click.option("--reconstruction", is_flag=True, help="Also output the reconstruction.")
-@click.option(
-    "--anomaly-map/--no-anomaly-map", default=None, help="Also output an anomaly map.  [default: only with tiles]"
-)
-@click.option(
-    "--quantile", type=float, help="Set the threshold at this quantile of normal images' scores.  [default: 0.99]"
-)
-@click.option("--best-f1", is_flag=True, help="Set the threshold at the best F1 on --data's labelled images.")
+@click.option("--anomaly-map/--no-anomaly-map", default=None, help="An output.  [default: only with tiles]")
+@click.option("--quantile", type=float, help="Of normal scores: the threshold.  [default: 0.99]")
+@click.option("--best-f1", is_flag=True, help="Threshold of the best F1 on --data's labels.")
 @click.option("--data", help="Calibration and validation data.  [default: the model's]")
 @data_root_option
 @click.option("--rewrites", metavar="A,B,…", help="Graph passes by name, or none.  [default: by precision]")
-@click.option("--rank", type=int, metavar="K", help="Keep K directions of each Gaussian per position (lossy).")
+@click.option("--rank", type=int, metavar="K", help="Keep K directions per grid position (lossy).")
 @click.option("--latent-rank", type=int, metavar="R", help="Keep R latent coordinates (lossy).")
 @click.option("--opset", type=int, help="ONNX operator set, ≥ 18.  [default: 18]")
 @json_option

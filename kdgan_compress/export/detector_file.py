@@ -105,9 +105,8 @@ def write_detector(
     Raises:
         KdganError: The path cannot be written, scores disagree, or the settings cannot be fulfilled.
     """
-    size = input_size(generator, image_format.image_size)
     is_tiled = isinstance(generator, FittedScorer) and generator.grid is not None
-    path, settings = Path(path), (settings or ExportSettings()).resolve(size, is_tiled, _has_positions(generator))
+    path, settings = Path(path), resolve_settings(settings or ExportSettings(), generator, image_format)
     rule = rule or (None if settings.is_exact else ThresholdRule())
     _check_arguments(settings, generator, validation, rule)
     if is_tiled or not (settings.io.reconstruction or settings.io.anomaly_map):
@@ -145,6 +144,16 @@ def write_detector(
     return ExportReport(*saved, threshold, threshold_rule, difference, counts, lost, agreement, rank_agreement)
 
 
+def resolve_settings(settings: ExportSettings, generator: nn.Module, image_format: ImageFormat) -> ExportSettings:
+    """The settings with everything decided that depends on the model (``ExportSettings.resolve``)."""
+    is_fitted = isinstance(generator, FittedScorer)
+    return settings.resolve(
+        input_size(generator, image_format.image_size),
+        is_tiled=is_fitted and generator.grid is not None,
+        has_positions=is_fitted and isinstance(generator.statistic, PositionGaussian),
+    )
+
+
 def _check_arguments(
     settings: ExportSettings,
     generator: nn.Module,
@@ -166,17 +175,14 @@ def _check_arguments(
         raise KdganError(problem, f"this score is a {generator.statistic.name}", hint)  # type: ignore[union-attr]
 
 
-def _has_positions(generator: nn.Module) -> bool:
-    return isinstance(generator, FittedScorer) and isinstance(generator.statistic, PositionGaussian)
-
-
 def _exact_scores(
     fp32: ir.Model, generator: nn.Module, image_format: ImageFormat, validation: ValidationData
 ) -> ValidationScores:
     """The scores of the fp32 core, which are checked against torch first."""
     exact = score_validation_data(fp32, image_format, validation)
     images = torch.from_numpy(validation.normals[:NUM_PARITY_IMAGES]).permute(0, 3, 1, 2)
-    check_parity(relative_difference(exact.normals[: len(images)], score_images(generator, images)))
+    difference = relative_difference(exact.normals[: len(images)], score_images(generator, images))
+    check_parity(difference, _is_fitted(generator))
     return exact
 
 
@@ -196,7 +202,7 @@ def _write_if_parity_holds(
         temporary.write_bytes(content)
         difference = parity(Detector(temporary), generator, image_format)
         if settings.is_exact:
-            check_parity(difference)
+            check_parity(difference, _is_fitted(generator))
         (opset,) = (each.version for each in onnx.load(temporary).opset_import if each.domain == "")
         if opset != settings.opset:
             hint = f"Leave --opset out for {OPSET}; no file was written"
@@ -235,6 +241,10 @@ def _metadata(
         f"onnxruntime {onnxruntime.__version__}",
         CHECKSUM_KEY: CHECKSUM_PLACEHOLDER,
     }
+
+
+def _is_fitted(generator: nn.Module) -> bool:
+    return isinstance(generator, FittedScorer) and generator.statistic is not None
 
 
 def _score_metadata(generator: nn.Module, settings: ExportSettings) -> dict[str, str]:

@@ -185,7 +185,12 @@ def _fix_shapes(graph: ir.Graph) -> None:
             if source is not None and source.op_type == "Reshape" and source.inputs[0] is not None:
                 value = source.inputs[0]
             replace(graph, [node], ir.node("Reshape", [value, add_constant(graph, sizes)]))
-        elif node.op_type == "Resize" and constant_input(node, 3) is None and -1 not in sizes[2:]:
+        elif (
+            node.op_type == "Resize"
+            and len(node.inputs) > 3
+            and constant_input(node, 3) is None
+            and -1 not in sizes[2:]
+        ):
             node.replace_input_with(3, add_constant(graph, sizes[2:]))
             node.attributes["axes"] = ir.AttrInt64s("axes", list(range(2, len(sizes))))
 

@@ -122,7 +122,7 @@ def _properties(detector: Detector, report: ExportReport, data: ModelCardData) -
         "largest difference from torch": f"{report.parity_max_rel:.1e} relative",
         "rewrites": metadata["rewrites"] or "none",
     }
-    if (frame := detector.frame) is not None:
+    if (frame := detector.frame) is not None and "tile_stride" in metadata:
         tile, stride = detector.image_size, int(metadata["tile_stride"])
         rows_and_columns = "×".join(str((side - tile) // stride + 1) for side in frame)
         rows["photos"] = f"brought to {frame[0]}×{frame[1]}, {rows_and_columns} tiles of {tile}×{tile}"
