@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdgan_compress.api.distill import distill as distill
     from kdgan_compress.api.evaluate import evaluate as evaluate
     from kdgan_compress.api.export import export_detector as export_detector
+    from kdgan_compress.api.import_checkpoint import import_checkpoint as import_checkpoint
     from kdgan_compress.api.pictures import pictures as pictures
     from kdgan_compress.api.profile import profile as profile
     from kdgan_compress.api.resume import resume as resume
@@ -50,6 +51,7 @@ _MODULES = {
     "api.distill": ("distill",),
     "api.evaluate": ("evaluate",),
     "api.export": ("export_detector",),
+    "api.import_checkpoint": ("import_checkpoint",),
     "api.pictures": ("pictures",),
     "api.profile": ("profile",),
     "api.resume": ("resume",),

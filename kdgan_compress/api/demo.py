@@ -151,7 +151,7 @@ def _picture(teacher: RunResult, student: RunResult, picture: Path, folder: Path
         model = load_model(run.run)
         gan = model.build()
         scores = score_images(gan.generator, images)
-        rows.append(Reconstruction(name, reconstruct(gan, images), scores, model.threshold))
+        rows.append(Reconstruction(name, reconstruct(gan, images), scores, model.required_threshold))
     normal = split.test_classes[~split.test_is_anomalous][0]
     title = f"normal class: {normal}; scores are below the images, red is an anomaly"
     plot_reconstructions(images, list(classes), rows, title, picture)

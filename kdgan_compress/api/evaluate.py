@@ -34,7 +34,8 @@ class Evaluation(DetectionMetrics):
         data: Name of the data and its normal class.
         auc_raw: The AUC of the last weights without EMA; None if not requested or trained without EMA.
         mode: ``"deployed"``: by the score that is exported. ``"paper"``: by scores scaled over the test set.
-        threshold: The model's threshold, set on normal training images; None in the paper's mode, like the two rates.
+        threshold: The model's threshold, set on normal training images; None in the paper's mode and for a model that
+            was imported without data, like the two rates.
         fpr: False-positive rate: fraction of normal test images above the threshold.
         tpr: True-positive rate: fraction of anomalous test images above the threshold.
         auc_gap: The teacher's AUC minus this one; None without a teacher, or if its file is missing.
@@ -111,7 +112,8 @@ def evaluate(
         settings = checkpoint.data.override(data, normal, data_root, **{"novel": checkpoint.data.novel, **protocol})
         split = labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
         if mode == "paper":
-            return _evaluation(model, settings, split, paper_scores(checkpoint.build().generator, split.test), None)
+            scores = paper_scores(checkpoint.build().generator, split.test)
+            return _evaluation(model, settings, split, scores, None, mode)
         scores = _model_scores(model, checkpoint, split)
         evaluation = _evaluation(model, settings, split, scores, checkpoint.threshold)
         evaluation = _with_maps(evaluation, checkpoint, split, scores, maps)
@@ -122,7 +124,7 @@ def evaluate(
         teacher = teacher or checkpoint.provenance.get("teacher")
         if teacher is not None and not model_path(teacher).exists():
             return dataclasses.replace(evaluation, teacher=str(teacher))
-    return evaluation if teacher is None else _compare_with_teacher(evaluation, teacher, split, scores)
+    return evaluation if teacher is None else _compare_with_teacher(evaluation, teacher, settings, split, scores)
 
 
 def labelled_split(data: DataSettings, image_size: int, image_channels: int) -> Split:
@@ -175,7 +177,12 @@ def _with_maps(
 
 
 def _evaluation(
-    model: str | Path, data: DataSettings, split: Split, scores: NDArray[np.float64], threshold: float | None
+    model: str | Path,
+    data: DataSettings,
+    split: Split,
+    scores: NDArray[np.float64],
+    threshold: float | None,
+    mode: Mode = "deployed",
 ) -> Evaluation:
     normal, anomalous = (
         None if threshold is None else float((scores[split.test_is_anomalous == kind] > threshold).mean())
@@ -185,7 +192,7 @@ def _evaluation(
         **dataclasses.asdict(detection_metrics(scores, split.test_is_anomalous)),
         model=str(model),
         data=data.name,
-        mode="paper" if threshold is None else "deployed",
+        mode=mode,
         threshold=threshold,
         fpr=normal,
         tpr=anomalous,
@@ -193,12 +200,14 @@ def _evaluation(
 
 
 def _compare_with_teacher(
-    evaluation: Evaluation, teacher: str | Path, split: Split, scores: NDArray[np.float64]
+    evaluation: Evaluation, teacher: str | Path, settings: DataSettings, split: Split, scores: NDArray[np.float64]
 ) -> Evaluation:
     checkpoint = load_model(teacher)
-    side = checkpoint.architecture.image_size
+    channels, side = checkpoint.architecture.image_channels, checkpoint.architecture.image_size
+    if checkpoint.grid is None and not split.is_tiled and side > split.test.shape[-1]:  # a student of smaller images
+        split = load_split(settings, side, channels)
     height, width = (side, side) if checkpoint.grid is None else checkpoint.grid.frame
-    teacher_shape, shape = (checkpoint.architecture.image_channels, height, width), tuple(split.test.shape[1:])
+    teacher_shape, shape = (channels, height, width), tuple(split.test.shape[1:])
     if shape != teacher_shape:
         hint = "Give the teacher that this student was distilled from"
         raise KdganError("Teacher and student need images of the same shape", f"got {teacher_shape} and {shape}", hint)

@@ -131,7 +131,7 @@ def write_checkpoint(
         path,
         checkpoint.scorer(),
         checkpoint.architecture,
-        checkpoint.threshold,
+        checkpoint.required_threshold if rule is None else 0.0,  # which the rule replaces
         checkpoint.threshold_rule,
         settings,
         x_hat=checkpoint.build().taps.get("x_hat"),

@@ -79,7 +79,9 @@ def _plot_reconstructions(checkpoint: Checkpoint, gan: Gan, split: Split, title:
     chosen = np.concatenate([_sample_indices(kind, rng) for kind in kinds])
     images = split.test[chosen]
     classes = [f"{split.test_classes[i]}{'*' if split.test_is_anomalous[i] else ''}" for i in chosen]
-    row = Reconstruction("x̂", reconstruct(gan, images), score_images(checkpoint.scorer(), images), checkpoint.threshold)
+    row = Reconstruction(
+        "x̂", reconstruct(gan, images), score_images(checkpoint.scorer(), images), checkpoint.required_threshold
+    )
     plot_reconstructions(images, classes, [row], f"{title}: * is anomalous, red is above the threshold", path)
 
 

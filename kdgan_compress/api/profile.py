@@ -1,5 +1,6 @@
 """Profile models: exact counts, and size and latency of their detector files."""
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -132,7 +133,8 @@ def detector_file(model: Profilable, scratch: Path) -> tuple[str, Path]:
         return f"{model.family} {model.channels_str}", scratch
     if Path(model).suffix == ".onnx":
         return model_name(model), Path(model)
-    write_checkpoint(scratch, load_model(model))
+    checkpoint = load_model(model)
+    write_checkpoint(scratch, dataclasses.replace(checkpoint, threshold=checkpoint.threshold or 0.0))
     return model_name(model), scratch
 
 

@@ -115,7 +115,7 @@ def profile_variants(model: str | Path | None = None, against: str | Path | None
 def _load(model: str | Path) -> tuple[str, nn.Module, Architecture, float, ValidationData]:
     checkpoint = load_model(model)
     data = load_validation_data(checkpoint)
-    return model_name(model), checkpoint.scorer(), checkpoint.architecture, checkpoint.threshold, data
+    return model_name(model), checkpoint.scorer(), checkpoint.architecture, checkpoint.threshold or 0.0, data
 
 
 def _sample_images(architecture: Architecture) -> ValidationData:

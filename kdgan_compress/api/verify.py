@@ -183,7 +183,7 @@ def _evaluate(detector: Detector, checkpoint: Checkpoint | None, split: Split) -
         return {"auc": auc}
     expected = score_images(scorer_of(checkpoint, detector), split.test)
     # An exact file and its model have the same threshold, which the export may have computed.
-    threshold = detector.threshold if is_exact(detector.metadata) else checkpoint.threshold
+    threshold = detector.threshold if is_exact(detector.metadata) else checkpoint.required_threshold
     difference, worst = _largest_difference(scores, expected)
     return {
         "auc": auc,

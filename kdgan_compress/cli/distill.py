@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.argument("more_teachers", nargs=-1, metavar="")
 @click.option("--schedule", help='Chain of structures.  [default: the recipe\'s, "2->3"]')
 @click.option("--norm", type=click.Choice(["instance", "batch"]), help="Student normalisation; batch folds at export.")
+@click.option("--image-size", type=int, help="Side of the student's images.  [default: the teacher's]")
 @click.option("--teacher-learning-rate", type=float, hidden=True, help="Learning rate of a trained teacher (③, ④).")
 @click.option("--cache", metavar="DIR|off", help="Keep the teacher's outputs in a folder.  [default: in memory]")
 @click.option(
@@ -49,6 +50,7 @@ def distill(
     cache_memory_mb: int | None,
     schedule: str | None,
     norm: str | None,
+    image_size: int | None,
     teacher_learning_rate: float | None,
     data: str | None,
     data_root: str | None,
@@ -85,7 +87,7 @@ def distill(
     seeds = options.pop("seed")
     channels, training = training_changes(**options)
     section = {
-        "student": channels | {"norm": norm},
+        "student": channels | {"norm": norm, "image_size": image_size},
         "schedule": schedule,
         "training": training,
         "teacher_learning_rate": teacher_learning_rate,

@@ -18,9 +18,12 @@ TRAIN_MODULES = (
 
 COMMANDS = (
     *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
-    *("pictures", "trials", "bench", "recipes"),
+    *("import", "pictures", "trials", "bench", "recipes"),
 )
 """The command table: ``NAME`` is the function of that name in ``cli/NAME.py``."""
+
+FUNCTIONS = {"import": "import_checkpoint"}
+"""Functions of the commands whose names are keywords of Python."""
 
 
 class CommandTable(click.Group):
@@ -34,7 +37,8 @@ class CommandTable(click.Group):
         """The command, or None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"kdgan_compress.cli.{cmd_name}"), cmd_name)
+        name = FUNCTIONS.get(cmd_name, cmd_name)
+        command: click.Command = getattr(import_module(f"kdgan_compress.cli.{name}"), name)
         return command
 
 

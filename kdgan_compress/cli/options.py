@@ -1,6 +1,7 @@
 """Options that several commands share, and how their values become changes to a recipe."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,6 +49,24 @@ class Channels(click.ParamType):  # type: ignore[type-arg]  # not generic before
             return [int(number) for number in str(value).split(",")]
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 8,16,64", param, ctx)
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
+    """Finite numbers separated by commas."""
+
+    name = "A,B,C"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """``"0.485,0.456,0.406"`` → ``[0.485, 0.456, 0.406]``."""
+        if isinstance(value, list):
+            return value
+        try:
+            numbers = [float(number) for number in str(value).split(",")]
+        except ValueError:
+            numbers = [math.nan]
+        if not all(map(math.isfinite, numbers)):
+            self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
+        return numbers
 
 
 class Setting(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4

@@ -13,6 +13,8 @@ from kdgan_compress.errors import KdganError
 
 LUMA = (0.299, 0.587, 0.114)
 RESIZE_BATCH_SIZE = 4096
+MAX_ENLARGEMENT = 3
+"""GANomaly's networks for 64×64 pixels are trained on the 28×28 images of MNIST, for example."""
 
 
 def to_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
@@ -36,11 +38,12 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
         uint8 (N, C, *size).
 
     Raises:
-        KdganError: Images smaller than half of ``size``, which would have too little detail.
+        KdganError: Images smaller than a third of ``size``, which would have too little detail.
     """
     height, width = pixels.shape[1:3]
-    if height * 2 < size[0] or width * 2 < size[1]:
-        problem = f"Images must be at least {size[0] // 2}×{size[1] // 2} pixels for a size of {size[0]}×{size[1]}"
+    if height * MAX_ENLARGEMENT < size[0] or width * MAX_ENLARGEMENT < size[1]:
+        smallest = "×".join(str(-(-side // MAX_ENLARGEMENT)) for side in size)
+        problem = f"Images must be at least {smallest} pixels for a size of {size[0]}×{size[1]}"
         hint = "Use larger images, or train with a smaller --image-size or --photo-size"
         raise KdganError(problem, f"got {height}×{width}", hint)
     images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)

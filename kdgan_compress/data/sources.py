@@ -192,6 +192,9 @@ SOURCES: dict[str, type[Source]] = {
 }
 """What ``--data`` may name; a new source is a class and a line here."""
 
+UNKNOWN = "unknown"
+"""The source of a model that was imported without data."""
+
 
 def open_source(source: str, root: str | Path | None = None) -> Source:
     """The source that ``NAME`` or ``NAME:PATH`` selects; nothing is read yet. A root None is the user's cache folder.
@@ -199,6 +202,9 @@ def open_source(source: str, root: str | Path | None = None) -> Source:
     Raises:
         KdganError: Unknown source.
     """
+    if source == UNKNOWN:
+        hint = "Give --data, or import the model again with --data"
+        raise KdganError("The model's data are unknown", "it was imported without them", hint)
     name, _, path = source.partition(":")
     kind = SOURCES.get(name)
     if kind is None or kind.takes_path != bool(path):

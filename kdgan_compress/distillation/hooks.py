@@ -111,7 +111,7 @@ class Connectors(nn.Module):
     """1×1 convolutions that bring a student's tapped outputs to their teacher's channel counts.
 
     They exist where the counts differ, are trained with the student's generator and dropped after training. Vectors
-    (B, C) get the 1×1 convolution's equivalent, a linear map.
+    (B, C) get the 1×1 convolution's equivalent, a linear map. x̂ of a student of smaller images is only enlarged.
 
     Args:
         student: Example outputs of the student, name to tensor (B, C, ...).
@@ -127,6 +127,9 @@ class Connectors(nn.Module):
         for name in (name for name in student if name in teacher):
             shape, target = student[name].shape, teacher[name].shape
             if shape == target:
+                continue
+            if name == "x_hat" and _is_smaller_image(shape, target):
+                self.maps[_key(name)] = nn.Upsample(tuple(target[2:]), mode="bilinear", align_corners=False)
                 continue
             if shape[:1] != target[:1] or shape[2:] != target[2:] or len(shape) not in (2, 4):
                 raise KdganError(
@@ -146,6 +149,13 @@ class Connectors(nn.Module):
             name: self.maps[_key(name)](output) if _key(name) in self.maps else output
             for name, output in outputs.items()
         }
+
+
+def _is_smaller_image(shape: torch.Size, target: torch.Size) -> bool:
+    """Whether images (B, C, S, S) are like larger ones (B, C, T, T)."""
+    if shape[:2] != target[:2] or not len(shape) == len(target) == 4:
+        return False
+    return shape[2] == shape[3] < target[2] == target[3]
 
 
 def _key(name: str) -> str:

@@ -39,7 +39,7 @@ class Checkpoint:
     Attributes:
         architecture: The networks to build.
         data: The images that it was trained on.
-        threshold: Score above which an image is an anomaly.
+        threshold: Score above which an image is an anomaly; None for a model that was imported without data.
         threshold_rule: How the threshold was set, in words.
         provenance: Command, teacher, seed, schedule and versions; plain JSON values.
         weights: State dicts by network, ``generator``, ``raw`` (only with EMA) and ``discriminator``.
@@ -49,7 +49,7 @@ class Checkpoint:
 
     architecture: Architecture
     data: DataSettings
-    threshold: float
+    threshold: float | None
     threshold_rule: str
     provenance: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -67,6 +67,14 @@ class Checkpoint:
         if self.statistic is None and self.grid is None:
             return generator
         return FittedScorer(generator, self.statistic, self.score.fitted_features, self.grid, self.score.photo).eval()
+
+    @property
+    def required_threshold(self) -> float:
+        """The threshold; a KdganError if there is none."""
+        if self.threshold is None:
+            hint = "Give --data, or import the model again with --data"
+            raise KdganError("The model has no threshold", "it was imported without data", hint)
+        return self.threshold
 
     def build(self) -> Gan:
         """The GAN with the weights that are scored, in evaluation mode."""

@@ -9,14 +9,16 @@ from typing import Any
 
 from kdgan_compress.accel.optimizers import FusedAdam
 from kdgan_compress.data import Split, TileGrid, load_split, native_channels, resolve_tiles
+from kdgan_compress.distillation.resizing import ResizedObjective, accept_larger_images
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_name
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
-from kdgan_compress.experiment.recipe_sections import DistillationSection, TrainingSection
+from kdgan_compress.experiment.recipe_sections import TrainingSection
 from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.experiment.student import student_architecture
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
 from kdgan_compress.gans import Architecture, build, to_device
 from kdgan_compress.gans.objective import Objective
@@ -41,6 +43,12 @@ class Job:
     attach_cache: Callable[[], str] | None = None
     teacher_cache: str | None = None
     messages: tuple[str, ...] = ()
+    teacher_split: Split | None = None
+
+    @property
+    def split_of_teacher(self) -> Split:
+        """The split at the teacher's image size."""
+        return self.teacher_split or self.split
 
     @property
     def grid(self) -> TileGrid | None:
@@ -149,16 +157,22 @@ def distillation_job(
     section = recipe.distillation
     training = section.training
     check_device(training.device)
-    architecture = _student_architecture(section, checkpoint.architecture)
-    split = _load_split(recipe, architecture)
+    architecture = student_architecture(section, checkpoint.architecture, recipe.data.is_tiled)
+    split, teacher_split, objective = _load_split(recipe, architecture), None, recipe.student_objective()
+    if architecture.image_size != checkpoint.architecture.image_size:
+        teacher_split = _load_split(recipe, checkpoint.architecture)
+        objective = ResizedObjective(objective, architecture.image_size)
     stages = section.stages(len(split.train))
     trains_teacher = any(stage.loss_set.trains_teacher for stage in stages)
     widest = max(architecture.channels + (checkpoint.architecture.channels if trains_teacher else ()))
     threads = training.threads or choose_threads(widest)
+    student = _new_state(recipe, architecture, objective)
+    if teacher_split is not None:
+        accept_larger_images(student.gan, architecture.image_size)
     scheduler = ProgressiveScheduler(
         stages=stages,
-        student=_new_state(recipe, architecture, recipe.student_objective()),
-        images=split.train.to(training.device),
+        student=student,
+        images=(teacher_split or split).train.to(training.device),
         teacher=_new_state(recipe, checkpoint.architecture, recipe.objective, checkpoint),
         k_l=section.loss,
         settings=training.settings(),
@@ -181,6 +195,7 @@ def distillation_job(
         provenance={"command": "distill", "teacher": section.teacher, "schedule": schedule},
         teacher_architecture=checkpoint.architecture,
         attach_cache=attach_cache,
+        teacher_split=teacher_split,
     )
 
 
@@ -243,18 +258,3 @@ def _with_teacher(recipe: Recipe, teacher: Checkpoint, path: str | Path) -> Reci
                 f"Choose another teacher, or remove model.{key} from the recipe",
             )
     return recipe.replace({"model": architecture, "distillation": {"teacher": str(Path(path).resolve())}})
-
-
-def _student_architecture(section: DistillationSection, teacher: Architecture) -> Architecture:
-    """The teacher's architecture with the student's channels and norm and, if it names one, its family."""
-    student = section.student
-    if student.norm == "batch" and section.training.batch_size == 1:
-        raise KdganError(
-            "A student with batch norm needs batches of at least 2 images",
-            "got a batch size of 1, where training and evaluation would normalise an image differently",
-            "Give --norm instance, or a larger --batch-size",
-        )
-    architecture = dataclasses.replace(teacher, channels=student.channels_for(teacher.image_size), norm=student.norm)
-    if student.family in (None, teacher.family):
-        return architecture
-    return dataclasses.replace(architecture, family=student.family, num_clusters=None)

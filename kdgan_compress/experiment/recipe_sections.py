@@ -93,6 +93,7 @@ class ModelSection(ChannelsSection):
     latent_size: Count = 256
     norm: Norm = "instance"
     num_clusters: Count | None = None
+    extra_layers: Count | None = None
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
@@ -131,9 +132,10 @@ class TrainingSection(Section):
 
 
 class StudentSection(ChannelsSection):
-    """The student's channels and norm, and its family and objective if they are not the teacher's."""
+    """The student's channels and norm; its image size, family and objective if they are not the teacher's."""
 
     norm: Norm = "batch"
+    image_size: int | None = None
     family: FamilyName | None = None
     objective: Objective = None
 

@@ -161,8 +161,8 @@ class TrainingRun:
         teacher = job.scheduler.teacher
         if teacher is not None and job.teacher_architecture is not None and job.scheduler.trains_teacher:
             if teacher.gan.generator is not teacher.ema_generator:
-                recalibrate(teacher.gan.generator, job.split.train)
-            fitted = fit_scorer(teacher.ema_generator, job.split, job.recipe.score, job.grid)
+                recalibrate(teacher.gan.generator, job.split_of_teacher.train)
+            fitted = fit_scorer(teacher.ema_generator, job.split_of_teacher, job.recipe.score, job.grid)
             save_checkpoint(folder.teacher, self._checkpoint(teacher, job.teacher_architecture, fitted))
 
     def _checkpoint(self, state: TrainState, architecture: Architecture, fitted: Fitted) -> Checkpoint:
@@ -200,15 +200,14 @@ class TrainingRun:
 
     def _is_finite(self) -> bool:
         """Whether everything that is trained has finite weights and gives some images finite scores."""
-        split = self.job.split
-        images = split.train[:NUM_CHECKED_IMAGES]
-        if not split.is_tiled:
-            images = torch.cat([images, split.test[-NUM_CHECKED_IMAGES:]])
-        return all(
-            state.is_finite() and np.isfinite(score_images(generator, images)).all()
-            for state in self.job.trained
-            for generator in (state.ema_generator, state.gan.generator)
-        )
+        for state, split in zip(self.job.trained, (self.job.split, self.job.split_of_teacher), strict=False):
+            images = split.train[:NUM_CHECKED_IMAGES]
+            if not split.is_tiled:
+                images = torch.cat([images, split.test[-NUM_CHECKED_IMAGES:]])
+            generators = (state.ema_generator, state.gan.generator)
+            if not state.is_finite() or not all(np.isfinite(score_images(each, images)).all() for each in generators):
+                return False
+        return True
 
     def _restore(self) -> None:
         """Load the saved state, if there is one, and drop the metrics written after it."""

@@ -44,6 +44,7 @@ class Architecture(ImageFormat):
         norm: ``"instance"``: instance norm, which equals batch norm in training at batch size 1. ``"batch"``: batch
             norm, with running statistics in evaluation.
         num_clusters: K, the Gaussians of ``cvgad``'s latent space; None in families that have none.
+        extra_layers: Number of 3×3 layers that each network of ``ganomaly`` has beyond its blocks; None for none.
     """
 
     family: str = "ede"
@@ -51,6 +52,7 @@ class Architecture(ImageFormat):
     latent_size: int = 256
     norm: Norm = "instance"
     num_clusters: int | None = None
+    extra_layers: int | None = None
 
     def __post_init__(self) -> None:
         expected = num_blocks(self.image_size)
@@ -73,6 +75,10 @@ class Architecture(ImageFormat):
                 "The number of clusters K is below 1",
                 f"got {self.num_clusters}",
                 "Estimate how many kinds of normal images there are",
+            )
+        if self.extra_layers is not None and self.extra_layers < 1:
+            raise KdganError(
+                "The number of extra layers is below 1", f"got {self.extra_layers}", "Leave it out for none"
             )
 
     @property

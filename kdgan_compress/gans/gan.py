@@ -51,11 +51,15 @@ class Family:
         build: Builds a freshly initialised GAN from an architecture.
         objective: Class of its training losses, a frozen dataclass of weights (``gans.objective.Objective``).
         has_clusters: Whether its latent space has K means (``Architecture.num_clusters``).
+        has_extra_layers: Whether its networks may have further layers (``Architecture.extra_layers``).
+        student: Family of its students unless a recipe names one; None for the same family.
     """
 
     build: Callable[[Architecture], Gan]
     objective: type
     has_clusters: bool = False
+    has_extra_layers: bool = False
+    student: str | None = None
 
 
 def to_device(gan: Gan, device: str) -> Gan:

@@ -87,7 +87,7 @@ def test_photos_of_another_shape_are_brought_to_one_grid(folder: Path) -> None:
 def test_a_photo_that_is_too_small_is_named(folder: Path) -> None:
     save(folder / "train/good/tiny.png", (20, 28))
     data, _ = resolve_tiles(settings_of(folder, photo_size=96, num_crops=100), TILE)
-    with pytest.raises(KdganError, match=r"at least 32×48 pixels.*tiny\.png: got 20×28"):
+    with pytest.raises(KdganError, match=r"at least 22×32 pixels.*tiny\.png: got 20×28"):
         load_split(data, TILE, 3)
 
 

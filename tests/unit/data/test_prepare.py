@@ -61,14 +61,14 @@ def test_images_beyond_one_batch_keep_their_order(monkeypatch):
     assert not torch.equal(whole[0], whole[4])
 
 
-@pytest.mark.parametrize(("height", "width"), [(15, 40), (40, 15)])
-def test_images_smaller_than_half_are_refused(height, width):
-    with pytest.raises(KdganError, match=rf"at least 16×16 .* got {height}×{width}"):
+@pytest.mark.parametrize(("height", "width"), [(10, 40), (40, 10)])
+def test_images_smaller_than_a_third_are_refused(height, width):
+    with pytest.raises(KdganError, match=rf"at least 11×11 .* got {height}×{width}"):
         resize(noise(1, height, width, 1), (32, 32))
 
 
-def test_images_of_half_the_size_are_taken():
-    assert resize(noise(1, 16, 16, 1), (32, 32)).shape == (1, 1, 32, 32)
+def test_images_of_a_third_of_the_size_are_taken():
+    assert resize(noise(1, 11, 11, 1), (32, 32)).shape == (1, 1, 32, 32)
 
 
 def test_luma_is_pillows_to_one_level():

@@ -192,8 +192,8 @@ def test_folder_with_text_called_png(bottle, subfolder):
 
 
 def test_folder_with_a_tiny_image_names_it(bottle):
-    save_image(bottle / "test/dent/tiny.png", 7, 30)
-    with pytest.raises(KdganError, match=r"at least 8×8 .*tiny\.png: got 7×30"):
+    save_image(bottle / "test/dent/tiny.png", 5, 30)
+    with pytest.raises(KdganError, match=r"at least 6×6 .*tiny\.png: got 5×30"):
         load_split(settings(bottle), SIZE, 1)
 
 

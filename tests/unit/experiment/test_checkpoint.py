@@ -102,6 +102,7 @@ def test_the_header_is_json_with_everything_to_know(saved):
             "latent_size": 16,
             "norm": "batch",
             "num_clusters": None,
+            "extra_layers": None,
         },
         "data": {
             "source": "mnist",

@@ -68,7 +68,7 @@ def test_the_default_recipe_spells_out_the_defaults():
     for content in (shipped, implied):
         del content["description"]
     student = shipped["distillation"].pop("student"), implied["distillation"].pop("student")
-    nothing = {"norm": "batch"} | dict.fromkeys(("width", "channels", "family", "objective"))
+    nothing = {"norm": "batch"} | dict.fromkeys(("width", "channels", "image_size", "family", "objective"))
     assert student == (nothing | {"width": 2}, nothing)
     assert Recipe().distillation.student.channels_for(32) == (2, 4, 8)
     assert shipped == implied
@@ -165,7 +165,7 @@ def test_an_unknown_key_without_a_near_one_has_no_suggestion():
         ({"training": {"betas": [0.5]}}, "training.betas"),
         ({"training": {"betas": [0.5, 1.0]}}, "training.betas"),
         ({"training": {"learning_rate_decay": "cosine"}}, "training.learning_rate_decay"),
-        ({"model": {"family": "ganomaly"}}, "family 'ganomaly' is not one of"),
+        ({"model": {"family": "gan"}}, "family 'gan' is not one of"),
         ({"model": {"image_size": 28}}, "power of two"),
         ({"model": {"image_channels": 2}}, "model.image_channels"),
         ({"model": {"channels": [1, 2]}}, "3 channel numbers"),
