@@ -27,7 +27,7 @@ from kdgan_compress.export.validation.gate import (
 )
 from kdgan_compress.export.validation.parity import check_parity, parity, relative_difference
 from kdgan_compress.files import atomic_path
-from kdgan_compress.gans import ImageFormat, anomaly_score, normalize_images
+from kdgan_compress.gans import Architecture, ImageFormat, anomaly_score, check_score, normalize_images
 from kdgan_compress.profiling.counts import count
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, write_checksum
@@ -102,6 +102,8 @@ def write_detector(
     path, settings = Path(path), settings or ExportSettings()
     rule = rule or (None if settings.is_exact else ThresholdRule())
     _check_arguments(settings, x_hat, validation, rule)
+    if not isinstance(image_format, Architecture):  # families are checked when they are built
+        check_score(generator, image_format)
     core = trace(generator.eval(), image_format, x_hat if settings.io.needs_reconstruction else None, settings.opset)
     reference = core.clone()
     lost = None if settings.latent_rank is None else truncate_latent(core, settings.latent_rank)
