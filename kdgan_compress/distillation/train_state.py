@@ -162,8 +162,8 @@ def _check_trainable(name: str, network: nn.Module) -> None:
     still = [path for path, parameter in network.named_parameters() if not parameter.requires_grad]
     if still:
         raise KdganError(
-            f"Every parameter of the {name} is trained",
-            f"{len(still)} do not require a gradient, such as {still[0]}",
+            f"Every parameter of a {name} that is trained needs to require a gradient",
+            f"{len(still)} do not, such as {still[0]}",
             "Call requires_grad_(True), or make fixed weights buffers (register_buffer)",
         )
 

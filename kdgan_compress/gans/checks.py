@@ -1,10 +1,11 @@
 """Checks of a user's own GAN: each mistake is reported once, when it is built or exported, and not by a wrong score."""
 
 import difflib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans.architecture import ImageFormat
 from kdgan_compress.gans.gan import Gan, Scorer, anomaly_score, eval_mode
-from kdgan_compress.gans.user_code import describe, user_code
+from kdgan_compress.gans.user_code import describe, place, user_code
 
 NUM_IMAGES = 3
 RTOL = 1e-3
@@ -111,8 +112,8 @@ def _check_taps(gan: Gan) -> None:
         if path in paths:
             continue
         near = difflib.get_close_matches(str(path).removeprefix("module."), paths, n=1)
-        there_are = ", ".join(path for path in paths if path) or "none"
-        hint = f"Write {near[0]!r}" if near else "Choose one of them"
+        there_are = ", ".join(name for name, _ in gan.generator.named_children()) or "none"
+        hint = f"Write {near[0]!r}" if near else "Choose one of them, or a part of one such as encoder.0"
         raise KdganError(f"Tap {name!r} does not name a submodule", f"got {path!r}, there are {there_are}", hint)
 
 
@@ -181,10 +182,13 @@ def _check_traceable(generator: nn.Module, images: Tensor) -> None:
                 Scorer(generator), (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
             )
     except Exception as error:
+        found = describe(error)
         if "data-dependent" in str(error):
+            found = f"it does in {place(error)}"
             problem = "The anomaly score can't be exported: it branches on values of a tensor"
             hint = "Replace the `if`, float(…) or .item() by torch.where or arithmetic"
         elif "specialized it to be a constant" in str(error):
+            found = "torch found a size that does not follow the number of images"
             problem = "The anomaly score can't be exported: it works for one number of images only"
             hint = "Use len(images) or -1 for the first axis in reshape, view and expand"
         else:
@@ -192,16 +196,17 @@ def _check_traceable(generator: nn.Module, images: Tensor) -> None:
                 "The anomaly score can't be exported",
                 "Compute it by torch functions that torch.export knows",
             )
-        raise KdganError(problem, describe(error), hint) from error
+        raise KdganError(problem, found, hint) from error
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Suppress warnings and log messages: torch logs the whole graph when it can't export one."""
+    """Suppress output, warnings and log messages: torch prints the whole graph when it can't export one."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

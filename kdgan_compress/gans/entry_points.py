@@ -67,9 +67,9 @@ def _find_attribute(name: str, module: ModuleType, attribute: str) -> Any:
     except AttributeError:
         names = sorted(key for key in vars(module) if not key.startswith("_"))
         near = difflib.get_close_matches(attribute, names, n=1)
-        hint = f"Did you mean {module.__name__}:{near[0]}?" if near else HINT
+        hint = f"Write {module.__name__}:{near[0]}" if near else HINT
         found = f"{module.__file__} defines no {attribute!r}"
-        raise KdganError(f"{name} does not name an attribute", found, hint.rstrip("?")) from None
+        raise KdganError(f"{name} does not name an attribute", found, hint) from None
 
 
 def _check_objective(name: str, objective: Any) -> None:

@@ -32,25 +32,25 @@ def user_code(problem: str, hint: str = "Fix it there") -> Iterator[None]:
 
 def describe(error: BaseException) -> str:
     """Kind, message and place of an exception: ``ValueError: too wide (/home/me/mygan.py, line 7)``."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     message = lines[0].rstrip(".") if lines else ""
     if len(message) > MAX_REASON:
         message = f"{message[:MAX_REASON]}…"
-    line = _location(error)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    return text if line is None else f"{text} ({line[0]}, line {line[1]})"
+    return f"{text} ({place(error)})"
 
 
-def _location(error: BaseException) -> tuple[str, int] | None:
-    """File and line of the innermost frame outside of libraries, or else outside of torch and this package."""
+def place(error: BaseException) -> str:
+    """File and line of the innermost frame outside of libraries or, if there is none, of torch and this package."""
     if isinstance(error, SyntaxError) and error.filename is not None:
-        return error.filename, error.lineno or 0
+        return f"{error.filename}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     for excluded in ((*LIBRARIES, THIS_PACKAGE), (THIS_PACKAGE, TORCH)):
         for frame in reversed(frames):
             if not _is_in(frame.filename, excluded):
-                return frame.filename, frame.lineno or 0
-    return None
+                return f"{frame.filename}, line {frame.lineno}"
+    return "inside of torch or this package"
 
 
 def _is_in(file: str, folders: tuple[str | None, ...]) -> bool:
