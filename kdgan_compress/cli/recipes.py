@@ -37,6 +37,7 @@ def list_recipes(as_json: bool) -> None:
 
 @recipes.command()
 @click.argument("name")
+@own_code_option
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Print a recipe with every value written out.
