@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @data_option
 @normals_option
 @protocol_options
-@click.option("--family", callback=load_families, help="ede, ed, ed_ehat, cvgad, or your own code: mygan:build.")
+@click.option("--family", callback=load_families, help="ede, ed, ed_ehat, cvgad, or own code: mygan:build.")
 @click.option("--image-channels", type=click.Choice(["1", "3"]), help="Grey or RGB; by default as the data.")
 @click.option("--image-size", type=int, help="Side in pixels, a power of two ≥ 16.")
 @click.option("--latent", type=int, hidden=True, help="Length of z1 and z2.")
