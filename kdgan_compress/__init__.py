@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from kdgan_compress.data import load_split as load_split
     from kdgan_compress.distillation.hooks import FeatureHooks as FeatureHooks
     from kdgan_compress.distillation.loss import DistillationLoss as DistillationLoss
-    from kdgan_compress.distillation.loss import Term as Term
     from kdgan_compress.distillation.policies import FROM_SCRATCH as FROM_SCRATCH
     from kdgan_compress.distillation.policies import STRUCTURES as STRUCTURES
     from kdgan_compress.distillation.policies import LossSet as LossSet
     from kdgan_compress.distillation.policies import Stage as Stage
     from kdgan_compress.distillation.scheduler import ProgressiveScheduler as ProgressiveScheduler
     from kdgan_compress.distillation.scheduler import TrainingSettings as TrainingSettings
+    from kdgan_compress.distillation.terms import Term as Term
     from kdgan_compress.distillation.train_state import TrainState as TrainState
     from kdgan_compress.distillation.trainer import train_schedulers as train_schedulers
     from kdgan_compress.errors import KdganError as KdganError
@@ -60,9 +60,10 @@ _MODULES = {
     "api.verify": ("verify",),
     "data": ("DataSettings", "load_split"),
     "distillation.hooks": ("FeatureHooks",),
-    "distillation.loss": ("DistillationLoss", "Term"),
+    "distillation.loss": ("DistillationLoss",),
     "distillation.policies": ("FROM_SCRATCH", "STRUCTURES", "LossSet", "Stage"),
     "distillation.scheduler": ("ProgressiveScheduler", "TrainingSettings"),
+    "distillation.terms": ("Term",),
     "distillation.train_state": ("TrainState",),
     "distillation.trainer": ("train_schedulers",),
     "errors": ("KdganError",),

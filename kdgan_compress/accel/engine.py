@@ -1,7 +1,8 @@
 """The fast engine: one model on im2col layers, several as a fleet, and on a GPU the whole step as one CUDA graph.
 
-It enters the training through three seams and no others: ``targets`` (a teacher cache instead of the teacher),
-``state.reduce`` (one mean per member) and ``state.update`` (one fused optimiser pass for all members).
+It enters the training through four seams and no others: ``targets`` (a teacher cache instead of the teacher),
+``state.reduce`` (one mean per member), ``state.within_batch`` (images are compared within a member) and
+``state.update`` (one fused optimiser pass for all members).
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,12 +1,13 @@
 """Fleets: K GANs of one shape that are trained as one network, each as if it were alone (to float rounding).
 
 A fleet is a ``TrainState`` whose samples are those of all members in turn, (B · K, …): sample b of member k is row
-b · K + k. Losses per sample stay what they are; ``reduce`` takes one weighted mean per member, (K,).
+b · K + k. Losses per sample stay what they are; ``reduce`` takes one weighted mean per member, (K,), and
+``within_batch`` keeps the members apart in losses that compare images.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -111,6 +112,17 @@ class FleetState(TrainState):
     def reduce(self, per_sample: Tensor) -> Tensor:
         """Each member's weighted mean (K,) of one value per sample (B · K,)."""
         return (per_sample.view(-1, self.num_members) * self.sample_weights).sum(0)
+
+    def within_batch(self, loss: Callable[..., Tensor], *features: Tensor) -> Tensor:
+        """See ``TrainState.within_batch``; compares each member's images with its own only, and padding with nothing.
+
+        Args:
+            loss: Also takes the sample weights (B,) of one member.
+            features: (B · K, ...) each.
+        """
+        by_member = [feature.unflatten(0, (-1, self.num_members)) for feature in features]
+        per_sample: Tensor = torch.vmap(loss, in_dims=1, out_dims=1)(*by_member, self.sample_weights)
+        return per_sample.flatten()
 
     def update(self, network: str, loss: Tensor, retain_graph: bool = False) -> None:
         """See ``TrainState.update``; the loss is one value per member (K,), and their gradients do not mix."""

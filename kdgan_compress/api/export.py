@@ -57,8 +57,9 @@ def export_detector(
     Args:
         model: Run folder or model file.
         out: The ``.onnx`` file; None for ``exports/<name>/<name>.onnx``.
-        settings: None for fp32 with default settings. ``mobile`` fixes the shapes (to the network's size, unless an
-            input size is given) and adds an ``.ort`` file and the list of operators that a small build needs.
+        settings: None for fp32 with default settings. ``mobile`` fixes the shapes (to the size of the model's images or
+            photos, unless an input size is given) and adds an ``.ort`` file and the list of operators that a small
+            build needs.
         rule: How to set the threshold; None keeps the model's threshold for exact exports and uses the 99 % quantile of
             the normal images' scores for lossy ones.
         data: Images for calibration and validation; None for those the model was trained on.
@@ -77,10 +78,11 @@ def export_detector(
     if path.suffix != ".onnx":
         raise KdganError("The detector's file name must end in .onnx", f"got {path}", "Give -o NAME.onnx")
     checkpoint = load_model(model)
-    settings = (settings or ExportSettings()).with_static_shapes(checkpoint.architecture.image_size)
+    settings = settings or ExportSettings()
     if rule is None and data is not None:
         rule = ThresholdRule()
-    validation = None if rule is None and settings.is_exact else load_validation_data(checkpoint, data, data_root)
+    needs_data = rule is not None or settings.rank is not None or not settings.is_exact
+    validation = load_validation_data(checkpoint, data, data_root) if needs_data else None
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, path.name)
         report = write_checkpoint(written, checkpoint, settings, validation, rule)
@@ -111,7 +113,9 @@ def load_validation_data(
     """
     settings = checkpoint.data.relocate(data, data_root)
     architecture = checkpoint.architecture
-    return ValidationData.from_split(load_split(settings, architecture.image_size, architecture.image_channels))
+    is_fitted = checkpoint.statistic is not None and settings.source == checkpoint.data.source
+    split = load_split(settings, architecture.image_size, architecture.image_channels)
+    return ValidationData.from_split(split, is_fitted)
 
 
 def write_checkpoint(
@@ -122,15 +126,14 @@ def write_checkpoint(
     rule: ThresholdRule | None = None,
 ) -> ExportReport:
     """Call ``write_detector`` with a loaded model."""
-    gan = checkpoint.build()
     return write_detector(
         path,
-        gan.generator,
+        checkpoint.scorer(),
         checkpoint.architecture,
         checkpoint.threshold,
         checkpoint.threshold_rule,
         settings,
-        x_hat=gan.taps.get("x_hat"),
+        x_hat=checkpoint.build().taps.get("x_hat"),
         validation=validation,
         rule=rule,
     )

@@ -85,20 +85,20 @@ def profile_all(models: Sequence[Profilable]) -> list[ModelProfile]:
 
 
 def profile_files(
-    files: Sequence[tuple[str, Path]], identity_of: Sequence[int] = (), image_size: int = 32
+    files: Sequence[tuple[str, Path]], identity_of: Sequence[int] = (), size: tuple[int, int] = (32, 32)
 ) -> tuple[list[ModelProfile], dict[int, Latency]]:
     """Profile detector files and identity graphs; their latencies are measured in turns.
 
     Args:
         files: Name and path of each detector.
         identity_of: Numbers of image channels for which an identity graph is measured: a call without computation.
-        image_size: Size of the identity graphs' images.
+        size: Height and width of the identity graphs' images.
 
     Returns:
         The profiles, and the latency of the identity graph by number of channels.
     """
     detectors = [Detector(path) for _, path in files]
-    identities = [identity_model_call(image_size, channels) for channels in identity_of]
+    identities = [identity_model_call(size, channels) for channels in identity_of]
     latencies = measure_latency([*identities, *(detector_call(detector) for detector in detectors)])
     profiles = [
         ModelProfile(

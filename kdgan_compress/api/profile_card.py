@@ -5,18 +5,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdgan_compress.api.export import write_checkpoint
+from kdgan_compress.api.detector_data import scorer_of
 from kdgan_compress.api.profile import ModelProfile, detector_file, profile_files, teacher_of
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.evaluation import weights_sha256
+from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model
+from kdgan_compress.export.detector_file import write_detector
 from kdgan_compress.export.graph.assemble import IOSpec
 from kdgan_compress.export.packaging.card import replace_latency
 from kdgan_compress.export.packaging.card_update import read_detector_name
 from kdgan_compress.export.precisions import is_exact
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.files import atomic_path
-from kdgan_compress.profiling.latency import Latency
+from kdgan_compress.profiling.latency import Latency, working_size
 from kdgan_compress.profiling.machine import machine_name
 from kdgan_compress.runtime import Detector
 
@@ -70,11 +72,12 @@ def profile_card(model: str | Path, card: str | Path, against: str | Path | None
     with tempfile.TemporaryDirectory() as folder:
         files = [(THIS_FILE, path), *_files_to_compare(path, model, against, Path(folder))]
         detector = Detector(path)
-        profiles, identities = profile_files(files, [detector.image_channels], detector.image_size)
+        profiles, identities = profile_files(files, [detector.image_channels], working_size(detector))
     (identity,) = identities.values()
     latencies = {each.name: each.latency_us for each in profiles}
     with atomic_path(card) as temporary:
-        temporary.write_text(replace_latency(text, latencies | {IDENTITY: identity}, machine_name()), encoding="utf-8")
+        latency = replace_latency(text, latencies | {IDENTITY: identity}, machine_name(), frame=detector.frame)
+        temporary.write_text(latency, encoding="utf-8")
     is_slower = None
     if FP32 in latencies:
         is_slower = latencies[THIS_FILE].median > MIN_SLOWDOWN * latencies[FP32].median
@@ -88,12 +91,12 @@ def _files_to_compare(
     files, teacher = [], against
     if Path(model).suffix != ".onnx":
         checkpoint, detector = load_model(model), Detector(path)
-        if weights_sha256(checkpoint.build().generator) != detector.metadata["weights_sha256"]:
+        if weights_sha256(scorer_of(checkpoint, detector)) != detector.metadata["weights_sha256"]:
             found = f"{path} has other weights than {model}"
             hint = "Give the run that the detector was exported from"
             raise KdganError("The card must belong to a detector of this model", found, hint)
         if not is_exact(detector.metadata):
-            write_checkpoint(scratch / "fp32.onnx", checkpoint, ExportSettings(io=_io_spec(detector)))
+            _write_fp32(scratch / "fp32.onnx", checkpoint, detector)
             files.append((FP32, scratch / "fp32.onnx"))
         teacher = teacher_of(checkpoint, against)
     elif Path(model).resolve() != path.resolve():
@@ -102,6 +105,12 @@ def _files_to_compare(
         with suppress(*([] if against else [KdganError])):  # a run's unreadable teacher is left out
             files.append((TEACHER, detector_file(teacher, scratch / "teacher.onnx")[1]))
     return files
+
+
+def _write_fp32(path: Path, checkpoint: Checkpoint, detector: Detector) -> None:
+    """Export the detector's model again, in fp32 with the same rank, inputs and outputs."""
+    settings, x_hat = ExportSettings(io=_io_spec(detector)), checkpoint.build().taps.get("x_hat")
+    write_detector(path, scorer_of(checkpoint, detector), checkpoint.architecture, 0.0, "none", settings, x_hat=x_hat)
 
 
 def _io_spec(detector: Detector) -> IOSpec:

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from kdgan_compress.api.export import load_validation_data
 from kdgan_compress.api.profile import ModelProfile, profile_files, teacher_of
 from kdgan_compress.data import DataSettings, load_split
 from kdgan_compress.experiment.models import load_model, model_name
-from kdgan_compress.export.detector_file import ExportReport, write_detector
+from kdgan_compress.export.detector_file import ExportReport, resolve_settings, write_detector
 from kdgan_compress.export.precisions import PRECISIONS
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.gate import Agreement, ValidationData
-from kdgan_compress.gans import Architecture, Gan, build
+from kdgan_compress.gans import Architecture, build
 from kdgan_compress.profiling.latency import Latency
 from kdgan_compress.profiling.machine import machine_name
+from kdgan_compress.scores import input_size
 
 PAPER_ARCHITECTURES = (
     Architecture(channels=(64, 128, 256)),
@@ -74,7 +76,7 @@ def profile_variants(model: str | Path | None = None, against: str | Path | None
     """
     if model is None:
         subjects = [
-            (f"{each.channels_str} {each.norm}", build(each, seed=0), each, _sample_images(each))
+            (f"{each.channels_str} {each.norm}", build(each, seed=0).generator, each, 0.0, _sample_images(each))
             for each in PAPER_ARCHITECTURES
         ]
     else:
@@ -82,17 +84,18 @@ def profile_variants(model: str | Path | None = None, against: str | Path | None
     with tempfile.TemporaryDirectory() as scratch:
         rows: list[tuple[str, ExportReport]] = []
         files: list[tuple[str, Path]] = []
-        for name, gan, architecture, data in subjects:
-            for variant, settings in export_variants().items():
+        for name, scorer, architecture, threshold, data in subjects:
+            variants = {resolve_settings(each, scorer, architecture): name for name, each in export_variants().items()}
+            for settings, variant in variants.items():
                 if len(data.train) >= settings.row.min_calibration_images:
                     path = Path(scratch, f"{len(rows)}.onnx")
                     export = write_detector(
-                        path, gan.generator, architecture, 0.0, "none", settings, validation=data, gate=False
+                        path, scorer, architecture, threshold, "none", settings, validation=data, gate=False
                     )
                     rows.append((variant, export))
                     files.append((name, path))
-        channels = sorted({architecture.image_channels for _, _, architecture, _ in subjects})
-        profiles, identity = profile_files(files, channels, subjects[0][2].image_size)
+        channels = sorted({architecture.image_channels for _, _, architecture, _, _ in subjects})
+        profiles, identity = profile_files(files, channels, input_size(subjects[0][1], subjects[0][2].image_size))
     return VariantsReport(
         models=[
             VariantProfile(
@@ -109,9 +112,10 @@ def profile_variants(model: str | Path | None = None, against: str | Path | None
     )
 
 
-def _load(model: str | Path) -> tuple[str, Gan, Architecture, ValidationData]:
+def _load(model: str | Path) -> tuple[str, nn.Module, Architecture, float, ValidationData]:
     checkpoint = load_model(model)
-    return model_name(model), checkpoint.build(), checkpoint.architecture, load_validation_data(checkpoint)
+    data = load_validation_data(checkpoint)
+    return model_name(model), checkpoint.scorer(), checkpoint.architecture, checkpoint.threshold, data
 
 
 def _sample_images(architecture: Architecture) -> ValidationData:

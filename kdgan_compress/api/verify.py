@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdgan_compress.api.detector_data import at_detector_size, scorer_of
 from kdgan_compress.api.evaluate import labelled_split, score_split
 from kdgan_compress.data import DataSettings, Split
 from kdgan_compress.errors import KdganError
@@ -15,8 +16,14 @@ from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model
 from kdgan_compress.export.packaging.sidecar_names import golden_sidecar
 from kdgan_compress.export.precisions import find_precision, is_exact
-from kdgan_compress.export.validation.golden import Golden, read_golden
-from kdgan_compress.export.validation.parity import PARITY_TOLERANCE, parity, relative_difference
+from kdgan_compress.export.validation.golden import Golden, read_golden, sample_map
+from kdgan_compress.export.validation.parity import (
+    FITTED_PARITY_TOLERANCE,
+    PARITY_TOLERANCE,
+    map_difference,
+    parity,
+    relative_difference,
+)
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY
 
@@ -31,6 +38,8 @@ class Verification:
         golden_max_rel: Largest relative difference from the golden scores.
         golden_worst: Index of the golden vector with this difference.
         golden_tolerance: Largest allowed difference.
+        golden_map_max_rel: Largest difference from the golden anomaly maps, relative to the largest value of each; None
+            without such maps.
         golden_decisions_differ: Number of golden vectors with another decision; scores within the tolerance of the
             threshold are not counted.
         frame: Height and width to which the file resizes photos before it cuts them into tiles; None without tiles.
@@ -50,6 +59,7 @@ class Verification:
     golden_max_rel: float
     golden_worst: int
     golden_tolerance: float
+    golden_map_max_rel: float | None = None
     golden_decisions_differ: int = 0
     frame: tuple[int, int] | None = None
     map_unit: str | None = None
@@ -99,6 +109,7 @@ def verify(
         results |= _compare_with_torch(loaded, checkpoint, str(against))
     if data is not None or (checkpoint is not None and data_root is not None):
         settings = _data_settings(checkpoint, data, normal, data_root)
+        settings = at_detector_size(settings, loaded)
         on_data = _evaluate(loaded, checkpoint, labelled_split(settings, loaded.image_size, loaded.image_channels))
         if checkpoint is not None and not results["score_max_rel"] <= on_data["score_max_rel"]:  # larger, or NaN
             on_data |= {key: results[key] for key in ("score_max_rel", "worst")}
@@ -108,13 +119,15 @@ def verify(
 
 
 def _replay(detector: Detector, golden: Golden) -> dict[str, Any]:
-    replayed = [detector.score(image[None]) for image in golden.images]
+    replayed = [detector.score(image[None], maps=bool(golden.maps)) for image in golden.images]
     scores, decisions = (
         np.concatenate(parts) for parts in zip(*((s.score, s.is_anomaly) for s in replayed), strict=True)
     )
     difference, worst = _largest_difference(scores, golden.score)
     is_clear = np.abs(golden.score - detector.threshold) > golden.tolerance * np.abs(golden.score)
+    maps = [sample_map(each.anomaly_map) for each in replayed if each.anomaly_map is not None]
     return {
+        "golden_map_max_rel": _largest_map_difference(maps, golden) if golden.maps else None,
         "golden_max_rel": difference,
         "golden_worst": worst,
         "golden_tolerance": golden.tolerance,
@@ -128,18 +141,26 @@ def _largest_difference(scores: NDArray[Any], expected: NDArray[Any]) -> tuple[f
     return float(np.max(differences)), int(np.argmax(differences))  # unlike the built-in max, these propagate NaN
 
 
+def _largest_map_difference(maps: list[NDArray[Any]], golden: Golden) -> float:
+    if [each.shape for each in maps] != [each.shape for each in golden.maps]:
+        return float("inf")
+    return float(np.max([map_difference(*pair) for pair in zip(maps, golden.maps, strict=True)]))
+
+
 def _compare_with_torch(detector: Detector, checkpoint: Checkpoint, against: str) -> dict[str, Any]:
-    architecture, generator = checkpoint.architecture, checkpoint.build().generator
-    images = (detector.image_channels, detector.image_size)
-    expected = (architecture.image_channels, architecture.image_size)
+    architecture = checkpoint.architecture
+    frame = None if checkpoint.grid is None else checkpoint.grid.frame
+    images = (detector.image_channels, detector.image_size, detector.frame)
+    expected = (architecture.image_channels, architecture.image_size, frame)
     if images != expected:
         found = f"the detector has {images}, {against} has {expected}"
         hint = "Give the run that the detector was exported from"
-        raise KdganError("Detector and model need the same image channels and size", found, hint)
+        raise KdganError("Detector and model need the same image channels, size and frame", found, hint)
+    scorer = scorer_of(checkpoint, detector)
     return {
-        "score_max_rel": parity(detector, generator, architecture),
+        "score_max_rel": parity(detector, scorer, architecture),
         "worst": "sample images",
-        "weights_match": weights_sha256(generator) == detector.metadata["weights_sha256"],
+        "weights_match": weights_sha256(scorer) == detector.metadata["weights_sha256"],
     }
 
 
@@ -161,7 +182,7 @@ def _evaluate(detector: Detector, checkpoint: Checkpoint | None, split: Split) -
     auc = detection_metrics(scores, split.test_is_anomalous).auc
     if checkpoint is None:
         return {"auc": auc}
-    expected = score_images(checkpoint.build().generator, split.test)
+    expected = score_images(scorer_of(checkpoint, detector), split.test)
     # An exact file and its model have the same threshold, which the export may have computed.
     threshold = detector.threshold if is_exact(detector.metadata) else checkpoint.threshold
     difference, worst = _largest_difference(scores, expected)
@@ -181,12 +202,16 @@ def _failed_checks(found: Verification, detector: Detector, against: str) -> lis
     failed = []
     if not found.golden_max_rel <= found.golden_tolerance:
         failed.append(f"golden scores differ by {found.golden_max_rel:.2g}, more than {found.golden_tolerance:g}")
+    on_maps = found.golden_map_max_rel
+    if on_maps is not None and not on_maps <= found.golden_tolerance:
+        failed.append(f"golden maps differ by {on_maps:.2g}, more than {found.golden_tolerance:g}")
     if found.golden_decisions_differ:
         failed.append(f"the decision differs for {found.golden_decisions_differ} golden vectors")
     if found.weights_match is False:
         failed.append(f"it was not exported from the weights of {against}")
-    if exact and difference is not None and not difference <= PARITY_TOLERANCE:
-        failed.append(f"scores differ from torch's by {difference:.2g}, more than {PARITY_TOLERANCE:g}")
+    tolerance = FITTED_PARITY_TOLERANCE if "score" in detector.metadata else PARITY_TOLERANCE
+    if exact and difference is not None and not difference <= tolerance:
+        failed.append(f"scores differ from torch's by {difference:.2g}, more than {tolerance:g}")
     if auc_diff is not None and abs(auc_diff) > limits.max_auc_drop:
         failed.append(f"the AUC differs from torch's by {auc_diff:+.4f}, more than {limits.max_auc_drop}")
     if exact and agreement is not None and agreement < limits.min_agreement:

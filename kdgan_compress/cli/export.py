@@ -54,15 +54,14 @@ def _input_size(text: str) -> tuple[int, int]:
 @click.option("--input-size", type=_input_size, metavar="HXW", help="Fixed image size.  [default: any]")
 @click.option("--batch", "batch_size", type=click.Choice(["any", "1"]), default="any", show_default=True)
 @click.option("--reconstruction", is_flag=True, help="Also output the reconstruction.")
-@click.option("--anomaly-map", is_flag=True, help="Also output an anomaly map.")
-@click.option(
-    "--quantile", type=float, help="Set the threshold at this quantile of normal images' scores.  [default: 0.99]"
-)
-@click.option("--best-f1", is_flag=True, help="Set the threshold at the best F1 on --data's labelled images.")
+@click.option("--anomaly-map/--no-anomaly-map", default=None, help="An output.  [default: only with tiles]")
+@click.option("--quantile", type=float, help="Of normal scores: the threshold.  [default: 0.99]")
+@click.option("--best-f1", is_flag=True, help="Threshold of the best F1 on --data's labels.")
 @click.option("--data", help="Calibration and validation data.  [default: the model's]")
 @data_root_option
 @own_code_option
 @click.option("--rewrites", metavar="A,B,…", help="Graph passes by name, or none.  [default: by precision]")
+@click.option("--rank", type=int, metavar="K", help="Keep K directions per grid position (lossy).")
 @click.option("--latent-rank", type=int, metavar="R", help="Keep R latent coordinates (lossy).")
 @click.option("--opset", type=int, help="ONNX operator set, ≥ 18.  [default: 18]")
 @json_option
@@ -118,12 +117,13 @@ def _print(result: "ExportResult") -> None:
         f"{result.path}: {result.size_bytes:,} bytes, {result.precision}, opset {result.opset}, threshold "
         f"{result.threshold:.4g}; scores agree with torch to {result.parity_max_rel:.1e}"
     )
-    if (found := result.agreement) is not None:
-        auc = "" if found.auc_diff is None else f"AUC {percent(found.auc)} ({100 * found.auc_diff:+.2f} points), "
-        click.echo(
-            f"compared with fp32: {auc}{percent(found.label_agreement)} of decisions equal, "
-            f"Spearman {found.spearman:.4f}, on {found.num_images} images"
-        )
+    for found, reference in ((result.rank_agreement, "the model's full rank"), (result.agreement, "fp32")):
+        if found is not None:
+            auc = "" if found.auc_diff is None else f"AUC {percent(found.auc)} ({100 * found.auc_diff:+.2f} points), "
+            click.echo(
+                f"compared with {reference}: {auc}{percent(found.label_agreement)} of decisions equal, "
+                f"Spearman {found.spearman:.4f}, on {found.num_images} images"
+            )
     if result.usability is not None:
         for plain, mobile in zip(*result.usability, strict=True):
             click.echo(f"{mobile.runtime}: plain graph {plain}; this file {mobile}")

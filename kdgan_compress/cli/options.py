@@ -134,7 +134,9 @@ def protocol_options(command: Command) -> Command:
     options = [
         click.option("--protocol", help="simo, miso-8020, gpnd-5fold, coil100 or ocgan-p1."),
         click.option("--novel", metavar="CLASS", help="miso-8020: the one class that is novel."),
-        click.option("--trial", type=int, help="Index of the random split (and fold), from 0."),
+        click.option(
+            "--trial", type=int, hidden=True, help="Index of the random split, from 0 (gpnd-5fold: and fold)."
+        ),
         click.option("--outliers", type=float, hidden=True, help="gpnd-5fold, coil100: fraction of the test set."),
         click.option("--num-categories", type=int, hidden=True, help="coil100: number of normal objects."),
     ]

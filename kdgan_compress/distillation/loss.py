@@ -1,13 +1,14 @@
-"""The distillation loss K_l of P-KDGAN (Eq. 7, 8), over z1, x̂ and z2 and any further tap."""
+"""The distillation loss K_l of P-KDGAN (Eq. 7, 8), over z1, x̂ and z2 and any further terms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from kdgan_compress.distillation.terms import TERM_LOSSES, Term, WithinBatch
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Gan
 from kdgan_compress.gans.objective import Outputs, Weight, check_weights, is_nonzero
@@ -18,26 +19,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-DISTANCES = {"l1": l1, "l2": l2}
-
-
-@dataclass(frozen=True)
-class Term:
-    """One term of K_l: how far the student's feature is from the teacher's.
-
-    Attributes:
-        tap: Name of a tap, or the dotted path of a submodule that both generators have. Where the channels differ, a
-            connector is trained with the student.
-        weight: ≥ 0.
-        loss: ``"l2"`` as for K_1 and K_2, or ``"l1"`` as for K_x.
-    """
-
-    tap: str
-    weight: float = 1.0
-    loss: Literal["l1", "l2"] = "l2"
-
-    def __post_init__(self) -> None:
-        check_weights(weight=self.weight)
+PAPERS_TAPS = ("z1", "x_hat", "z2")
+"""Compared value by value in Eq. 7, whatever the further terms are."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +52,24 @@ class DistillationLoss:
     def __post_init__(self) -> None:
         check_weights(w1=self.w1, wx=self.wx, w2=self.w2, w_r=self.w_r)
 
-    def __call__(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, Weight, Float[Tensor, " B"]]]:
+    def __call__(
+        self, student: Outputs, teacher: Outputs, within_batch: WithinBatch | None = None
+    ) -> Iterator[tuple[str, Weight, Float[Tensor, " B"]]]:
         """Each term's name, weight and value per sample, of the taps that both networks have.
 
         Args:
             student: The student's features, after its connectors.
             teacher: The teacher's features of the same images; no gradient reaches it.
+            within_batch: Computes the losses that compare images of a batch; None if all images are one model's.
 
         Raises:
-            KdganError: The two have no tap in common, shapes differ, or K_r has a weight and one has no z2.
+            KdganError: The two have no tap in common, a feature does not fit its loss, or K_r has a weight and one has
+                no z2.
         """
-        terms = [term for term in self._all_terms() if term[1] in student and term[1] in teacher]
-        if not terms:
+        common = student.keys() & teacher.keys()
+        terms = [term for term in self._papers_terms() if term[1] in common]
+        further = [term for term in self.terms if common.issuperset(term.taps)]
+        if not terms and not further:
             raise KdganError(
                 "Teacher and student need a tap of z1, x_hat or z2 in common",
                 f"got {sorted(teacher)} and {sorted(student)}",
@@ -88,8 +77,10 @@ class DistillationLoss:
             )
         for name, tap, weight, distance in terms:
             yield name, weight, distance(student[tap], teacher[tap].detach(), self.distance)
+        for term in further:
+            yield term.name, term.weight, term.per_sample(student, teacher, self.distance, within_batch or _one_model)
         if is_nonzero(self.w_r):
-            self._check_residual(student.keys() & teacher.keys())
+            self._check_residual(common)
             yield "kr", self.w_r, l2(_residual(student), _residual(teacher).detach(), self.distance)
 
     def taps(self, gan: Gan) -> dict[str, str]:
@@ -99,7 +90,14 @@ class DistillationLoss:
             KdganError: K_r has a weight, and the GAN has no z2.
         """
         self._check_residual([*gan.taps, "z2"] if self.re_encodes else gan.taps)
-        return {**{term.tap: term.tap for term in self.terms}, **gan.taps}
+        further = {tap: tap for term in self.terms for tap in term.taps if tap != "z2" or not self.re_encodes}
+        return {**further, **gan.taps}
+
+    @property
+    def connected_taps(self) -> set[str]:
+        """The taps where the student's feature needs its teacher's shape; other losses compare different channels."""
+        compared = [term for term in self.terms if TERM_LOSSES[term.loss].needs_one_shape]
+        return {*PAPERS_TAPS, *(tap for term in compared for tap in term.taps)}
 
     @property
     def re_encodes(self) -> bool:
@@ -125,9 +123,12 @@ class DistillationLoss:
                 "Set distillation.loss.w_r to 0, or distillation.loss.re_encode to true",
             )
 
-    def _all_terms(self) -> list[tuple[str, str, Weight, Callable[[Tensor, Tensor, Distance], Tensor]]]:
-        further = [(f"k_{term.tap}", term.tap, term.weight, DISTANCES[term.loss]) for term in self.terms]
-        return [("k1", "z1", self.w1, l2), ("kx", "x_hat", self.wx, l1), ("k2", "z2", self.w2, l2), *further]
+    def _papers_terms(self) -> list[tuple[str, str, Weight, Callable[[Tensor, Tensor, Distance], Tensor]]]:
+        return [("k1", "z1", self.w1, l2), ("kx", "x_hat", self.wx, l1), ("k2", "z2", self.w2, l2)]
+
+
+def _one_model(loss: Callable[..., Tensor], *features: Tensor) -> Tensor:
+    return loss(*features)
 
 
 def _residual(features: Outputs) -> Tensor:

@@ -79,20 +79,34 @@ class StageRun:
                 f"Stage {self.stage.name} needs a teacher", "found none", "Give one, or train with mu and nu only"
             )
         if losses.distils and student.connectors is None:
-            student.connectors = self._connectors()
+            student.connectors = self.check_distillation()
         student.begin_stage(_trained(student.gan, {"generator": 1.0, "discriminator": losses.nu}))
         if teacher is not None and losses.trains_teacher:
             teacher.begin_stage(_trained(teacher.gan, {"generator": losses.alpha, "discriminator": losses.beta}))
 
-    def _connectors(self) -> Connectors:
-        """Connectors where the student's features differ in shape from the teacher's, found from one image."""
+    def check_distillation(self) -> Connectors:
+        """Check that K_l fits student, teacher and batches.
+
+        Returns:
+            Connectors where the student's features need the teacher's shapes, found from one image.
+
+        Raises:
+            KdganError: A tap or its feature does not fit a term, or a batch has fewer images than a term compares.
+        """
+        for term in self.k_l.terms:
+            term.check_batch_size(min(self.settings.batch_size, len(self.images)))
         image = normalize_images(self.images[:1])
         if self.targets is not None:
             teacher = self.targets(image, torch.zeros(1, dtype=torch.int64, device=image.device))
         else:
             assert self.teacher is not None
             teacher = self._features(self.teacher.gan, image)
-        return Connectors(self._features(self.student.gan, image), teacher).to(image.device, image.dtype)
+        student = self._features(self.student.gan, image)
+        connected = {name: feature for name, feature in student.items() if name in self.k_l.connected_taps}
+        connectors = Connectors(connected, teacher).to(image.device, image.dtype)
+        with torch.no_grad():
+            list(self.k_l(connectors(student), teacher))
+        return connectors
 
     def _features(self, gan: Gan, images: Tensor) -> Outputs:
         with torch.no_grad(), frozen(gan), FeatureHooks(gan.generator, self.k_l.taps(gan)) as hooks:
@@ -161,6 +175,17 @@ class ProgressiveScheduler:
         """
         num_frozen_stages(self.stages)
         self._targets = targets
+
+    def check(self) -> None:
+        """Check that K_l fits student, teacher and batches, before anything is trained or written.
+
+        Raises:
+            KdganError: It does not.
+        """
+        distils = [index for index, stage in enumerate(self.stages) if stage.loss_set.distils]
+        if distils and self.student.connectors is None and (self.teacher is not None or self._targets is not None):
+            with torch.random.fork_rng(devices=[]):  # connectors are drawn again when the stage begins
+                self.stage_run(distils[0]).check_distillation()
 
     def begin_stage(self) -> StageRun:
         """The running stage, begun unless it was restored in its middle."""

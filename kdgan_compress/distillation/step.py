@@ -71,7 +71,7 @@ def train_step(models: StageModels, indices: Tensor, step: int) -> dict[str, Ten
     def weighted_k_l(outputs: Outputs) -> Tensor:
         student_features = student.connect(models.k_l.add_reencoded_z2(outputs, student.forward))
         terms = []
-        for name, weight, per_sample in models.k_l(student_features, teacher_features):
+        for name, weight, per_sample in models.k_l(student_features, teacher_features, student.within_batch):
             k_losses[name] = student.reduce(per_sample)
             terms.append(weight * k_losses[name])
         return weights.lam * torch.stack(terms).sum(0)

@@ -100,6 +100,10 @@ class TrainState:
         """The loss that is minimised: the mean of one value per sample (B,)."""
         return per_sample.mean() if len(per_sample) > 1 else per_sample.squeeze(0)  # cheaper at batch size 1
 
+    def within_batch(self, loss: Callable[..., Tensor], *features: Tensor) -> Tensor:
+        """A loss that compares the images of a batch with each other: features (B, ...) to values per sample (B,)."""
+        return loss(*features)
+
     def update(self, network: str, loss: Tensor, retain_graph: bool = False) -> None:
         """One optimiser step of one network, and no other, on a reduced loss.
 

@@ -57,10 +57,10 @@ def fit_scorer(generator: nn.Module, split: Split, settings: ScoreSettings, grid
         elif settings.type != "norm":
             description += f": {len(split.normals)} normal images are too few for a fitted one ({MIN_IMAGES})"
         return Fitted(scorer, score_images(scorer, split.calibration), normals, description)
-    unfitted = FittedScorer(generator, None, settings.features, grid, settings.photo)
+    unfitted = FittedScorer(generator, None, settings.fitted_features, grid, settings.photo)
     chosen = split.normals[:: -(-len(split.normals) // MAX_CALIBRATION_IMAGES)]
     fit = fit_statistic(tile_features(unfitted, chosen), settings)
-    scorer = FittedScorer(generator, fit.statistic, settings.features, grid, settings.photo)
+    scorer = FittedScorer(generator, fit.statistic, settings.fitted_features, grid, settings.photo)
     if split.has_holdout:
         return Fitted(scorer, score_images(scorer, split.calibration), normals, fit.description)
     what = "normal photos" if split.is_tiled else "training normals"

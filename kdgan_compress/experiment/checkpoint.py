@@ -67,7 +67,7 @@ class Checkpoint:
         generator = self.build().generator
         if self.statistic is None and self.grid is None:
             return generator
-        return FittedScorer(generator, self.statistic, self.score.features, self.grid, self.score.photo).eval()
+        return FittedScorer(generator, self.statistic, self.score.fitted_features, self.grid, self.score.photo).eval()
 
     def build(self) -> Gan:
         """The GAN with the weights that are scored, in evaluation mode."""

@@ -10,8 +10,9 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from kdgan_compress.data import DataSettings, TileSettings
-from kdgan_compress.distillation.loss import DistillationLoss, Term
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, LossSet, Stage
+from kdgan_compress.distillation.terms import Term
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment import aliases
 from kdgan_compress.experiment.recipe_sections import (

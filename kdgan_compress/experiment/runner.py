@@ -100,3 +100,5 @@ def _check_jobs(jobs: Sequence[Job]) -> None:
             )
         if not job.resume:
             job.folder.check_is_new()
+    for job in jobs:
+        job.scheduler.check()

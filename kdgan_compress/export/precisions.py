@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from kdgan_compress.export.graph.storage import StatisticType
+
 DEFAULT_PRECISION = "fp32"
 
 
@@ -42,6 +44,9 @@ class Precision:
         min_calibration_images: Number of normal images that ``convert`` needs; 0 if it needs none.
         gate: Limits of the accuracy gate; they also apply to fp32 with a shortened latent.
         golden_tolerance: Relative difference of golden scores that another device may show.
+        statistic_type: Type in which the file stores the whitenings of a fitted score; it computes with float32.
+        magnified: The precision that replaces this one for a Gaussian per grid position, whose whitening magnifies
+            rounding errors of the activations; None if it need not be replaced.
     """
 
     convert: "Callable[[ir.Model, NDArray[np.uint8] | None], ir.Model] | None" = None
@@ -49,6 +54,8 @@ class Precision:
     min_calibration_images: int = 0
     gate: GateLimits = field(default_factory=GateLimits)
     golden_tolerance: float = 2e-2
+    statistic_type: "StatisticType" = "float32"
+    magnified: str | None = None
 
 
 def _to_fp16(model: "ir.Model", _: object) -> "ir.Model":
@@ -65,6 +72,13 @@ def _to_int8(model: "ir.Model", normals: "NDArray[np.uint8] | None") -> "ir.Mode
     return to_int8(model, normals)
 
 
+def _store_int8(model: "ir.Model", _: object) -> "ir.Model":
+    from kdgan_compress.export.graph.storage import store_int8
+
+    store_int8(model)
+    return model
+
+
 FLOAT_SKIPPED = frozenset({"conv-transpose", "score"})
 """On a CPU, floats lose time with sub-pixel convolutions (2.25 times the arithmetic) and with a norm in four steps."""
 
@@ -74,8 +88,15 @@ and as an int8 Gemm the decoder's first layer takes 30 times as long. Files for 
 
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(skipped_passes=FLOAT_SKIPPED, golden_tolerance=1e-4),
-    "fp16": Precision(_to_fp16, FLOAT_SKIPPED),  # devices round half floats differently
-    "int8": Precision(_to_int8, INT8_SKIPPED, min_calibration_images=32),  # and saturate int8 products differently
+    "fp16": Precision(_to_fp16, FLOAT_SKIPPED, statistic_type="float16"),  # devices round half floats differently
+    "int8": Precision(  # and saturate int8 products differently
+        _to_int8,
+        INT8_SKIPPED,
+        min_calibration_images=32,
+        statistic_type="int8",
+        magnified="int8-weights",
+    ),
+    "int8-weights": Precision(_store_int8, FLOAT_SKIPPED, golden_tolerance=1e-4, statistic_type="int8"),
 }
 
 

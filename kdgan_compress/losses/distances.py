@@ -1,7 +1,9 @@
-"""The two distances of P-KDGAN's Table I, from which S_con, S_enc, S_adv, K_1, K_x and K_2 are made.
+"""Distances of pairs of samples: those of P-KDGAN's Table I, from which S_con, S_enc, S_adv, K_1, K_x and K_2 are made.
 
 The paper writes norms. GANomaly's public code, on which it builds, takes means. The two differ by more than a constant
 (an L2 norm has a gradient of length 1 however small the distance is), so every recipe states which one it uses.
+
+Further terms of K_l may also take the cosine or the correlation distance, which ignore scale.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from kdgan_compress.errors import KdganError
 
@@ -45,6 +48,45 @@ def l2(a: Float[Tensor, "B ..."], b: Float[Tensor, "B ..."], distance: Distance 
         return mean_per_sample(difference.square())
     norms: Tensor = torch.linalg.vector_norm(difference, dim=sample_dims(difference))
     return norms
+
+
+def cosine(a: Float[Tensor, "B ..."], b: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+    """Cosine distance 1 − cos(a, b) of each pair of samples, in [0, 2], over all elements of a sample.
+
+    It is the distillation loss of reverse distillation for anomaly detection (Deng & Li 2022) as its code computes it.
+
+    Example:
+        >>> cosine(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 2.0]])).tolist()
+        [0.0, 1.0]
+
+    Raises:
+        KdganError: The shapes differ; they are never broadcast.
+    """
+    check_same_shape(a, b)
+    return 1 - cosine_similarity(flatten_samples(a), flatten_samples(b), dim=1)
+
+
+def correlation(a: Float[Tensor, "B ..."], b: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+    """Correlation distance 1 − ρ(a, b) of each pair of samples, in [0, 2]; ρ is Pearson's, over a sample's elements.
+
+    It is d_p of DIST (Huang et al. 2022), here of features instead of class probabilities.
+
+    Example:
+        >>> a, b = torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([[3.0, 5.0], [5.0, 3.0]])
+        >>> correlation(a, b).abs().round(decimals=4).tolist()
+        [0.0, 2.0]
+
+    Raises:
+        KdganError: The shapes differ; they are never broadcast.
+    """
+    check_same_shape(a, b)
+    centred = [values - values.mean(1, keepdim=True) for values in (flatten_samples(a), flatten_samples(b))]
+    return cosine(*centred)
+
+
+def flatten_samples(values: Tensor) -> Tensor:
+    """Values (B, ...) as (B, n), with n ≥ 1."""
+    return values.reshape(len(values), -1)
 
 
 def check_same_shape(a: Tensor, b: Tensor) -> None:

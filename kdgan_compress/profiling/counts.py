@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from kdgan_compress.gans import ImageFormat, Scorer
+from kdgan_compress.scores import input_size
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Cost of scoring one image.
+    """Cost of scoring one image, or one photo with all its tiles.
 
     Attributes:
         num_params: Parameters that the score depends on, including those of norm layers.
@@ -27,13 +28,13 @@ class Counts:
 
 
 def count(generator: nn.Module, image_format: ImageFormat) -> Counts:
-    """Count a generator with ``anomaly_score``; it is not modified."""
+    """Count a generator with ``anomaly_score``, or a ``FittedScorer``; it is not modified."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore uses deprecated parts of torch
         from fvcore.nn import FlopCountAnalysis
 
         scorer = Scorer(copy.deepcopy(generator)).eval().requires_grad_(True)
-        image = torch.zeros(1, image_format.image_channels, image_format.image_size, image_format.image_size)
+        image = torch.zeros(1, image_format.image_channels, *input_size(generator, image_format.image_size))
         flops = FlopCountAnalysis(scorer, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return Counts(
             num_params=_num_used_parameters(scorer, torch.linspace(-1, 1, image.numel()).view_as(image)),

@@ -29,14 +29,18 @@ class Latency:
 
 
 def detector_call(detector: Detector) -> Callable[[], object]:
-    """A call that scores one image of the network's size, or of the detector's fixed input size."""
-    height, width = detector.input_size or (detector.image_size, detector.image_size)
-    shape = (1, height, width, detector.image_channels)
+    """A call that scores one image of the size to which the detector resizes, or of its fixed input size."""
+    shape = (1, *(detector.input_size or working_size(detector)), detector.image_channels)
     image = detector.to_model_input(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     return lambda: detector.session.run(["score", "is_anomaly"], {"image": image})
 
 
-def identity_model_call(image_size: int, image_channels: int) -> Callable[[], object]:
+def working_size(detector: Detector) -> tuple[int, int]:
+    """Height and width to which a detector resizes: the frame of its tiles, or the network's image size."""
+    return detector.frame or (detector.image_size, detector.image_size)
+
+
+def identity_model_call(size: tuple[int, int], image_channels: int) -> Callable[[], object]:
     """A call of a graph that returns its uint8 image: the cost of a call without any computation."""
     values = [
         helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", "H", "W", image_channels])
@@ -46,7 +50,7 @@ def identity_model_call(image_size: int, image_channels: int) -> Callable[[], ob
     opset = helper.make_opsetid("", IDENTITY_OPSET)
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=IDENTITY_IR)
     session = create_session(model.SerializeToString())
-    image = np.zeros((1, image_size, image_size, image_channels), np.uint8)
+    image = np.zeros((1, *size, image_channels), np.uint8)
     return lambda: session.run(["same"], {"image": image})
 
 

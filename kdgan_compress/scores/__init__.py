@@ -1,7 +1,7 @@
 """Anomaly scores with statistics fitted on normal images: Gaussians and mixtures of the latent codes."""
 
 from kdgan_compress.scores.fit import Fit, fit_statistic
-from kdgan_compress.scores.scorer import FittedScorer
+from kdgan_compress.scores.scorer import FittedScorer, input_size
 from kdgan_compress.scores.settings import ScoreSettings
 from kdgan_compress.scores.statistics import STATISTICS, Gaussian, Mixture, PositionGaussian, Statistic, load_statistic
 
@@ -15,5 +15,6 @@ __all__ = [
     "ScoreSettings",
     "Statistic",
     "fit_statistic",
+    "input_size",
     "load_statistic",
 ]

@@ -82,6 +82,19 @@ def fit_statistic(features: Float[np.ndarray, "N P D"], settings: ScoreSettings,
     return Fit(fit(features), scores, description)
 
 
+def held_out_scores(features: Float[np.ndarray, "N P D"], settings: ScoreSettings, keep: int, seed: int = 0) -> Array:
+    """Each photo's score by a Gaussian per position that was fitted without it, and truncated to ``keep`` directions.
+
+    With ``keep`` equal to the rank these are the scores of ``fit_statistic`` with the same settings and seed.
+    """
+    features = features.astype(np.float64)
+    scores = np.empty(len(features))
+    for train, held_out in _folds(len(features), seed):
+        statistic = fit_position_gaussian(features[train], settings.rank).truncate(keep)
+        scores[held_out] = _photo_scores(statistic, features[held_out], settings)
+    return scores
+
+
 def fit_gaussian(features: Array) -> Gaussian:
     """One Gaussian for all tiles of all images, of features (N, P, D)."""
     mean, whitening = _whiten(_rows(features))

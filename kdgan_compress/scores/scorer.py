@@ -80,6 +80,12 @@ class FittedScorer(nn.Module):
         return by_tile
 
 
+def input_size(scorer: nn.Module, image_size: int) -> tuple[int, int]:
+    """Height and width of the images that a module scores: the frame of its tiles, or the network's image size."""
+    grid: TileGrid | None = getattr(scorer, "grid", None)
+    return (image_size, image_size) if grid is None else grid.frame
+
+
 def features_of(generator: nn.Module, images: Tensor, features: Features) -> Float[Tensor, "B D"]:
     """The features of images in [−1, 1]: z1 − z2, or [z1; z2]."""
     z1, z2 = generator.latents(images)  # type: ignore[operator]

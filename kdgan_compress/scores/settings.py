@@ -1,7 +1,7 @@
 """Which anomaly score a detector has and how its statistics are fitted; a section of the recipe."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from kdgan_compress.errors import KdganError
 
@@ -19,7 +19,8 @@ class ScoreSettings:
         type: ``"norm"``: the paper's, ‖z1 − z2‖₂ for ``ede``; nothing is fitted. ``"gaussian"``: the Mahalanobis
             distance of the features. ``"mixture"``: their negative log-likelihood under K Gaussians, for several kinds
             of normal images.
-        features: ``"residual"``: z1 − z2. ``"latents"``: [z1; z2].
+        features: ``"residual"``: z1 − z2. ``"latents"``: [z1; z2]. None: the residual for a Gaussian, the latents for a
+            mixture, whose kinds of normal images differ in z1.
         num_components: K of the mixture; None chooses it by held-out likelihood.
         num_pca: Number of leading principal components that the mixture uses.
         positions: Of a Gaussian on tiles: one for all tiles, or one per grid position; ``"auto"`` chooses by held-out
@@ -32,7 +33,7 @@ class ScoreSettings:
     """
 
     type: ScoreType = "gaussian"
-    features: Features = "residual"
+    features: Features | None = None
     num_components: int | None = None
     num_pca: int = 64
     positions: Positions = "auto"
@@ -40,12 +41,19 @@ class ScoreSettings:
     photo: PhotoScore = "max"
 
     def __post_init__(self) -> None:
-        choices = {"type": ScoreType, "features": Features, "positions": Positions, "photo": PhotoScore}
+        choices: dict[str, Any] = {"type": ScoreType, "positions": Positions, "photo": PhotoScore}
+        if self.features is not None:
+            choices["features"] = Features
         for name, choice in choices.items():
-            if getattr(self, name) not in choice.__args__:  # type: ignore[attr-defined]
-                known = ", ".join(choice.__args__)  # type: ignore[attr-defined]
+            if getattr(self, name) not in get_args(choice):
+                known = ", ".join(get_args(choice))
                 raise KdganError(f"score.{name} must be one of {known}", f"got {getattr(self, name)!r}", "Choose one")
         for name in ("num_components", "num_pca", "rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise KdganError(f"score.{name} must be 1 or more", f"got {value}", "Leave it out for the default")
+
+    @property
+    def fitted_features(self) -> Features:
+        """``features``, or those that suit the type."""
+        return self.features or ("latents" if self.type == "mixture" else "residual")

@@ -42,7 +42,10 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def runs(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders of a teacher (4-8-16) and of its student (1-2-4, 2->3), and the student's detector."""
+    """Run folders of a teacher (4-8-16) and of its student (1-2-4, 2->3), and the student's detector.
+
+    ``norm`` is a student with the paper's score.
+    """
     folder = tmp_path_factory.mktemp("runs")
     made = {"teacher": folder / "teacher", "student": folder / "student", "detector": folder / "student.onnx"}
     tiny = ["--batch-size", "4", "--epochs", "2", "--json"]
@@ -50,6 +53,8 @@ def runs(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     assert run(["train", *data, *tiny, "--out", str(made["teacher"])]) == 0
     distil = ["distill", "--teacher", str(made["teacher"]), "--width", "1"]
     assert run([*distil, *tiny, "--out", str(made["student"])]) == 0
+    made["norm"] = folder / "norm"
+    assert run([*distil, *tiny, "--set", "score.type=norm", "--out", str(made["norm"])]) == 0
     assert run(["export", "--model", str(made["student"]), "-o", str(made["detector"])]) == 0
     return made
 

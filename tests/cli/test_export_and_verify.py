@@ -29,7 +29,7 @@ from kdgan_compress.runtime import Detector
 
 KEYS = {"path", "precision", "size_bytes", "opset", "threshold", "parity_max_rel"}
 MORE_KEYS = {
-    "threshold_rule", "rewrites", "latent_lost", "agreement", "auc", "usability", "files", "page",
+    "threshold_rule", "rewrites", "latent_lost", "agreement", "rank_agreement", "auc", "usability", "files", "page",
 }  # fmt: skip
 SIDE = 32
 
@@ -131,7 +131,7 @@ def test_the_result_of_a_default_export(
     assert (told["threshold"], told["threshold_rule"]) == (checkpoint.threshold, checkpoint.threshold_rule)
     assert told["auc"] == json.loads((runs["student"] / "result.json").read_text())["auc"]
     assert 0 <= told["parity_max_rel"] <= 1e-4
-    nothing = ("agreement", "latent_lost", "usability", "page")
+    nothing = ("agreement", "rank_agreement", "latent_lost", "usability", "page")
     assert [told[key] for key in nothing] == [None] * len(nothing)
     card = (folder / "card.md").read_text()
     assert f"{told['size_bytes']:,} bytes" in card
@@ -278,7 +278,8 @@ def test_what_is_refused_leaves_nothing(
     words: list[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert_refused(cli("export", "--model", runs["student"], *options), *words)
+    model = runs["norm" if "--latent-rank" in options else "student"]
+    assert_refused(cli("export", "--model", model, *options), *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -425,7 +426,7 @@ def test_rewrites_by_name(cli: Cli, runs: dict[str, Path], exported: Path, tmp_p
 
 
 def test_a_shorter_latent(cli: Cli, runs: dict[str, Path], larger: Path, tmp_path: Path) -> None:
-    model = ["export", "--model", runs["student"], "--data", f"npz:{larger}", "--json", "--latent-rank"]
+    model = ["export", "--model", runs["norm"], "--data", f"npz:{larger}", "--json", "--latent-rank"]
     code, out, err = cli(*model, 15, "-o", tmp_path / "s.onnx")
     assert (code, err) == (0, "")
     told = only_json(out)
@@ -435,7 +436,7 @@ def test_a_shorter_latent(cli: Cli, runs: dict[str, Path], larger: Path, tmp_pat
     images, novel = test_images(larger)
     assert told["auc"] == pytest.approx(roc_auc_score(novel, Detector(tmp_path / "s.onnx").score(images).score))
     assert f"rank 15, {100 * told['latent_lost']:.2f} %" in (tmp_path / "card.md").read_text()
-    assert cli("verify", tmp_path / "s.onnx", "--against", runs["student"])[0] == 0
+    assert cli("verify", tmp_path / "s.onnx", "--against", runs["norm"])[0] == 0
 
 
 def test_for_a_phone(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:

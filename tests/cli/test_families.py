@@ -23,7 +23,8 @@ LOSSES = {
 }
 EVALUATION = {
     "model", "data", "auc", "auc_raw", "average_precision", "best_f1", "best_f1_threshold", "num_normal", "num_novel",
-    "mode", "threshold", "fpr", "tpr", "auc_gap", "score_spearman", "teacher",
+    "mode", "threshold", "fpr", "tpr", "auc_gap", "score_spearman", "teacher", "pixel_auc", "aupro", "num_masks",
+    "maps",
 }  # fmt: skip
 
 

@@ -57,6 +57,7 @@ def pair(tmp_path_factory, quick_runs):
             "model": {"width": 4, "image_size": 16, "latent_size": 32},
             "training": training,
             "distillation": {"student": {"width": 1, "norm": "batch"}, "schedule": "1", "training": training},
+            "score": {"type": "norm"},
         },
         "test",
     )

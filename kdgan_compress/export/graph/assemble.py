@@ -1,18 +1,18 @@
 """Add preprocessing before the traced core, and the decision and maps after it.
 
 Inputs: ``image`` and the optional ``threshold``. Outputs: ``score`` (N,), ``is_anomaly`` (N,) and, on request,
-``reconstruction`` and ``anomaly_map``.
+``reconstruction`` and ``anomaly_map``. A core that cuts photos into tiles has an anomaly map of its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import onnx_ir as ir
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.graph.nodes import add_constant
-from kdgan_compress.export.graph.trace import SCORE, X_HAT
+from kdgan_compress.export.graph.trace import MAP, SCORE, X_HAT
 from kdgan_compress.gans import ImageFormat
 
 InputKind = Literal["uint8", "float"]
@@ -26,33 +26,40 @@ class IOSpec:
         input: ``"uint8"``: (N, H, W, C), 0 to 255. ``"float"``: float32 (N, C, H, W), 0 to 1.
         input_size: Fixed height and width of the images, in pixels; None for any size.
         batch_size: 1 fixes N to 1; None for any N.
-        reconstruction: Also output x̂, with the input's type and layout, at the network's size.
-        anomaly_map: Also output |x − x̂| averaged over the channels: float32 (N, S, S), 0 to 1.
+        reconstruction: Also output x̂, with the input's type and layout, at the network's size; not with tiles.
+        anomaly_map: Also output an anomaly map, float32. With tiles (N, H, W) at the frame's size, in units of the
+            score; else (N, S, S): |x − x̂| averaged over the channels, 0 to 1. None: only with tiles.
     """
 
     input: InputKind = "uint8"
     input_size: tuple[int, int] | None = None
     batch_size: Literal[1] | None = None
     reconstruction: bool = False
-    anomaly_map: bool = False
+    anomaly_map: bool | None = None
 
     def __post_init__(self) -> None:
         if self.input_size is not None and min(self.input_size) < 1:
             found = f"got {self.input_size}"
             raise KdganError("The input size must be at least 1×1 pixel", found, "Give height and width")
 
-    @property
-    def needs_reconstruction(self) -> bool:
-        """Whether an output is computed from x̂."""
-        return self.reconstruction or self.anomaly_map
+    def resolve(self, is_tiled: bool) -> "IOSpec":
+        """The same with ``anomaly_map`` decided.
+
+        Raises:
+            KdganError: A reconstruction of tiles is requested.
+        """
+        if is_tiled and self.reconstruction:
+            hint = "Leave out --reconstruction; the anomaly map shows where a photo differs"
+            raise KdganError("Photos cut into tiles have no reconstruction", "the tiles overlap", hint)
+        return replace(self, anomaly_map=is_tiled if self.anomaly_map is None else self.anomaly_map)
 
 
 def add_pre_and_postprocessing(core: ir.Model, image_format: ImageFormat, threshold: float, io: IOSpec) -> None:
     """Turn a traced core into a detector, in place.
 
     Args:
-        core: Graph from ``images`` (N, C, S, S) in [−1, 1] to ``score`` (N,) and, for maps, ``x_hat``.
-        image_format: Size and channels of its images.
+        core: Graph from ``images`` (N, C, H, W) in [−1, 1] to ``score`` (N,) and, for maps, ``x_hat`` or ``map``.
+        image_format: Size and channels of the network's images.
         threshold: Default value of the input ``threshold``; scores above it are anomalies.
         io: Inputs and outputs of the detector.
     """
@@ -60,7 +67,7 @@ def add_pre_and_postprocessing(core: ir.Model, image_format: ImageFormat, thresh
     (images,) = graph.inputs
     traced = {value.name: value for value in graph.outputs}
     batch: int | str = io.batch_size or "N"
-    channels, side = image_format.image_channels, image_format.image_size
+    channels = image_format.image_channels
     size = io.input_size or ("H", "W")
     is_uint8 = io.input == "uint8"
     image = ir.Value(
@@ -74,7 +81,8 @@ def add_pre_and_postprocessing(core: ir.Model, image_format: ImageFormat, thresh
     graph.register_initializer(limit)
     graph.inputs[:] = [image, limit]
 
-    pixels = _add_preprocessing(graph, image, image_format, io)
+    working_size = frame_of(images)
+    pixels = _add_preprocessing(graph, image, channels, working_size, io)
     images.replace_all_uses_with(pixels)
     score = traced[SCORE]
     score.name = "score"
@@ -82,25 +90,38 @@ def add_pre_and_postprocessing(core: ir.Model, image_format: ImageFormat, thresh
     outputs = [score, _append(graph, "Greater", [score, limit], "is_anomaly", ir.DataType.BOOL, [batch])]
     if io.reconstruction:
         outputs.append(_add_reconstruction(graph, traced[X_HAT], is_uint8, batch, image_format))
-    if io.anomaly_map:
-        error = _append(graph, "Abs", [_append(graph, "Sub", [pixels, traced[X_HAT]])])
-        mean = _append(graph, "ReduceMean", [error, [1]], keepdims=0)
-        outputs.append(_append(graph, "Mul", [mean, 0.5], "anomaly_map", ir.DataType.FLOAT, [batch, side, side]))
+    if io.resolve(MAP in traced).anomaly_map:
+        if MAP in traced:
+            anomaly_map = traced[MAP]
+            anomaly_map.name, anomaly_map.shape = "anomaly_map", ir.Shape([batch, *working_size])
+        else:
+            error = _append(graph, "Abs", [_append(graph, "Sub", [pixels, traced[X_HAT]])])
+            mean, shape = _append(graph, "ReduceMean", [error, [1]], keepdims=0), [batch, *working_size]
+            anomaly_map = _append(graph, "Mul", [mean, 0.5], "anomaly_map", ir.DataType.FLOAT, shape)
+        outputs.append(anomaly_map)
     graph.outputs[:] = outputs
     graph.sort()
 
 
-def _add_preprocessing(graph: ir.Graph, image: ir.Value, image_format: ImageFormat, io: IOSpec) -> ir.Value:
+def frame_of(images: ir.Value) -> tuple[int, int]:
+    """Height and width of a core's input."""
+    assert images.shape is not None
+    height, width = images.shape[2:]
+    assert isinstance(height, int)
+    assert isinstance(width, int)
+    return height, width
+
+
+def _add_preprocessing(graph: ir.Graph, image: ir.Value, channels: int, size: tuple[int, int], io: IOSpec) -> ir.Value:
     """Resize as in training (bilinear, antialiased) and scale to [−1, 1]."""
-    side = image_format.image_size
     values, axes, half_range = image, [2, 3], 0.5
     if io.input == "uint8":
         values, axes, half_range = _append(graph, "Cast", [image], to=ir.DataType.FLOAT), [1, 2], 127.5
-    if io.input_size != (side, side):
+    if io.input_size != size:
         values = _append(
             graph,
             "Resize",
-            [values, None, None, [side, side]],
+            [values, None, None, list(size)],
             axes=axes,
             mode="linear",
             coordinate_transformation_mode="half_pixel",
@@ -110,8 +131,7 @@ def _add_preprocessing(graph: ir.Graph, image: ir.Value, image_format: ImageForm
     if io.input == "uint8":
         values = _append(graph, "Transpose", [values], perm=[0, 3, 1, 2])  # after the resize, when the image is small
     scaled = _append(graph, "Div", [values, half_range])
-    shape = [io.batch_size or "N", image_format.image_channels, side, side]
-    return _append(graph, "Sub", [scaled, 1.0], None, ir.DataType.FLOAT, shape)
+    return _append(graph, "Sub", [scaled, 1.0], None, ir.DataType.FLOAT, [io.batch_size or "N", channels, *size])
 
 
 def _add_reconstruction(

@@ -1,7 +1,7 @@
 """Trace a generator with torch's ONNX exporter.
 
-The traced core maps images (N, C, S, S) in [−1, 1] to scores (N,) and, on request, reconstructions; preprocessing and
-the decision are added later (``assemble.py``).
+The traced core maps images (N, C, S, S) in [−1, 1] to scores (N,) and, on request, reconstructions; or photos
+(N, C, H, W) to scores and anomaly maps (N, H, W). Preprocessing and the decision are added later (``assemble.py``).
 """
 
 import io
@@ -17,11 +17,13 @@ from onnx_ir.passes import common as common_passes
 from torch import Tensor, nn
 
 from kdgan_compress.distillation.hooks import FeatureHooks
-from kdgan_compress.export.graph.nodes import SHAPE_ONLY, constant_input, replace
+from kdgan_compress.export.graph.nodes import SHAPE_ONLY, add_constant, constant_input, replace
 from kdgan_compress.gans import ImageFormat, Scorer
+from kdgan_compress.scores import FittedScorer, input_size
+from kdgan_compress.scores.scorer import photo_score
 
 OPSET = 18
-IMAGES, SCORE, X_HAT = "images", "score", "x_hat"
+IMAGES, SCORE, X_HAT, MAP = "images", "score", "x_hat", "map"
 """Names of the core's input and outputs."""
 
 
@@ -29,9 +31,11 @@ def trace(generator: nn.Module, image_format: ImageFormat, x_hat: str | None = N
     """Export a generator's score as an ONNX graph, without any optimisation: batch norms stay batch norms.
 
     Args:
-        generator: Network with ``anomaly_score``; traced in evaluation mode.
-        image_format: Size and channels of its images.
-        x_hat: Dotted path of the submodule whose output is the reconstruction, which becomes the second output.
+        generator: Network with ``anomaly_score``, or a ``FittedScorer`` around one; traced in evaluation mode. With a
+            grid of tiles, the second output is the anomaly map.
+        image_format: Size and channels of the network's images.
+        x_hat: Dotted path of the network's submodule whose output is the reconstruction, which becomes the second
+            output; None with a grid of tiles.
         opset: ONNX opset requested from torch, which may choose another.
 
     Returns:
@@ -39,14 +43,14 @@ def trace(generator: nn.Module, image_format: ImageFormat, x_hat: str | None = N
     """
     from onnxscript.optimizer import fold_constants
 
-    example = torch.zeros(2, image_format.image_channels, image_format.image_size, image_format.image_size)
-    scorer = Scorer(generator) if x_hat is None else _ScorerAndReconstructor(generator, x_hat)
+    example = torch.zeros(2, image_format.image_channels, *input_size(generator, image_format.image_size))
+    scorer, outputs = _module_to_trace(generator, x_hat)
     with quiet():
         program = torch.onnx.export(
             scorer.eval(),
             (example,),
             input_names=[IMAGES],
-            output_names=[SCORE] if x_hat is None else [SCORE, X_HAT],
+            output_names=outputs,
             dynamo=True,
             opset_version=opset,
             external_data=False,
@@ -64,6 +68,7 @@ def trace(generator: nn.Module, image_format: ImageFormat, x_hat: str | None = N
     _remove_zero_biases(model.graph)
     _remove_identity_slices(model.graph)
     _reshape_to_flatten(model.graph)
+    _fix_shapes(model.graph)
     _remove_shape_round_trips(model.graph)
     common_passes.RemoveUnusedNodesPass()(model)
     return model
@@ -86,6 +91,44 @@ def quiet() -> Iterator[None]:
         loggers[0].removeHandler(null_handler)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _module_to_trace(generator: nn.Module, x_hat: str | None) -> tuple[nn.Module, list[str]]:
+    """The module whose outputs are the core's, and their names."""
+    if isinstance(generator, FittedScorer):
+        if generator.grid is not None:
+            assert x_hat is None, "tiles have no reconstruction"
+            return _TileScorer(generator), [SCORE, MAP]
+        if x_hat is None:
+            return _ImageScorer(generator), [SCORE]
+        x_hat = f"generator.{x_hat}"
+    if x_hat is None:
+        return Scorer(generator), [SCORE]
+    return _ScorerAndReconstructor(generator, x_hat), [SCORE, X_HAT]
+
+
+class _TileScorer(nn.Module):
+    """A photo's score and map from the same scores of its tiles."""
+
+    def __init__(self, scorer: FittedScorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.scorer.grid is not None
+        tile_scores = self.scorer.tile_scores(photos)
+        return photo_score(tile_scores, self.scorer.photo), self.scorer.grid.map(tile_scores)
+
+
+class _ImageScorer(nn.Module):
+    """Without tiles, the score of an image is that of its only tile."""
+
+    def __init__(self, scorer: FittedScorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scorer.tile_scores(images).squeeze(1)
 
 
 class _ScorerAndReconstructor(nn.Module):
@@ -128,6 +171,28 @@ def _reshape_to_flatten(graph: ir.Graph) -> None:
         keeps_batch = len(after.shape) == 2 and _is_same_dim(before.shape[0], after.shape[0])
         if len(before.shape) > 2 and keeps_batch:
             replace(graph, [node], ir.node("Flatten", [before], {"axis": 1}))
+
+
+def _fix_shapes(graph: ir.Graph) -> None:
+    """Replace computed shapes, in which only the number of images is open, by constants; merge successive reshapes."""
+    for node in list(graph):
+        value, after = node.inputs[0] if node.inputs else None, node.outputs[0].shape
+        if value is None or after is None:
+            continue
+        sizes = [size if isinstance(size, int) else -1 for size in after]
+        if node.op_type == "Reshape" and sizes.count(-1) <= 1:
+            source = value.producer()
+            if source is not None and source.op_type == "Reshape" and source.inputs[0] is not None:
+                value = source.inputs[0]
+            replace(graph, [node], ir.node("Reshape", [value, add_constant(graph, sizes)]))
+        elif (
+            node.op_type == "Resize"
+            and len(node.inputs) > 3
+            and constant_input(node, 3) is None
+            and -1 not in sizes[2:]
+        ):
+            node.replace_input_with(3, add_constant(graph, sizes[2:]))
+            node.attributes["axes"] = ir.AttrInt64s("axes", list(range(2, len(sizes))))
 
 
 def _remove_shape_round_trips(graph: ir.Graph) -> None:

@@ -13,6 +13,7 @@ class InputSpec:
         is_uint8: True: uint8 (1, H, W, C); False: floats (1, C, H, W) from 0 to 1.
         input_size: Fixed height and width; None for any.
         threshold: Default threshold of the file.
+        has_map: Whether the file has an anomaly map in units of the score.
     """
 
     file: str
@@ -20,6 +21,7 @@ class InputSpec:
     is_uint8: bool
     input_size: tuple[int, int] | None
     threshold: float
+    has_map: bool = False
 
     @property
     def shape(self) -> tuple[str, str, str, str]:
@@ -47,6 +49,9 @@ def python(spec: InputSpec) -> str:
     else:
         planes = "[None, None]" if spec.channels == 1 else ".transpose(2, 0, 1)[None]"
         pixels = f"numpy.asarray(photo, numpy.float32){planes} / 255"
+    run = 'score, is_anomaly = session.run(["score", "is_anomaly"], {"image": pixels})'
+    if spec.has_map:
+        run = 'score, is_anomaly, anomaly_map = session.run(["score", "is_anomaly", "anomaly_map"], {"image": pixels})'
     return f"""\
 import numpy
 import onnxruntime
@@ -55,7 +60,7 @@ from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession("{spec.file}")
 photo = ImageOps.exif_transpose(Image.open("photo.png")).convert("{mode}"){resize}
 pixels = {pixels}
-score, is_anomaly = session.run(["score", "is_anomaly"], {{"image": pixels}})
+{run}
 print(score[0], is_anomaly[0])"""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from kdgan_compress.export.detector_file import ExportReport
 from kdgan_compress.export.packaging.call_examples import LANGUAGES, InputSpec
 from kdgan_compress.export.packaging.mobile import MobileCheck
+from kdgan_compress.export.validation.gate import Agreement
 from kdgan_compress.export.validation.golden import Golden
 from kdgan_compress.profiling.latency import Latency
 from kdgan_compress.runtime import Detector
@@ -36,7 +37,8 @@ class ModelCardData:
 def write_card(name: str, detector: Detector, report: ExportReport, data: ModelCardData, golden: Golden) -> str:
     """The card of the detector file ``name``, as Markdown."""
     is_uint8 = detector.input == "uint8"
-    spec = InputSpec(name, detector.image_channels, is_uint8, detector.input_size, detector.threshold)
+    has_map = detector.map_unit == "score"
+    spec = InputSpec(name, detector.image_channels, is_uint8, detector.input_size, detector.threshold, has_map)
     kind = "grey" if spec.channels == 1 else "colour"
     source = f", distilled from the teacher `{data.teacher}`" if data.teacher else ""
     calls = "\n".join(f"{each}:\n\n```{tag}\n{code(spec)}\n```\n" for each, (tag, code) in LANGUAGES.items())
@@ -80,7 +82,9 @@ with those in `golden.json`: they may differ by {golden.tolerance:g} relative.
 """
 
 
-def replace_latency(card: str, latencies: dict[str, Latency], machine: str, threads: int = 1) -> str:
+def replace_latency(
+    card: str, latencies: dict[str, Latency], machine: str, threads: int = 1, frame: tuple[int, int] | None = None
+) -> str:
     """Write measured latencies into the section Latency of a card, in place of its earlier content.
 
     Args:
@@ -88,13 +92,15 @@ def replace_latency(card: str, latencies: dict[str, Latency], machine: str, thre
         latencies: Name of what was measured → latency; the first is the detector itself.
         machine: Where it was measured.
         threads: CPU threads of one call.
+        frame: Height and width of the photos, for a detector that cuts them into tiles.
     """
     reference = next(iter(latencies.values())).median
     rows = [
         f"| {name} | {latency.median:.1f} | {latency.p10:.1f} | {_ratio_text(latency.median / reference)} |"
         for name, latency in latencies.items()
     ]
-    header = "| ONNX Runtime, one image of the network's size | µs median | µs p10 | compared with this file |"
+    image = "one image of the network's size" if frame is None else f"one photo of {frame[0]}×{frame[1]}"
+    header = f"| ONNX Runtime, {image} | µs median | µs p10 | compared with this file |"
     on = f"Measured in one run on {machine}, {threads} thread{'' if threads == 1 else 's'}; other machines differ."
     section = "\n".join([header, "|---|---|---|---|", *rows, "", on])
     start = card.index("\n## Latency\n") + len("\n## Latency\n\n")
@@ -116,16 +122,28 @@ def _properties(detector: Detector, report: ExportReport, data: ModelCardData) -
         "largest difference from torch": f"{report.parity_max_rel:.1e} relative",
         "rewrites": metadata["rewrites"] or "none",
     }
+    if (frame := detector.frame) is not None and "tile_stride" in metadata:
+        tile, stride = detector.image_size, int(metadata["tile_stride"])
+        rows_and_columns = "×".join(str((side - tile) // stride + 1) for side in frame)
+        rows["photos"] = f"brought to {frame[0]}×{frame[1]}, {rows_and_columns} tiles of {tile}×{tile}"
+    if "score" in metadata:
+        rows["score"] = metadata["score"] + (f", {metadata['photo_score']} over tiles" if frame else "")
+    if report.rank_agreement is not None:
+        rows[f"rank {metadata['rank']}, compared with the model's"] = _agreement(report.rank_agreement)
     if report.latent_lost is not None:
         rows["latent"] = f"rank {metadata['latent_rank']}, {100 * report.latent_lost:.2f} % of its weights' energy lost"
-    if (found := report.agreement) is not None:
-        auc = "" if found.auc_diff is None else f"AUC {found.auc_diff:+.4f}, "
-        rows["compared with fp32"] = (
-            f"{auc}{100 * found.label_agreement:.2f} % of decisions equal, Spearman {found.spearman:.4f}, "
-            f"on {found.num_images} images"
-        )
+    if report.agreement is not None:
+        rows["compared with fp32"] = _agreement(report.agreement)
     rows["opset, versions"] = f"{report.opset}; {metadata['versions']}"
     return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+def _agreement(found: Agreement) -> str:
+    auc = "" if found.auc_diff is None else f"AUC {found.auc_diff:+.4f}, "
+    return (
+        f"{auc}{100 * found.label_agreement:.2f} % of decisions equal, Spearman {found.spearman:.4f}, "
+        f"on {found.num_images} images"
+    )
 
 
 def _interface(detector: Detector, spec: InputSpec) -> str:

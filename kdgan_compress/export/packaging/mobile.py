@@ -8,8 +8,8 @@ import numpy as np
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.graph.trace import quiet
-from kdgan_compress.export.validation.golden import make_golden
-from kdgan_compress.export.validation.parity import relative_difference
+from kdgan_compress.export.validation.golden import make_golden, sample_map
+from kdgan_compress.export.validation.parity import map_difference, relative_difference
 from kdgan_compress.files import atomic_path
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.session import create_session, onnxruntime
@@ -107,9 +107,11 @@ def _check_same_scores(content: bytes, path: Path) -> None:
     detector = Detector(path)
     golden = make_golden(detector)
     session = create_session(content)
-    inputs = [{"image": detector.to_model_input(image[None])} for image in golden.images]
-    scores = np.concatenate([session.run(["score"], each)[0] for each in inputs])
-    difference = relative_difference(scores, golden.score)
+    names = ["score", "anomaly_map"] if golden.maps else ["score"]
+    results = [session.run(names, {"image": detector.to_model_input(image[None])}) for image in golden.images]
+    difference = relative_difference(np.concatenate([each[0] for each in results]), golden.score)
+    for (*_, found), expected in zip(results, golden.maps, strict=False):
+        difference = max(difference, map_difference(sample_map(found), expected))
     if not difference <= golden.tolerance:
         hint = "Please report this with the version of onnxruntime; use the .onnx file"
         raise KdganError("The .ort file must score as the .onnx file does", f"they differ by {difference:.2g}", hint)

@@ -27,7 +27,7 @@ RUNTIME_FILES = {
 """Files of the package's ``dist`` → their names in the page's folder: not every file server knows ``.mjs``."""
 
 PAGE_FOLDER = Path(__file__).with_name("page")
-PAGE_FILES = ("app.js", "detector.js", "style.css", "index.html")
+PAGE_FILES = ("app.js", "detector.js", "overlay.js", "style.css", "index.html")
 HTML_MARKER = b'<meta name="generator" content="kdgan-compress export --web">'
 NPM_TIMEOUT_S = 600
 

@@ -14,32 +14,35 @@ from kdgan_compress.export.precisions import GateLimits
 from kdgan_compress.gans import ImageFormat
 from kdgan_compress.runtime.session import create_session
 
-BATCH_SIZE = 256
+BATCH_PIXELS = 256 * 32 * 32
 
 
 @dataclass(frozen=True, eq=False)
 class ValidationData:
-    """Images that calibrate a precision, set its threshold and validate it, at the network's size.
+    """Images that calibrate a precision, set its threshold and validate it: at the network's size, or photos.
 
     Attributes:
-        train: Normal training images, uint8 (N, S, S, C): they calibrate int8.
+        train: Normal training images, uint8 (N, S, S, C) or photos (N, H, W, C): they calibrate int8.
         normals: Normal images that set the threshold, same format; may be the training images.
-        test: Test images, uint8 (M, S, S, C); M may be 0.
+        test: Test images, uint8 (M, S, S, C) or (M, H, W, C); M may be 0.
         test_is_anomalous: (M,) bool, their labels.
+        in_fit: Whether the score's statistics were fitted to ``normals``. Then their scores are lower than those of
+            other normal images, and thresholds are set by how the scores changed (``raise_to_held_out``).
     """
 
     train: NDArray[np.uint8]
     normals: NDArray[np.uint8]
     test: NDArray[np.uint8]
     test_is_anomalous: NDArray[np.bool_]
+    in_fit: bool = False
 
     @classmethod
-    def from_split(cls, split: Split) -> "ValidationData":
-        """The images of a split."""
+    def from_split(cls, split: Split, is_fitted: bool = False) -> "ValidationData":
+        """The images of a split; ``is_fitted``: the score has statistics that were fitted to its normal images."""
         train, normals, test = (
-            images.permute(0, 2, 3, 1).contiguous().numpy() for images in (split.train, split.calibration, split.test)
+            images.permute(0, 2, 3, 1).contiguous().numpy() for images in (split.normals, split.calibration, split.test)
         )
-        return cls(train, normals, test, split.test_is_anomalous)
+        return cls(train, normals, test, split.test_is_anomalous, is_fitted and not split.has_holdout)
 
     @property
     def has_labels(self) -> bool:
@@ -81,7 +84,8 @@ class ThresholdRule:
     def describe(self, data: ValidationData) -> str:
         """The rule as text, for the metadata."""
         if self.quantile is not None:
-            return f"{self.quantile:.4g} quantile of {len(data.normals)} normal images' scores"
+            raised = ", raised to the level of images outside the fit" if data.in_fit else ""
+            return f"{self.quantile:.4g} quantile of {len(data.normals)} normal images' scores{raised}"
         return f"best F1 on {len(data.test)} labelled images"
 
 
@@ -125,46 +129,63 @@ class Agreement:
 
 @dataclass(frozen=True, eq=False)
 class ValidationScores:
-    """Scores of the validation data by one core, and the threshold they lead to."""
+    """Scores of the validation data by one core."""
 
     normals: NDArray[np.float64]
     test: NDArray[np.float64]
-    threshold: float
 
 
-def measure_agreement(scores: ValidationScores, reference: ValidationScores, data: ValidationData) -> Agreement:
-    """Compare scores with those of fp32, each with its own threshold."""
-    lossy, exact, auc, auc_diff = scores.normals, reference.normals, None, None
+def measure_agreement(
+    scores: ValidationScores, reference: ValidationScores, thresholds: tuple[float, float], data: ValidationData
+) -> Agreement:
+    """Compare scores with those of a reference, each with its own threshold."""
+    changed, exact, auc, auc_diff = scores.normals, reference.normals, None, None
     if data.has_labels:
-        lossy, exact = scores.test, reference.test
+        changed, exact = scores.test, reference.test
         auc = detection_metrics(scores.test, data.test_is_anomalous).auc
         auc_diff = auc - detection_metrics(reference.test, data.test_is_anomalous).auc
     return Agreement(
         auc=auc,
         auc_diff=auc_diff,
-        label_agreement=float(np.mean((lossy > scores.threshold) == (exact > reference.threshold))),
-        spearman=score_spearman(lossy, exact),
-        num_images=len(lossy),
+        label_agreement=float(np.mean((changed > thresholds[0]) == (exact > thresholds[1]))),
+        spearman=score_spearman(changed, exact),
+        num_images=len(changed),
     )
 
 
-def score_validation_data(
-    core: ir.Model, image_format: ImageFormat, data: ValidationData, rule: ThresholdRule
-) -> ValidationScores:
+def raise_to_held_out(scores: NDArray[np.float64], exact: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+    """Raise scores of normal images to the level of images outside the fit.
+
+    A score's statistics fit the images that they were fitted to too well, so these images' scores are too low for a
+    threshold. The model's own threshold was found without this error, as the 99 % quantile of scores outside the fit;
+    how far it lies above the 99 % quantile of the scores inside says how much to raise these.
+
+    Args:
+        scores: By the changed score.
+        exact: The same images' scores by the unchanged model.
+        threshold: The unchanged model's threshold.
+    """
+    quantile = quantile_threshold(exact)
+    if threshold > 0 and quantile > 0:
+        return scores * (threshold / quantile)
+    return scores + (threshold - quantile)  # a negative log-likelihood may have either sign
+
+
+def score_validation_data(core: ir.Model, image_format: ImageFormat, data: ValidationData) -> ValidationScores:
     """Score the validation data with a core, through the same preprocessing as in the exported file.
 
     Raises:
         KdganError: ONNX Runtime cannot run the core.
     """
     model = core.clone()
-    add_pre_and_postprocessing(model, image_format, 0.0, IOSpec())
+    add_pre_and_postprocessing(model, image_format, 0.0, IOSpec(anomaly_map=False))
     canonicalize_names(model)
     session = create_session(ir.to_proto(model).SerializeToString())
 
     def scores(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        batches = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]
+        number = max(1, BATCH_PIXELS // max(1, images[:1, :, :, 0].size))
+        batches = [images[i : i + number] for i in range(0, len(images), number)]
         parts = [session.run(["score"], {"image": batch})[0] for batch in batches]
         return np.concatenate([np.empty(0), *parts]).astype(np.float64)
 
-    normals, test = scores(data.normals), scores(data.test)
-    return ValidationScores(normals, test, rule.find(normals, test, data))
+    return ValidationScores(scores(data.normals), scores(data.test))

@@ -1,4 +1,4 @@
-"""Golden vectors: images with the scores that a detector gives them, to test it in any language on any device.
+"""Golden vectors: images with a detector's scores and maps of them, to test it in any language on any device.
 
 The images are synthetic (fixed seed), so no user image is shipped with the file.
 """
@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from kdgan_compress.runtime.checksum import CHECKSUM_KEY
 
 SCHEMA_VERSION = 1
 IMAGES_PER_SIZE = 2
+MAP_STEP = 8
+"""Golden vectors have every 8th value of every 8th row of an anomaly map."""
+
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time of all zip entries, so that the same vectors always give the same file."""
 
@@ -36,7 +39,8 @@ class Golden:
         images: n images of several sizes, each uint8 (H, W, C).
         score: (n,) float32.
         is_anomaly: (n,) bool, at the file's threshold.
-        tolerance: Relative difference of scores that another device may show.
+        tolerance: Relative difference of scores that another device may show; of maps, relative to the largest value.
+        maps: Every 8th value of every 8th row of each image's anomaly map, float32; empty if the detector has none.
     """
 
     file_sha256: str
@@ -44,13 +48,15 @@ class Golden:
     score: NDArray[np.float32]
     is_anomaly: NDArray[np.bool_]
     tolerance: float
+    maps: list[NDArray[np.float32]] = field(default_factory=list)
 
 
-def sample_sizes(side: int, input_size: tuple[int, int] | None) -> tuple[tuple[int, int], ...]:
-    """Heights and widths of test images: the fixed input size, or the network's size and two unusual ones."""
+def sample_sizes(size: tuple[int, int], input_size: tuple[int, int] | None) -> tuple[tuple[int, int], ...]:
+    """Heights and widths of test images: the fixed input size, or the detector's working size and two unusual ones."""
     if input_size is not None:
         return (input_size,)
-    return ((side, side), (side - 3, side + 5), (3 * side + 1, 2 * side))
+    height, width = size
+    return (size, (height - 3, width + 5), (3 * height + 1, 2 * width))
 
 
 def sample_images(height: int, width: int, channels: int, number: int = 4) -> NDArray[np.uint8]:
@@ -63,24 +69,32 @@ def sample_images(height: int, width: int, channels: int, number: int = 4) -> ND
 
 def make_golden(detector: Detector) -> Golden:
     """Score synthetic images one by one."""
-    channels = detector.image_channels
-    sizes = sample_sizes(detector.image_size, detector.input_size)
-    images = [image for size in sizes for image in sample_images(*size, channels, IMAGES_PER_SIZE)]
-    scores = [detector.score(image[None]) for image in images]
+    images = [
+        image
+        for size in _golden_sizes(detector)
+        for image in sample_images(*size, detector.image_channels, IMAGES_PER_SIZE if detector.frame is None else 1)
+    ]
+    scores = [detector.score(image[None], maps=detector.has_anomaly_map) for image in images]
     return Golden(
         detector.metadata[CHECKSUM_KEY],
         images,
         np.concatenate([each.score for each in scores]),
         np.concatenate([each.is_anomaly for each in scores]),
         find_precision(detector.metadata["precision"]).golden_tolerance,
+        [sample_map(each.anomaly_map) for each in scores if each.anomaly_map is not None],
     )
+
+
+def sample_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values (h, w) of a map (1, H, W) that golden vectors have."""
+    return anomaly_map[0, ::MAP_STEP, ::MAP_STEP]
 
 
 def write_golden(npz: Path, as_json: Path, detector: Detector, name: str, golden: Golden | None = None) -> Golden:
     """Write a detector's golden vectors as ``.npz`` for NumPy and as JSON for other languages.
 
     Args:
-        npz: Path of the arrays ``image_0``, …, ``score``, ``is_anomaly``, ``tolerance``, ``file_sha256``.
+        npz: Path of the arrays ``image_0``, …, ``map_0``, …, ``score``, ``is_anomaly``, ``tolerance``, ``file_sha256``.
         as_json: Path of the same as JSON (pixels in base64), with what a program needs to call the detector.
         detector: The loaded detector.
         name: Its file name.
@@ -88,7 +102,8 @@ def write_golden(npz: Path, as_json: Path, detector: Detector, name: str, golden
     """
     golden = golden or make_golden(detector)
     arrays: dict[str, Any] = {f"image_{i}": image for i, image in enumerate(golden.images)}
-    arrays |= {name: value for name, value in vars(golden).items() if name != "images"}
+    arrays |= {f"map_{i}": values for i, values in enumerate(golden.maps)}
+    arrays |= {name: value for name, value in vars(golden).items() if name not in ("images", "maps")}
     with atomic_path(npz) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, array in arrays.items():
             stream = io.BytesIO()
@@ -99,6 +114,8 @@ def write_golden(npz: Path, as_json: Path, detector: Detector, name: str, golden
         | {"pixels": base64.b64encode(image.tobytes()).decode(), "score": float(score), "is_anomaly": bool(is_anomaly)}
         for image, score, is_anomaly in zip(golden.images, golden.score, golden.is_anomaly, strict=True)
     ]
+    for case, values in zip(cases, golden.maps, strict=False):
+        case["anomaly_map"] = [[float(f"{value:.7g}") for value in row] for row in values]
     metadata = {
         "schema_version": SCHEMA_VERSION,
         "detector": name,
@@ -108,6 +125,8 @@ def write_golden(npz: Path, as_json: Path, detector: Detector, name: str, golden
         "frame": detector.input_size,
         "image_channels": detector.image_channels,
         "image_size": detector.image_size,
+        "working_size": detector.frame,
+        "map_unit": detector.map_unit,
         "threshold": detector.threshold,
         "threshold_rule": detector.metadata["threshold_rule"],
         "tolerance": golden.tolerance,
@@ -139,8 +158,17 @@ def read_golden(path: Path) -> Golden:
                 arrays["score"],
                 arrays["is_anomaly"],
                 float(arrays["tolerance"]),
+                [arrays[f"map_{i}"] for i in range(number) if f"map_{i}" in arrays],
             )
     except FileNotFoundError:
         raise KdganError("The golden vectors of the detector are missing", f"there is no {path}", hint) from None
     except (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise KdganError("Golden vectors must be complete", f"{path}: {first_line(error)}", hint) from None
+
+
+def _golden_sizes(detector: Detector) -> tuple[tuple[int, int], ...]:
+    """Heights and widths of the images; of photos, a smaller and a larger one, since they take much more space."""
+    if detector.frame is None or detector.input_size is not None:
+        return sample_sizes((detector.image_size,) * 2, detector.input_size)
+    height, width = detector.frame
+    return (height // 2 + 3, width // 2 + 5), (height * 5 // 4 + 1, width * 3 // 2)

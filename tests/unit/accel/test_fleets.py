@@ -11,10 +11,12 @@ from torch import nn
 from kdgan_compress.accel.engine import fast_engine
 from kdgan_compress.accel.fleet import FleetState
 from kdgan_compress.accel.optimizers import FusedAdam
+from kdgan_compress.accel.teacher_cache import TeacherCache, cache_shapes, teacher_rows
 from kdgan_compress.distillation import train_log
-from kdgan_compress.distillation.loss import DistillationLoss, Term
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, LossSet, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
+from kdgan_compress.distillation.terms import Term
 from kdgan_compress.distillation.train_log import DivergedError
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import train_schedulers
@@ -207,6 +209,34 @@ def test_a_fourth_tap_in_a_fleet():
     histories = run_as_fleet(list(made()))
     assert_same(histories, run_alone(made()))
     assert "k_encoder.features" in histories[0].records[0].losses
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize(("chain", "is_cached"), [((2,), False), ((1,), True), ((4,), False)], ids=str)
+@pytest.mark.parametrize("loss", ["rkd_distance", "rkd_angle", "sp", "attention", "fsp"])
+def test_losses_between_images_never_compare_those_of_two_members(loss, chain, is_cached, norm):
+    """At these batch sizes and numbers of images there are padded batches and last batches of 1, 2 and 3 images.
+
+    Losses between images need no connectors, so that members may be narrower than their teachers.
+    """
+    tap = ("decoder.features", "encoder.features") if loss == "fsp" else "encoder.features"
+    k_l = DistillationLoss(w1=1, wx=1, w2=1, terms=(Term(tap, 10.0, loss), Term("encoder.features", 5.0, "sp")))
+
+    def made():
+        for member, (batch_size, size) in enumerate([(5, 16), (3, 8), (6, 9)]):
+            student = make_state((2, 4) if loss == "fsp" else (1, 2), member, norm=norm)
+            scheduler = make_scheduler(member, chain, batch_size, 1, k_l=k_l, student=student, images=make_images(size))
+            if is_cached:
+                teacher, images = scheduler.teacher.gan, scheduler.images
+                rows = torch.cat(list(teacher_rows(teacher, images, k_l, "float32")))
+                scheduler.use_targets(TeacherCache(rows, cache_shapes(teacher, images, k_l)))
+            yield scheduler
+
+    histories = run_as_fleet(list(made()))
+    assert_same(histories, run_alone(made()))
+    name = Term(tap, loss=loss).name
+    assert all(record.losses[name] > 0 for history in histories for record in history.records)
 
 
 @pytest.mark.usefixtures("double")

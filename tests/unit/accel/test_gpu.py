@@ -12,6 +12,7 @@ from kdgan_compress.accel.teacher_cache import TeacherCache, cache_shapes, teach
 from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
+from kdgan_compress.distillation.terms import Term
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import Engine, train_schedulers
 from kdgan_compress.gans import Architecture, build, to_device
@@ -28,7 +29,7 @@ SIZES = (21, 13, 30)
 CHAINS = [("from-scratch",), (1,), (2,), (3,), (4,), (2, 3)]
 
 
-def make_scheduler(chain, member, device, precision="float32", norm="instance", make_optimizer=FusedAdam):
+def make_scheduler(chain, member, device, precision="float32", norm="instance", make_optimizer=FusedAdam, terms=()):
     """Batch size 8, so that every epoch ends with a smaller batch."""
     losses = [FROM_SCRATCH if structure == "from-scratch" else STRUCTURES[structure] for structure in chain]
     stages = [Stage(str(name), each, 3, 1e-3 * (1 + member), 2e-4) for name, each in zip(chain, losses, strict=True)]
@@ -39,7 +40,7 @@ def make_scheduler(chain, member, device, precision="float32", norm="instance", 
         TrainState(student, make_optimizer=make_optimizer),
         images.to(torch.uint8).to(device),
         TrainState(to_device(build(TEACHER, 10 + member), device), make_optimizer=make_optimizer),
-        DistillationLoss(),
+        DistillationLoss(terms=terms),
         TrainingSettings(8, seed=member, precision=precision),
     )
 
@@ -69,6 +70,16 @@ def test_a_captured_step_is_the_step_call_by_call(chain, members, monkeypatch):
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_gpu_trains_what_a_cpu_trains(chain, members):
     torch.testing.assert_close(run(chain, members, "cuda"), run(chain, members, "cpu"), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("loss", ["attention", "rkd_distance", "rkd_angle", "sp"])
+def test_losses_between_images_are_captured_too(loss, members, monkeypatch):
+    terms = (Term("encoder.features", 10.0, loss),)
+    captured = run((2,), members, "cuda", terms=terms)
+    torch.testing.assert_close(captured, run((2,), members, "cpu", terms=terms), rtol=1e-2, atol=1e-3)
+    monkeypatch.setattr(engine, "supports_cuda_graph", lambda run: False)
+    torch.testing.assert_close(captured, run((2,), members, "cuda", terms=terms), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("members", [1, 3])

@@ -18,7 +18,7 @@ from kdgan_compress.profiling.latency import Latency
 
 pytestmark = pytest.mark.usefixtures("quick_runs", "traced_once")
 
-VARIANTS = ["fp32, no rewrites", "fp32", "fp16", "int8"]
+VARIANTS = ["fp32, no rewrites", "fp32", "fp16", "int8", "int8-weights"]
 PAPER_ARCHITECTURES = (
     Architecture(channels=(2, 4), image_size=16, latent_size=32, norm="batch"),
     Architecture(channels=(1, 2), image_size=16, latent_size=32, image_channels=3, norm="instance"),
@@ -83,13 +83,13 @@ def test_every_figure_of_one_run_goes_to_its_own_row(monkeypatch):
 
     monkeypatch.setattr(measuring, "measure_latency", measure)
     report = profile_variants()
-    assert given[:2] == [("identity", 16, 1), ("identity", 16, 3)]
-    assert [row.latency_us.p10 for row in report.models] == list(range(2, 10))
-    assert [row.times_identity for row in report.models[:4]] == [n / 10 for n in (12, 13, 14, 15)]
-    assert [row.times_identity for row in report.models[4:]] == [n / 11 for n in (16, 17, 18, 19)]
+    assert given[:2] == [("identity", (16, 16), 1), ("identity", (16, 16), 3)]
+    assert [row.latency_us.p10 for row in report.models] == list(range(2, 12))
+    assert [row.times_identity for row in report.models[:5]] == [n / 10 for n in range(12, 17)]
+    assert [row.times_identity for row in report.models[5:]] == [n / 11 for n in range(17, 22)]
     for row, detector in zip(report.models, given[2:], strict=True):
         assert detector.metadata["channels"] == row.channels
-        assert detector.metadata["precision"] == row.variant[:4]
+        assert detector.metadata["precision"] == row.variant.partition(",")[0]
         assert (detector.metadata["rewrites"] == "") == (row.variant == "fp32, no rewrites")
 
 
@@ -127,7 +127,7 @@ def test_a_teacher_that_is_named_must_be_there(pair, tmp_path):
     with pytest.raises(KdganError, match="nowhere"):
         profile_variants(pair / "student", tmp_path / "nowhere")
     report = profile_variants(pair / "student", pair / "student" / "model.safetensors")
-    assert [row.name for row in report.models] == ["student"] * 8
+    assert [row.name for row in report.models] == ["student"] * 10
 
 
 def test_one_model_against_another(pair):
@@ -168,12 +168,12 @@ def test_the_command(pair, monkeypatch, capsys):
     monkeypatch.setattr(module, "PAPER_ARCHITECTURES", PAPER_ARCHITECTURES)
     assert run(["profile", "--all", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [(row["name"], row["variant"]) for row in told["models"]][:4] == [("2-4 batch", form) for form in VARIANTS]
+    assert [(row["name"], row["variant"]) for row in told["models"]][:5] == [("2-4 batch", form) for form in VARIANTS]
     assert run(["profile", "--all", "--model", str(pair / "student")]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert "identity" in header
-    assert [line.split()[0] for line in lines[:8]] == ["teacher"] * 4 + ["student"] * 4
+    assert [line.split()[0] for line in lines[:10]] == ["teacher"] * 5 + ["student"] * 5
     assert "AUC" in header
-    assert sum("%" in line for line in lines[:8]) == 4
+    assert sum("%" in line for line in lines[:10]) == 6
     assert lines[-2].startswith("teacher: how many times faster than teacher in fp32")
     assert run(["profile", "--all", "--family", "ede"]) == 2

@@ -59,7 +59,7 @@ def test_each_time_is_that_of_its_own_file(pair, fp16, monkeypatch):
     monkeypatch.setattr(measuring, "identity_model_call", lambda size, channels: (size, channels))
     monkeypatch.setattr(measuring, "measure_latency", measure)
     result = profile_card(pair / "student", fp16 / "card.md")
-    assert measured[0] == (16, 1)
+    assert measured[0] == ((16, 16), 1)
     files = [(each.metadata["precision"], each.metadata["channels"]) for each in measured[1:]]
     assert files == [("fp16", "1-2"), ("fp32", "1-2"), ("fp32", "4-8")]
     assert (list(medians(result).values()), result.identity_us.median) == ([2.0, 3.0, 4.0], 1.0)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from kdgan_compress.accel.teacher_cache import TeacherCache, cache_key, cache_shapes, teacher_rows
-from kdgan_compress.distillation.loss import DistillationLoss, Term
+from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import STRUCTURES, Stage
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
+from kdgan_compress.distillation.terms import Term
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import train_schedulers
 from kdgan_compress.errors import KdganError

@@ -116,7 +116,7 @@ def test_the_header_is_json_with_everything_to_know(saved):
         },
         "score": {
             "type": "norm",
-            "features": "residual",
+            "features": None,
             "num_components": None,
             "num_pca": 64,
             "positions": "auto",

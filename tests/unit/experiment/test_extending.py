@@ -7,12 +7,15 @@ import click
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from torch.nn.functional import mse_loss
 
 from kdgan_compress.api.distill import distill
 from kdgan_compress.api.train import train
 from kdgan_compress.cli import main
+from kdgan_compress.distillation.terms import TERM_LOSSES, Term
+from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.models import load_model
 from kdgan_compress.experiment.recipe import parse_recipe
 
@@ -43,6 +46,39 @@ def test_a_further_term_of_k_l_is_one_recipe_entry(recipe, tmp_path):
     assert "k_encoder.features" in line
     assert load_model(student.run).architecture.channels == (1, 2)  # the connector (2 → 4 channels) is dropped
     assert (tmp_path / "student" / "recipe.yaml").read_text().count("encoder.features") == 1
+
+
+@pytest.mark.parametrize("loss", TERM_LOSSES)
+def test_every_loss_is_a_name_in_a_recipe(recipe, tmp_path, loss):
+    tap = ["encoder.features.2", "encoder.features"] if loss == "fsp" else "encoder.features"
+    term = {"tap": tap, "weight": 5, "loss": loss}
+    recipe = recipe.replace({"distillation": {"loss": {"terms": [term]}}})
+    assert recipe.distillation.loss.terms == (Term(tuple(tap) if loss == "fsp" else tap, 5, loss),)
+    reread = parse_recipe(yaml.safe_load(recipe.to_yaml()), "a file")
+    assert reread.distillation.loss == recipe.distillation.loss
+
+
+def test_what_does_not_fit_a_loss_is_refused_before_anything_is_written(recipe, tmp_path):
+    teacher = train(recipe, tmp_path / "teacher")
+    for term, message in (
+        ({"tap": "z1", "loss": "attention"}, "need feature maps"),
+        ({"tap": "encoder.feature", "loss": "sp"}, "perhaps 'encoder.features'"),
+        ({"tap": "z1", "loss": "rkd_angle"}, "needs batches of at least 3; got 2"),
+    ):
+        changes = {"distillation": {"loss": {"terms": [term]}, "training": {"batch_size": 2}}}
+        with pytest.raises(KdganError, match=message):
+            distill(teacher.run, recipe.replace(changes), tmp_path / "student")
+        assert not (tmp_path / "student").exists()
+
+
+def test_a_wrong_name_in_a_recipe_is_one_of_its_problems(recipe):
+    terms = [{"tap": "z1", "loss": "rkd"}, {"tap": "z1", "loss": "fsp"}, {"tap": 5}]
+    with pytest.raises(KdganError) as caught:
+        recipe.replace({"distillation": {"loss": {"terms": terms}}})
+    message = str(caught.value)
+    assert "distillation.loss.terms.0: A term of K_l needs a known loss; got 'rkd'" in message
+    assert "distillation.loss.terms.1: The loss fsp reads 2 taps; got 1: z1" in message
+    assert "distillation.loss.terms.2.tap: " in message
 
 
 def test_the_term_changes_what_the_student_learns(recipe, tmp_path):

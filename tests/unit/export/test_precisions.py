@@ -98,16 +98,16 @@ def test_a_row_that_needs_calibration_images_gets_them(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("new_row")
 def test_the_command_line_and_profile_know_a_new_row(tmp_path, monkeypatch, capsys):
     export = cli.get_command(None, "export")
-    assert f"[fp32|fp16|int8|{NAME}]" in export.get_help(click.Context(export))
+    assert f"[fp32|fp16|int8|int8-weights|{NAME}]" in export.get_help(click.Context(export))
     described = Architecture(channels=(1, 2), image_size=16, latent_size=32, norm="batch")
     monkeypatch.setattr(module, "PAPER_ARCHITECTURES", (described,))
     assert run(["profile", "--all", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["models"]
-    assert [row["variant"] for row in rows] == ["fp32, no rewrites", "fp32", "fp16", "int8", NAME]
+    assert [row["variant"] for row in rows] == ["fp32, no rewrites", "fp32", "fp16", "int8", "int8-weights", NAME]
 
 
 def test_an_unknown_precision():
-    with pytest.raises(KdganError, match=r"must be one of fp32, fp16, int8; got 'int3'"):
+    with pytest.raises(KdganError, match=r"must be one of fp32, fp16, int8, int8-weights; got 'int3'"):
         ExportSettings("int3")
     with pytest.raises(KdganError, match="must be one of"):
         find_precision("")

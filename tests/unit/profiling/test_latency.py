@@ -112,7 +112,7 @@ def test_scoring_runs_the_file(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_identity_graph_gives_its_image_out(channels):
-    (same,) = identity_model_call(32, channels)()
+    (same,) = identity_model_call((32, 32), channels)()
     assert (same.dtype, same.shape) == (np.uint8, (1, 32, 32, channels))
     assert not same.any()
 
@@ -126,7 +126,7 @@ def test_the_identity_graph_has_one_node(monkeypatch):
         return real(content, options, **more)
 
     monkeypatch.setattr(session.onnxruntime, "InferenceSession", create)
-    identity_model_call(16, 1)
+    identity_model_call((16, 16), 1)
     ((model, *threads),) = graphs
     assert ([node.op_type for node in model.graph.node], threads) == (["Identity"], [1, 1])
     onnx.checker.check_model(model, full_check=True)

@@ -12,15 +12,17 @@ from onnx_ir.passes import common as common_passes
 from kdgan_compress.export.graph.passes.decompose import decompose_unsupported_ops
 from kdgan_compress.export.graph.passes.depth_to_space import conv_transpose_to_depth_to_space
 from kdgan_compress.export.graph.passes.folding import fold_batch_norms, fold_input_scale
-from kdgan_compress.export.graph.passes.gemm import conv_to_gemm, conv_transpose_to_gemm, fuse_sub_into_gemm
+from kdgan_compress.export.graph.passes.gemm import conv_to_gemm, conv_transpose_to_gemm, fuse_sum_into_gemm
 from kdgan_compress.export.graph.passes.latent import collapse_latent
+from kdgan_compress.export.graph.passes.projection import fold_projection
 
 REWRITES: Mapping[str, Callable[[ir.Model], int]] = {
     "batch-norm": fold_batch_norms,
+    "projection": fold_projection,
     "latent": collapse_latent,
     "heads": conv_to_gemm,
     "opening": conv_transpose_to_gemm,
-    "difference": fuse_sub_into_gemm,
+    "difference": fuse_sum_into_gemm,
     "conv-transpose": conv_transpose_to_depth_to_space,
     "score": decompose_unsupported_ops,
     "scale": fold_input_scale,

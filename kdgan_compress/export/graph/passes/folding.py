@@ -3,7 +3,17 @@
 import numpy as np
 import onnx_ir as ir
 
-from kdgan_compress.export.graph.nodes import add_constant, constant_input, num_groups, only_consumer, replace
+from kdgan_compress.export.graph.nodes import (
+    SHAPE_ONLY,
+    add_constant,
+    constant_input,
+    num_groups,
+    only_consumer,
+    replace,
+)
+
+MOVES = SHAPE_ONLY | {"Concat", "Slice", "Transpose"}
+"""Operators that only move values."""
 
 
 def fold_batch_norms(model: ir.Model) -> int:
@@ -32,12 +42,15 @@ def fold_batch_norms(model: ir.Model) -> int:
 
 
 def fold_input_scale(model: ir.Model) -> int:
-    """Replace x / h − 1 of the preprocessing by x − h if only a convolution reads it; its weights are divided by h."""
+    """Replace x / h − 1 of the preprocessing by x − h if only a convolution reads it; its weights are divided by h.
+
+    Cutting a photo into tiles in between does not matter.
+    """
     graph, count = model.graph, 0
     for divide in [node for node in graph if node.op_type == "Div"]:
         subtract = only_consumer(divide.outputs[0])
-        layer = only_consumer(subtract.outputs[0]) if subtract is not None else None
-        if subtract is None or layer is None or (subtract.op_type, layer.op_type) != ("Sub", "Conv"):
+        layer = _only_convolution(subtract.outputs[0]) if subtract is not None and subtract.op_type == "Sub" else None
+        if subtract is None or layer is None:
             continue
         half, one, weight = constant_input(divide, 1), constant_input(subtract, 1), constant_input(layer, 1)
         if half is None or weight is None or one is None or half.size != 1 or not np.array_equal(one, np.ones(())):
@@ -46,3 +59,18 @@ def fold_input_scale(model: ir.Model) -> int:
         replace(graph, [divide, subtract], ir.node("Sub", divide.inputs))
         count += 1
     return count
+
+
+def _only_convolution(value: ir.Value) -> ir.Node | None:
+    """The convolution that alone reads a value or, of it, what other nodes move elsewhere."""
+    readers: set[tuple[ir.Node, int]] = set()
+    values = [value]
+    while values:
+        value = values.pop()
+        if value.is_graph_output():
+            return None
+        moved = {use.node for use in value.uses() if use.node.op_type in MOVES}
+        readers |= {(use.node, use.idx) for use in value.uses() if use.node not in moved}
+        values += [node.outputs[0] for node in moved]
+    node, index = readers.pop() if len(readers) == 1 else (None, 0)
+    return node if node is not None and node.op_type == "Conv" and index == 0 else None

@@ -1,4 +1,4 @@
-"""Turn convolutions from or to a single pixel into matrix products (Gemm), and a difference of codes into one."""
+"""Turn convolutions from or to a single pixel into matrix products (Gemm), and a sum of codes into one."""
 
 import math
 
@@ -51,7 +51,7 @@ def conv_transpose_to_gemm(model: ir.Model) -> int:
     graph, count = model.graph, 0
     for node in list(graph):
         image = node.inputs[0] if node.inputs else None
-        if not _starts_from_pixel(node) or image is None or image.shape is None:
+        if not starts_from_pixel(node) or image is None or image.shape is None:
             continue
         weight, bias, source, new = weight_of(node), constant_input(node, 2), image.producer(), []
         if source is not None and source.op_type == "Unsqueeze" and source.inputs[0] is not None:
@@ -69,11 +69,11 @@ def conv_transpose_to_gemm(model: ir.Model) -> int:
     return count
 
 
-def fuse_sub_into_gemm(model: ir.Model) -> int:
-    """Compute the difference of a code and a matrix product in one product: a − W·f = Gemm(f, −W, a)."""
+def fuse_sum_into_gemm(model: ir.Model) -> int:
+    """Compute the sum or difference of a code and a matrix product in one product: a − W·f = Gemm(f, −W, a)."""
     graph, count = model.graph, 0
     for node in list(graph):
-        if node.op_type != "Sub":
+        if node.op_type not in ("Add", "Sub"):
             continue
         code, product = (value.producer() if value is not None else None for value in node.inputs)
         if product is None or code is None or product.op_type != "Gemm" or code.op_type not in ("Gemm", "Pad"):
@@ -83,7 +83,8 @@ def fuse_sub_into_gemm(model: ir.Model) -> int:
             continue
         if code.outputs[0].shape is None or code.outputs[0].shape != product.outputs[0].shape:
             continue
-        inputs = [product.inputs[0], add_constant(graph, -weight), node.inputs[0]]
+        signed = weight if node.op_type == "Add" else -weight
+        inputs = [product.inputs[0], add_constant(graph, signed), node.inputs[0]]
         replace(graph, [product, node], ir.node("Gemm", inputs, product.attributes))
         count += 1
     return count
@@ -100,7 +101,7 @@ def _covers_input(node: ir.Node) -> bool:
     return num_groups(node) == 1 and is_unpadded and fits
 
 
-def _starts_from_pixel(node: ir.Node) -> bool:
+def starts_from_pixel(node: ir.Node) -> bool:
     """Whether a node is a transposed convolution that makes a map of its kernel's size from a 1×1 image."""
     weight = constant_input(node, 1) if node.op_type == "ConvTranspose" else None
     return weight is not None and is_pixel(node.inputs[0]) and upsampling_geometry(node) == (weight.shape[2], 0)

@@ -53,8 +53,8 @@ class LatentPattern:
     @property
     def weights(self) -> tuple[Array, Array]:
         """W₁, and −W₂ (latent, 0 or n₂)."""
-        first = _matrix(self.to_latent)
-        return first, np.zeros((len(first), 0)) if self.to_latent2 is None else -_matrix(self.to_latent2)
+        first = weight_matrix(self.to_latent)
+        return first, np.zeros((len(first), 0)) if self.to_latent2 is None else -weight_matrix(self.to_latent2)
 
 
 def collapse_latent(model: ir.Model) -> int:
@@ -63,7 +63,7 @@ def collapse_latent(model: ir.Model) -> int:
     if latent is None:
         return 0
     first, second = latent.weights
-    decoder = _matrix(latent.decoder_input)
+    decoder = weight_matrix(latent.decoder_input)
     basis, _ = np.linalg.qr(np.hstack([first, second]))
     num_first = min(first.shape)
     needed = num_first * (first.shape[1] + decoder.shape[1]) + basis.shape[1] * second.shape[1]
@@ -102,10 +102,10 @@ def truncate_latent(model: ir.Model, rank: int) -> float:
 def find_latent(graph: ir.Graph) -> LatentPattern | None:
     """Find a convolution to a vector that feeds only a transposed convolution and possibly a difference of codes."""
     for node in graph:
-        if not _makes_vector(node):
+        if not makes_vector(node):
             continue
-        readers = _consumers(node.outputs[0])
-        decoders = [reader for reader in readers if _reads_vector(reader)]
+        readers = code_readers(node.outputs[0])
+        decoders = [reader for reader in readers if reads_vector(reader)]
         others = [reader for reader in readers if reader not in decoders]
         if len(decoders) != 1 or len(others) > 1:
             continue
@@ -117,25 +117,25 @@ def find_latent(graph: ir.Graph) -> LatentPattern | None:
     return None
 
 
-def _makes_vector(node: ir.Node) -> bool:
+def makes_vector(node: ir.Node) -> bool:
     """Whether a node is a convolution without bias from a whole feature map to a vector."""
     is_plain = node.op_type == "Conv" and len(node.inputs) == 2 and constant_input(node, 1) is not None
     return is_plain and num_groups(node) == 1 and is_pixel(node.outputs[0])
 
 
-def _reads_vector(node: ir.Node) -> bool:
+def reads_vector(node: ir.Node) -> bool:
     """Whether a node is a transposed convolution of a 1×1 image."""
     is_plain = node.op_type == "ConvTranspose" and constant_input(node, 1) is not None
     return is_plain and num_groups(node) == 1 and is_pixel(node.inputs[0])
 
 
-def _consumers(value: ir.Value) -> list[ir.Node]:
+def code_readers(value: ir.Value) -> list[ir.Node]:
     """The nodes that read a value, skipping those that only change its shape."""
     if value.is_graph_output():
         return [node for node in [value.producer()] if node is not None]
     readers: list[ir.Node] = []
     for use in value.uses():
-        readers += _consumers(use.node.outputs[0]) if use.node.op_type in LENGTH_AGNOSTIC_OPS else [use.node]
+        readers += code_readers(use.node.outputs[0]) if use.node.op_type in LENGTH_AGNOSTIC_OPS else [use.node]
     return readers
 
 
@@ -146,21 +146,21 @@ def _find_second_encoder(difference: ir.Node, to_latent: ir.Node) -> ir.Node | N
     shape = difference.outputs[0].shape
     if axes is None or shape is None or len(shape) != 2 or axes.tolist() not in ([1], [-1]):
         return None
-    others = {_source(value) for value in difference.inputs} - {to_latent}
+    others = {code_source(value) for value in difference.inputs} - {to_latent}
     other = others.pop() if len(others) == 1 else None
-    if other is None or not _makes_vector(other) or _consumers(other.outputs[0]) != [difference]:
+    if other is None or not makes_vector(other) or code_readers(other.outputs[0]) != [difference]:
         return None
     return other if len(weight_of(other)) == len(weight_of(to_latent)) else None
 
 
-def _source(value: ir.Value | None) -> ir.Node | None:
+def code_source(value: ir.Value | None) -> ir.Node | None:
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in LENGTH_AGNOSTIC_OPS and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node
 
 
-def _matrix(node: ir.Node) -> Array:
+def weight_matrix(node: ir.Node) -> Array:
     """A weight as a matrix with the latent dimension first."""
     weight = weight_of(node)
     return weight.reshape(len(weight), -1)
@@ -174,7 +174,7 @@ def _change_basis(graph: ir.Graph, latent: LatentPattern, first: Array, second: 
     for node, basis in ((latent.to_latent, first), (latent.decoder_input, first), (latent.to_latent2, second)):
         if node is None:
             continue
-        coordinates = basis.T @ _matrix(node)
+        coordinates = basis.T @ weight_matrix(node)
         coordinates[np.abs(coordinates) < QR_ZERO_TOL * np.abs(coordinates).max()] = 0
         node.replace_input_with(1, add_constant(graph, coordinates.reshape(-1, *weight_of(node).shape[1:])))
     _resize(latent.to_latent.outputs[0], first.shape[1])
@@ -183,7 +183,7 @@ def _change_basis(graph: ir.Graph, latent: LatentPattern, first: Array, second: 
     _resize(latent.to_latent2.outputs[0], second.shape[1])
     missing = second.shape[1] - first.shape[1]
     for index, value in enumerate(latent.difference.inputs):
-        if missing and value is not None and _source(value) is latent.to_latent:
+        if missing and value is not None and code_source(value) is latent.to_latent:
             padded = ir.node("Pad", [value, add_constant(graph, [0, 0, 0, missing])])
             graph.insert_before(latent.difference, padded)
             latent.difference.replace_input_with(index, padded.outputs[0])

@@ -1,6 +1,7 @@
 // The page: pictures and camera frames to scores, one threshold for all of them.
 
 import { Detector, RUNTIME_VERSION, isAnomaly, median, readPicture, readPixels, selfTest } from "./detector.js";
+import { drawOverlay, heat } from "./overlay.js";
 
 document.documentElement.dataset.state = "loading"; // shows the page; over file:// no module runs and a hint stays
 
@@ -8,14 +9,13 @@ const RECENT = 30; // frames in the median of times
 const SPARKS = 120; // frames in the curve
 const VIEW_SIDE = 320; // pixels of a thumbnail's longer side
 const QUIET_MS = 1500; // least time between two camera verdicts read aloud
-const HEAT = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]; // matplotlib's inferno
 
 const $ = (id) => document.getElementById(id);
 const part = (element, selector) => element.querySelector(selector);
 const short = (number) => (Number.isFinite(number) ? String(Number(number.toPrecision(4))) : "not a number");
 const figures = (number) => (Math.abs(number) < 1000 ? number.toPrecision(4) : short(number)); // all of one length
 
-const pictures = []; // {tile, score} of all that could be scored
+const pictures = []; // {tile, score, map} of all that could be scored
 const times = [];
 let detector;
 let threshold = 0;
@@ -31,7 +31,10 @@ function setThreshold(value, { keepNumber = false } = {}) {
   $("threshold").value = value;
   if (!keepNumber) $("threshold-number").value = Number(value.toPrecision(6));
   $("reset").disabled = value === detector.threshold;
-  for (const { tile, score } of pictures) showScore(tile, score);
+  for (const { tile, score, map } of pictures) {
+    showScore(tile, score);
+    if (map) drawOverlay(part(tile, ".overlay"), map, threshold);
+  }
   if (camera?.scores.length) showScore($("camera"), camera.scores.at(-1));
   showCounts();
 }
@@ -98,9 +101,15 @@ function showNotes(element, { resized, transparent, sourceWidth, sourceHeight, w
   part(element, ".note").textContent = notes.join(" ");
 }
 
-/** Adds or redraws the small canvases of what the detector gives beside the score. */
+/**
+ * Draws what the detector gives beside the score: a map in units of the score over the picture or the camera, other
+ * maps on small canvases of their own. Returns the map over the picture, or undefined.
+ */
 function showMaps(views, maps) {
+  const over = maps.find(({ name }) => name === "anomaly_map" && detector.mapUnit === "score");
+  if (over) drawOverlay(overlayOf(views), over, threshold);
   for (const { name, values, dims } of maps) {
+    if (over && name === "anomaly_map") continue;
     let canvas = part(views, `canvas[data-map="${name}"]`);
     if (!canvas) {
       const figure = document.createElement("figure");
@@ -128,12 +137,27 @@ function showMaps(views, maps) {
     Object.assign(canvas, { width, height });
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
+  return over;
 }
 
-function heat(value) {
-  const at = Math.min(1, Math.max(0, value)) * (HEAT.length - 1);
-  const low = Math.min(Math.floor(at), HEAT.length - 2);
-  return HEAT[low].map((from, c) => from + (HEAT[low + 1][c] - from) * (at - low));
+/** The canvas over the picture or video, of its size. */
+function overlayOf(views) {
+  let canvas = part(views, ".overlay");
+  if (!canvas) {
+    canvas = document.createElement("canvas");
+    canvas.className = "overlay";
+    canvas.dataset.map = "anomaly_map";
+    canvas.role = "img";
+    canvas.ariaLabel = "anomaly map";
+    part(views, ".view").append(canvas);
+  }
+  const below = part(views, ".view > *");
+  const { videoWidth, videoHeight } = below;
+  const scale = videoWidth ? Math.min(1, (2 * VIEW_SIDE) / Math.max(videoWidth, videoHeight)) : 1;
+  const width = Math.round((videoWidth ?? below.width) * scale);
+  const height = Math.round((videoHeight ?? below.height) * scale);
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  return canvas;
 }
 
 // Pictures
@@ -166,12 +190,12 @@ async function scoreFile(tile, file) {
     mark.style.left = `${100 * place(score)}%`;
     $("strip").append(mark);
     tile.mark = mark;
-    pictures.push({ tile, score });
+    const map = showMaps(part(tile, ".views"), maps);
+    pictures.push({ tile, score, map });
     see(score);
     took(ms);
     tile.dataset.ms = ms;
     showScore(tile, score);
-    showMaps(part(tile, ".views"), maps);
     showNotes(tile, picture);
     part(tile, ".about").textContent = `${picture.sourceWidth} × ${picture.sourceHeight} · ${ms.toFixed(1)} ms`;
   } catch (error) {
@@ -324,9 +348,10 @@ async function runSelfTest() {
     result = await selfTest(detector);
     const pixels = result.canvas_exact ? "" : " But this browser changes pixels that a page reads back, so scores of pictures will differ.";
     const verdicts = result.verdicts_equal ? "" : ", and verdicts differ";
+    const maps = result.max_map_difference === null ? "" : `, of maps ${result.max_map_difference.toExponential(1)}`;
     line.textContent =
       `${result.passed ? "✓ Passed" : "▲ Failed"}: ${result.cases} pictures, largest relative difference ` +
-      `${result.max_relative_difference.toExponential(1)} of ${result.tolerance} allowed${verdicts}, ` +
+      `${result.max_relative_difference.toExponential(1)} of ${result.tolerance} allowed${verdicts}${maps}, ` +
       `${result.ms_median.toFixed(1)} ms a picture.${pixels}`;
   } catch (error) {
     result = { passed: false, error: error.message };
@@ -344,13 +369,15 @@ function describe(about) {
   const taken = about.frame ? `takes ${about.frame[1]} × ${about.frame[0]} pixels` : "takes any size";
   const facts = [
     about.image_channels === 1 ? "grey" : "colour",
-    `sees ${about.image_size} × ${about.image_size}`,
+    `sees ${about.working_size ? "tiles of " : ""}${about.image_size} × ${about.image_size}`,
+    ...(about.working_size ? [`of photos at ${about.working_size[1]} × ${about.working_size[0]}`] : []),
     taken,
     about.precision,
     ...(about.file_sha256 ? [`file ${about.file_sha256.slice(0, 8)}`] : []),
   ];
   $("facts").replaceChildren(...facts.map((fact) => Object.assign(document.createElement("li"), { textContent: fact })));
   $("rule").textContent = `The file's own: ${short(about.threshold)}${about.threshold_rule ? `, ${about.threshold_rule}` : ""}.`;
+  $("legend").hidden = detector.mapUnit !== "score";
   $("versions").textContent = `ONNX Runtime Web ${RUNTIME_VERSION}.`;
 }
 
@@ -369,6 +396,7 @@ function listen() {
   $("clear").addEventListener("click", clearPictures);
   $("camera-button").addEventListener("click", () => (camera ? stopCamera() : startCamera()));
   $("selftest").addEventListener("click", runSelfTest);
+  $("show-map").addEventListener("change", ({ target }) => document.body.classList.toggle("no-overlay", !target.checked));
   addEventListener("paste", ({ clipboardData }) => addFiles([...(clipboardData?.files ?? [])]));
   addEventListener("dragover", (event) => {
     event.preventDefault();

@@ -233,7 +233,10 @@ def test_empty_input_size(input_size):
         IOSpec(input_size=input_size)
 
 
-def test_who_needs_the_reconstruction():
-    pairs = [(a, b) for a in (False, True) for b in (False, True)]
-    needed = [IOSpec(reconstruction=a, anomaly_map=b).needs_reconstruction for a, b in pairs]
-    assert needed == [False, True, True, True]
+def test_tiles_have_a_map_by_default_and_no_reconstruction():
+    given = [IOSpec(anomaly_map=wanted) for wanted in (None, False, True)]
+    assert [each.resolve(is_tiled=True).anomaly_map for each in given] == [True, False, True]
+    assert [each.resolve(is_tiled=False).anomaly_map for each in given] == [False, False, True]
+    assert IOSpec(reconstruction=True).resolve(is_tiled=False).reconstruction
+    with pytest.raises(KdganError, match="Photos cut into tiles have no reconstruction"):
+        IOSpec(reconstruction=True).resolve(is_tiled=True)

@@ -57,7 +57,7 @@ def export(path, channels=1, kind="uint8", input_size=None, validation=None, **s
         THRESHOLD,
         "99 % of the normals",
         ExportSettings(io=io, **settings),
-        x_hat="decoder" if io.needs_reconstruction else None,
+        x_hat="decoder" if io.reconstruction or io.anomaly_map else None,
         validation=validation,
     )
 

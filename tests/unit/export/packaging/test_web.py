@@ -23,6 +23,7 @@ EXPECTED = {
     "index.html",
     "app.js",
     "detector.js",
+    "overlay.js",
     "style.css",
     "detector.onnx",
     "golden.json",
@@ -121,7 +122,7 @@ def test_an_archive_does_as_well_and_its_licence_comes_along(tmp_path, pair, pac
 def test_the_page_names_its_own_files_and_no_other_place(tmp_path, pair, package):
     page = tmp_path / "page"
     write_page(page, *pair, package)
-    for name in ("index.html", "app.js", "detector.js", "style.css"):
+    for name in ("index.html", "app.js", "detector.js", "overlay.js", "style.css"):
         text = (page / name).read_text()
         assert not [url for url in re.findall(r"https?://[^'\"\s]+", text) if url != "http://www.w3.org/2000/svg"]
         named = set(re.findall(r"[\"'](?:\./)?([\w/.-]+\.(?:js|css|onnx|json|wasm))[\"']", text))

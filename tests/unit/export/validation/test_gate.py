@@ -1,12 +1,15 @@
 """Thresholds and agreement against a plain computation with scikit-learn, SciPy and a loop over thresholds."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, roc_auc_score
 
+from kdgan_compress.data import Split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.precisions import GateLimits
 from kdgan_compress.export.validation.gate import (
@@ -15,6 +18,7 @@ from kdgan_compress.export.validation.gate import (
     ValidationData,
     ValidationScores,
     measure_agreement,
+    raise_to_held_out,
 )
 
 NOTHING = np.zeros((0, 4, 4, 1), np.uint8)
@@ -102,7 +106,7 @@ def test_agreement_with_labels(seed):
     ours = theirs + np.random.default_rng(9).normal(0, 0.3, 200)
     normals = np.random.default_rng(1).normal(size=(2, 5))
     found = measure_agreement(
-        ValidationScores(normals[0], ours, 0.7), ValidationScores(normals[1], theirs, 0.4), validation(labels)
+        ValidationScores(normals[0], ours), ValidationScores(normals[1], theirs), (0.7, 0.4), validation(labels)
     )
     same = [(a > 0.7) == (b > 0.4) for a, b in zip(ours, theirs, strict=True)]
     assert found.auc == pytest.approx(roc_auc_score(labels, ours))
@@ -118,11 +122,46 @@ def test_agreement_without_labels_is_that_on_normals(labels):
     ours, theirs = np.array([1, 2, 3, 4, 5.0]), np.array([1, 2, 3, 5, 4.0])
     rest = np.arange(len(labels)) * 1.0
     found = measure_agreement(
-        ValidationScores(ours, rest, 3.5), ValidationScores(theirs, rest[::-1], 4.5), validation(labels)
+        ValidationScores(ours, rest), ValidationScores(theirs, rest[::-1]), (3.5, 4.5), validation(labels)
     )
     assert (found.auc, found.auc_diff, found.num_images) == (None, None, 5)
     assert found.label_agreement == pytest.approx(3 / 5 + 1 / 5)  # 3.5 < 4, 5; 4.5 < 5: they differ in the last but one
     assert found.spearman == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("threshold", [9.0, 2.0])
+def test_scores_inside_a_fit_are_raised_by_what_the_threshold_is_above_them(threshold):
+    exact = np.random.default_rng(0).gamma(2, size=500)
+    raised = raise_to_held_out(exact, exact, threshold)
+    assert np.quantile(raised, 0.99) == pytest.approx(threshold)
+    np.testing.assert_allclose(raised / exact, threshold / np.quantile(exact, 0.99))
+    np.testing.assert_allclose(raise_to_held_out(exact * 1.1, exact, threshold), raised * 1.1)
+
+
+def test_log_likelihoods_are_raised_by_a_difference():
+    exact = np.random.default_rng(0).normal(-5, 1, size=500)
+    raised = raise_to_held_out(exact + 0.1, exact, threshold=-1.0)
+    assert np.quantile(raised, 0.99) == pytest.approx(-0.9)
+    np.testing.assert_allclose(raised - exact, raised[0] - exact[0])
+
+
+def test_the_rule_says_that_scores_were_raised():
+    inside = dataclasses.replace(validation(), in_fit=True)
+    expected = "0.99 quantile of 5 normal images' scores, raised to the level of images outside the fit"
+    assert ThresholdRule().describe(inside) == expected
+
+
+@pytest.mark.parametrize(("is_tiled", "holdout"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("is_fitted", [False, True])
+def test_which_normals_are_those_of_the_fit(is_tiled, holdout, is_fitted):
+    """Photos calibrate, not the crops; normals that were held out from the fit are not raised."""
+    crops, photos, test = torch.zeros(9, 1, 4, 4), torch.zeros(5, 1, 8, 12), torch.zeros(2, 1, 8, 12)
+    calibration = photos if is_tiled else crops[:3] if holdout else crops
+    split = Split(crops, calibration, test, np.array([False, True]), np.array(["a", "b"]), is_tiled=is_tiled)
+    data = ValidationData.from_split(split, is_fitted)
+    assert data.train.shape == ((5, 8, 12, 1) if is_tiled else (9, 4, 4, 1))
+    assert len(data.normals) == len(calibration)
+    assert data.in_fit is (is_fitted and not holdout)
 
 
 def told(auc_diff=None, label_agreement=1.0, spearman=1.0) -> Agreement:

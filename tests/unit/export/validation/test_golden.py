@@ -76,7 +76,7 @@ def test_sizes_are_the_input_size_or_unusual_ones(written):
     _, detector, golden = written
     sizes = {image.shape[:2] for image in golden.images}
     assert sizes == ({(20, 31)} if detector.input_size else {(16, 16), (13, 21), (49, 32)})
-    assert sample_sizes(16, detector.input_size) == tuple(
+    assert sample_sizes((16, 16), detector.input_size) == tuple(
         sorted(sizes, key=[(16, 16), (13, 21), (49, 32), (20, 31)].index)
     )
 

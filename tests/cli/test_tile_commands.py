@@ -122,3 +122,39 @@ def test_what_does_not_fit_is_refused(cli: Cli, photos: Path, teacher: Path, tmp
     assert_refused(cli(*command, "--set", "score.rank=0"), "score.rank must be 1 or more")
     assert_refused(cli("pictures", "--model", teacher), "evaluate --maps")
     assert not (tmp_path / "run").exists()
+
+
+def test_one_file_scores_photos_of_any_size(cli: Cli, teacher: Path, photos: Path, tmp_path: Path) -> None:
+    detector = tmp_path / "part.onnx"
+    code, out, err = cli("export", "--model", teacher, "-o", detector, "--json")
+    assert code == 0, err
+    assert only_json(out)["parity_max_rel"] <= 1e-4
+    code, out, _ = cli("verify", detector, "--against", teacher, "--data", f"folder:{photos}", "--json")
+    found = only_json(out)
+    assert (code, found["ok"], found["frame"], found["map_unit"]) == (0, True, [64, 96], "score")
+    assert abs(found["auc_diff"]) < 1e-9
+    assert found["golden_map_max_rel"] == 0
+    code, out, _ = cli("verify", detector, "--data", f"folder:{photos}", "--json")
+    assert only_json(out)["auc"] == found["auc"]
+    golden = tmp_path / "golden.npz"
+    arrays = dict(np.load(golden))
+    np.savez(golden, **arrays | {"map_0": arrays["map_0"] * 1.01})
+    code, out, _ = cli("verify", detector, "--json")
+    assert (code, only_json(out)["failed"]) == (1, ["golden maps differ by 0.0099, more than 0.0001"])
+
+
+def test_a_lower_rank_says_what_it_loses(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "run"
+    small = ("--photo-size", 96, "--width", 1, "--num-images", 60, "--set", "score.positions=per-position")
+    assert cli("train", "--data", f"folder:{photos}", *small, "--out", teacher)[0] == 0
+    for rank, precision in ((8, "fp32"), (4, "int8")):
+        detector = tmp_path / str(rank) / "part.onnx"
+        command = ("export", "--model", teacher, "-o", detector, "--rank", rank, "--precision", precision)
+        code, out, err = cli(*command)
+        assert code == 0, err
+        assert "compared with the model's full rank: AUC" in out
+        assert f"| rank {rank}, compared with the model's | AUC" in (detector.parent / "card.md").read_text()
+        code, out, _ = cli("verify", detector, "--against", teacher, "--json")
+        assert (code, only_json(out)["weights_match"]) == (0, True)
+    assert_refused(cli("export", "--model", teacher, "--reconstruction"), "have no reconstruction")
+    assert_refused(cli("export", "--model", teacher, "--rank", 0), "The rank must be 1 to")
