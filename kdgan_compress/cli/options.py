@@ -122,7 +122,7 @@ own_code_option = click.option(
     metavar="MODULE:NAME",
     callback=_load_own_code,
     expose_value=False,
-    help="Your own code that the model needs, such as mygan:build.",
+    help="The model's own code, such as mygan:build.",
 )
 
 PROTOCOL_OPTIONS = ("protocol", "novel", "trial", "outliers", "num_categories")
