@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from kdgan_compress.gans import Family as Family
     from kdgan_compress.gans import Gan as Gan
     from kdgan_compress.gans import ImageFormat as ImageFormat
+    from kdgan_compress.gans import check_gan as check_gan
+    from kdgan_compress.gans import load_family as load_family
     from kdgan_compress.runtime import Detector as Detector
 
 _MODULES = {
@@ -71,7 +73,7 @@ _MODULES = {
     "experiment.recipe": ("Recipe", "load_recipe"),
     "export.detector_file": ("write_detector",),
     "export.settings": ("ExportSettings",),
-    "gans": ("Architecture", "Family", "Gan", "ImageFormat"),
+    "gans": ("Architecture", "Family", "Gan", "ImageFormat", "check_gan", "load_family"),
     "runtime": ("Detector",),
 }
 _HOMES = {name: f"kdgan_compress.{module}" for module, names in _MODULES.items() for name in names}

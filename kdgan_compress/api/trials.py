@@ -1,9 +1,10 @@
 """One experiment repeated with other seeds and, if the protocol is random, other splits."""
 
 import dataclasses
+import functools
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.results import RunResult
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.files import write_text
+from kdgan_compress.gans import FAMILIES, is_entry_point, load_family
 from kdgan_compress.profiling.machine import machine_name
 
 
@@ -92,7 +94,9 @@ def trials(
     ]
     _check_or_write_recipe(out, recipe.to_yaml())
     finished = []
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) if jobs > 1 else nullcontext() as pool:
+    families = [name for name in FAMILIES if is_entry_point(name)]
+    processes = functools.partial(ProcessPoolExecutor, jobs, multiprocessing.get_context("spawn"))
+    with processes(initializer=_load_families, initargs=(families,)) if jobs > 1 else nullcontext() as pool:
         for trial in (pool.map if pool else map)(_run, tasks):
             finished.append(trial)
             if announce:
@@ -104,6 +108,12 @@ def trials(
     report = TrialsReport(tasks[0][0].data.name, machine_name(), auc, best_f1, finished)
     write_text(out / "trials.json", json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     return report
+
+
+def _load_families(names: Sequence[str]) -> None:
+    """Let a process know the user's families that this one knows."""
+    for name in names:
+        load_family(name)
 
 
 def _check_or_write_recipe(out: Path, recipe: str) -> None:

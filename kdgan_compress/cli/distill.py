@@ -8,6 +8,7 @@ import click
 
 from kdgan_compress.cli.options import (
     data_option,
+    load_families,
     reject_options_with_resume,
     training_changes,
     training_options,
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     help="Run folder or model file; several (runs/*): one student per teacher.",
 )
 @click.argument("more_teachers", nargs=-1, metavar="")
+@click.option(
+    "--family",
+    multiple=True,
+    callback=load_families,
+    help="Student's family; also your own code, of teacher and student.  [default: teacher's]",
+)
 @click.option("--schedule", help='Chain of structures.  [default: the recipe\'s, "2->3"]')
 @click.option("--norm", type=click.Choice(["instance", "batch"]), help="Student normalisation; batch folds at export.")
 @click.option("--image-size", type=int, help="Side of the student's images.  [default: the teacher's]")
@@ -48,6 +55,7 @@ def distill(
     cache: str | None,
     cache_dtype: str | None,
     cache_memory_mb: int | None,
+    family: tuple[str, ...],
     schedule: str | None,
     norm: str | None,
     image_size: int | None,
@@ -87,7 +95,7 @@ def distill(
     seeds = options.pop("seed")
     channels, training = training_changes(**options)
     section = {
-        "student": channels | {"norm": norm, "image_size": image_size},
+        "student": channels | {"norm": norm, "image_size": image_size, "family": family[-1] if family else None},
         "schedule": schedule,
         "training": training,
         "teacher_learning_rate": teacher_learning_rate,

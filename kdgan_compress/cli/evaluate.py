@@ -4,7 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdgan_compress.cli.options import data_option, data_root_option, json_option, normal_option, protocol_options
+from kdgan_compress.cli.options import (
+    data_option,
+    data_root_option,
+    json_option,
+    normal_option,
+    own_code_option,
+    protocol_options,
+)
 from kdgan_compress.cli.output import flush_messages, percent, print_json
 
 if TYPE_CHECKING:
@@ -24,6 +31,7 @@ PAPER_WARNING = (
 @normal_option
 @protocol_options
 @data_root_option
+@own_code_option
 @click.option(
     "--mode",
     type=click.Choice(["deployed", "paper"]),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdgan_compress.cli.options import data_root_option, json_option
+from kdgan_compress.cli.options import data_root_option, json_option, own_code_option
 from kdgan_compress.cli.output import percent, print_report
 from kdgan_compress.export.precisions import DEFAULT_PRECISION, PRECISIONS
 
@@ -59,6 +59,7 @@ def _input_size(text: str) -> tuple[int, int]:
 @click.option("--best-f1", is_flag=True, help="Threshold of the best F1 on --data's labels.")
 @click.option("--data", help="Calibration and validation data.  [default: the model's]")
 @data_root_option
+@own_code_option
 @click.option("--rewrites", metavar="A,B,…", help="Graph passes by name, or none.  [default: by precision]")
 @click.option("--rank", type=int, metavar="K", help="Keep K directions per grid position (lossy).")
 @click.option("--latent-rank", type=int, metavar="R", help="Keep R latent coordinates (lossy).")

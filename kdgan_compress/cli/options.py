@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -107,6 +108,40 @@ normals_option = click.option(
 channels_option = click.option("--channels", type=Channels(), help="Channels as numbers, such as 8,16,64.")
 set_option = click.option(
     "--set", "settings", type=Setting(), multiple=True, help="Any recipe key, such as objective.w_adv=0."
+)
+
+
+def load_families(context: click.Context, parameter: click.Parameter, names: Any) -> Any:
+    """Import the families of a user's own code that an option names, from the current folder or an installed package.
+
+    Nothing else imports them: a recipe or model file that names one is refused.
+    """
+    own_code = [name for name in ([names] if isinstance(names, str) else names or []) if ":" in name]
+    if own_code:
+        from kdgan_compress.gans import load_family
+
+        folder = str(Path.cwd())
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        for name in own_code:
+            load_family(name)
+    return names
+
+
+def _load_own_code(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:
+    for name in names:
+        if ":" not in name:
+            raise click.BadParameter(f"{name!r} is not a module and its attribute, such as mygan:build")
+    load_families(context, parameter, names)
+
+
+own_code_option = click.option(
+    "--family",
+    multiple=True,
+    metavar="MODULE:NAME",
+    callback=_load_own_code,
+    expose_value=False,
+    help="The model's own code, such as mygan:build.",
 )
 
 PROTOCOL_OPTIONS = ("protocol", "novel", "trial", "outliers", "num_categories")
@@ -238,7 +273,10 @@ def reject_options_with_resume(context: click.Context) -> None:
     Raises:
         click.UsageError: Names the first of them.
     """
+    families = context.params["family"]
     allowed = {"resume", "as_json", "track_auc", "raw", "fleet"}
+    if all(":" in name for name in ([families] if isinstance(families, str) else families or [])):
+        allowed.add("family")  # the code that the run needs
     for parameter in context.command.params:
         name = parameter.name or ""
         if name not in allowed and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:

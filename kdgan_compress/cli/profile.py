@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from kdgan_compress.cli.options import channels_option, json_option
+from kdgan_compress.cli.options import channels_option, json_option, load_families
 from kdgan_compress.cli.output import human_count, percent, print_report
 
 if TYPE_CHECKING:
@@ -20,7 +20,13 @@ ARCHITECTURE = ("width", "channels", "image_channels", "image_size", "latent_siz
 
 @click.command()
 @click.option("--model", metavar="RUN|FILE", help="A run folder, model file or .onnx detector.")
-@click.option("--family", help="Instead: a GAN family with fresh weights.")
+@click.option(
+    "--family",
+    "families",
+    multiple=True,
+    callback=load_families,
+    help="Instead: a GAN family with fresh weights. Your own code, such as mygan:build, with either.",
+)
 @click.option("--width", type=int, metavar="U", help="Channels u, 2u, 4u, … of the family.")
 @channels_option
 @click.option("--image-channels", type=click.Choice(["1", "3"]), default="1", show_default=True)
@@ -36,7 +42,7 @@ def profile(
     context: click.Context,
     /,
     model: str | None,
-    family: str | None,
+    families: tuple[str, ...],
     against: str | None,
     all_variants: bool,
     card: str | None,
@@ -56,6 +62,8 @@ def profile(
         for each in context.command.params
         if each.name in ARCHITECTURE and context.get_parameter_source(each.name) is ParameterSource.COMMANDLINE
     ]
+    is_code_of_model = model is not None and all(":" in name for name in families)
+    family = families[-1] if families and not is_code_of_model else None
     _check_usage(model, family, against, all_variants, card, given)
     if card is not None:
         from kdgan_compress.api.profile_card import profile_card

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kdgan_compress.cli.options import json_option
+from kdgan_compress.cli.options import json_option, own_code_option
 from kdgan_compress.cli.output import print_report
 
 
@@ -37,6 +37,7 @@ def list_recipes(as_json: bool) -> None:
 
 @recipes.command()
 @click.argument("name")
+@own_code_option
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Print a recipe with every value written out.
@@ -52,6 +53,7 @@ def show(name: str, as_json: bool) -> None:
 
 @recipes.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@own_code_option
 @json_option
 def check(file: Path, as_json: bool) -> None:
     """Check a recipe file and report all problems at once.

@@ -8,6 +8,7 @@ import click
 from kdgan_compress.cli.options import (
     PROTOCOL_OPTIONS,
     data_option,
+    load_families,
     normals_option,
     protocol_options,
     reject_options_with_resume,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @data_option
 @normals_option
 @protocol_options
-@click.option("--family", help="ede, ed, ed_ehat or cvgad.")
+@click.option("--family", callback=load_families, help="ede, ed, ed_ehat, cvgad, or own code: mygan:build.")
 @click.option("--image-channels", type=click.Choice(["1", "3"]), help="Grey or RGB; by default as the data.")
 @click.option("--image-size", type=int, help="Side in pixels, a power of two ≥ 16.")
 @click.option("--latent", type=int, hidden=True, help="Length of z1 and z2.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdgan_compress.cli.options import data_root_option, json_option, set_option
+from kdgan_compress.cli.options import data_root_option, json_option, own_code_option, set_option
 from kdgan_compress.cli.output import percent, print_json
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     "--out", type=click.Path(path_type=Path), required=True, help="Output folder; finished trials in it are kept."
 )
 @data_root_option
+@own_code_option
 @json_option
 def trials(
     recipe: str, settings: tuple[dict[str, Any], ...], out: Path, data_root: str | None, as_json: bool, **options: Any

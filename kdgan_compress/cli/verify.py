@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdgan_compress.cli.options import data_root_option, json_option
+from kdgan_compress.cli.options import data_root_option, json_option, own_code_option
 from kdgan_compress.cli.output import percent, print_report
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.option("--data", help="Labelled images: AUC and, with --against, agreement.")
 @click.option("--normal", metavar="CLASS", help="The normal class.")
 @data_root_option
+@own_code_option
 @json_option
 @click.pass_context
 def verify(context: click.Context, /, detector: Path, as_json: bool, **options: Any) -> None:

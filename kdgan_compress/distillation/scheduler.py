@@ -5,7 +5,7 @@ bit where this one would have (on the CPU, with the same number of threads).
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,10 +80,9 @@ class StageRun:
             )
         if losses.distils and student.connectors is None:
             student.connectors = self.check_distillation()
-        student.begin_stage(("generator", "discriminator") if losses.nu > 0 else ("generator",))
+        student.begin_stage(_trained(student.gan, {"generator": 1.0, "discriminator": losses.nu}))
         if teacher is not None and losses.trains_teacher:
-            networks = {"generator": losses.alpha, "discriminator": losses.beta}
-            teacher.begin_stage([name for name, weight in networks.items() if weight > 0])
+            teacher.begin_stage(_trained(teacher.gan, {"generator": losses.alpha, "discriminator": losses.beta}))
 
     def check_distillation(self) -> Connectors:
         """Check that K_l fits student, teacher and batches.
@@ -262,6 +261,11 @@ class ProgressiveScheduler:
     def _fingerprint(self) -> str:
         """Shape and checksum of the training images."""
         return f"{tuple(self.images.shape)} {zlib.crc32(self.images.cpu().numpy().tobytes()):08x}"
+
+
+def _trained(gan: Gan, weights: Mapping[str, float]) -> list[str]:
+    """The networks whose losses have a weight; without a discriminator the objective decides what L_d is."""
+    return [name for name, weight in weights.items() if weight > 0 and name in gan.networks()]
 
 
 def num_frozen_stages(stages: Sequence[Stage]) -> int:

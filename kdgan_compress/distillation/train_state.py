@@ -55,10 +55,16 @@ class TrainState:
         """The generator that is scored and saved: the EMA, once there is one."""
         return self.gan.generator if self._ema is None else self._ema
 
+    def fresh_copy(self) -> "TrainState":
+        """A copy of the networks and settings, before any stage."""
+        gan = copy.deepcopy(self.gan)
+        return TrainState(gan, self.betas, self.ema_decay, self.objective, self._make_optimizer)
+
     def begin_stage(self, networks: Sequence[str]) -> None:
         """Create what a stage starts with: an optimiser for each network it trains, and the EMA."""
         self.optimizers = {}
         for name in networks:
+            _check_trainable(name, self.gan.networks()[name])
             parameters = list(self.gan.networks()[name].train().parameters())
             if name == "generator" and self.connectors is not None:
                 parameters += self.connectors.parameters()
@@ -154,6 +160,16 @@ class TrainState:
         for name, saved in state["optimizers"].items():
             self.optimizers[name].load_state_dict(saved)
         self.num_averaged = state["num_averaged"]
+
+
+def _check_trainable(name: str, network: nn.Module) -> None:
+    still = [path for path, parameter in network.named_parameters() if not parameter.requires_grad]
+    if still:
+        raise KdganError(
+            f"Every parameter of a {name} that is trained needs to require a gradient",
+            f"{len(still)} do not, such as {still[0]}",
+            "Call requires_grad_(True), or make fixed weights buffers (register_buffer)",
+        )
 
 
 @contextmanager

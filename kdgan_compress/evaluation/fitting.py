@@ -33,10 +33,11 @@ def fit_scorer(generator: nn.Module, split: Split, settings: ScoreSettings, grid
     """Re-estimate batch norms, fit the score's statistic to normal images and score normal images outside the fit.
 
     These are the split's held-out images. Without any, each image is scored by a statistic that was fitted without it
-    (five folds). Fewer than 10 normal images are too few for a statistic; then the generator's own score is used.
+    (five folds). Fewer than 10 normal images are too few for a statistic, and a generator without the method
+    ``latents`` has nothing to fit it to; then the generator's own score is used.
 
     Args:
-        generator: With ``latents``, unless the settings' type is ``"norm"``.
+        generator: With ``anomaly_score`` and, for a fitted score, ``latents``.
         split: The images of the experiment.
         settings: The score.
         grid: How photos are cut into tiles; None without tiles.
@@ -47,10 +48,13 @@ def fit_scorer(generator: nn.Module, split: Split, settings: ScoreSettings, grid
     recalibrate(generator, split.train)
     held_out = "held-out training" if split.has_holdout else "training"
     scored = f"{len(split.calibration)} {held_out} normals' scores"
-    if settings.type == "norm" or len(split.normals) < MIN_IMAGES:
+    has_latents = hasattr(generator, "latents")
+    if settings.type == "norm" or len(split.normals) < MIN_IMAGES or not has_latents:
         scorer = generator if grid is None else FittedScorer(generator, None, grid=grid, photo=settings.photo)
         description = "the generator's own score"
-        if settings.type != "norm":
+        if settings.type != "norm" and not has_latents:
+            description += ": it has no method latents for a fitted one"
+        elif settings.type != "norm":
             description += f": {len(split.normals)} normal images are too few for a fitted one ({MIN_IMAGES})"
         return Fitted(scorer, score_images(scorer, split.calibration), scored, description)
     unfitted = FittedScorer(generator, None, settings.fitted_features, grid, settings.photo)

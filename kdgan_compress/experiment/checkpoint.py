@@ -155,6 +155,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except KdganError:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        hint = f"{hint}; a family of your own needs the code that it was trained with"
         reason = " ".join(str(error).split("\n\t")[:2]) or type(error).__name__
         raise KdganError("The weights must fit the model file's header", f"{path}: {reason}", hint) from None
     return checkpoint

@@ -1,6 +1,5 @@
 """How many models are trained together: as many as memory allows and a short measurement finds fastest."""
 
-import copy
 import dataclasses
 import os
 import time
@@ -13,9 +12,7 @@ import torch
 
 from kdgan_compress.accel.cuda_graph import NUM_WARMUP_CALLS
 from kdgan_compress.accel.engine import FleetEngine, fast_engine
-from kdgan_compress.accel.optimizers import FusedAdam
 from kdgan_compress.distillation.scheduler import StageRun
-from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import StageProgress, losses_used
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.job import Job
@@ -183,8 +180,8 @@ def _sample(job: Job, stage_index: int) -> StageRun:
     return dataclasses.replace(
         run,
         stage=dataclasses.replace(run.stage, epochs=1),
-        student=_copy(run.student),
-        teacher=None if run.teacher is None else _copy(run.teacher),
+        student=run.student.fresh_copy(),
+        teacher=None if run.teacher is None else run.teacher.fresh_copy(),
         epochs_done=0,
     )
 
@@ -193,10 +190,6 @@ def _begin(runs: Sequence[StageRun]) -> Sequence[StageRun]:
     for run in runs:
         run.begin()
     return runs
-
-
-def _copy(state: TrainState) -> TrainState:
-    return TrainState(copy.deepcopy(state.gan), state.betas, state.ema_decay, state.objective, FusedAdam)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -17,10 +17,11 @@ from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_name
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.recipe_sections import TrainingSection
+from kdgan_compress.experiment.rehearsal import rehearse
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.experiment.student import student_architecture
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
-from kdgan_compress.gans import Architecture, build, to_device
+from kdgan_compress.gans import Architecture, build, is_entry_point, to_device
 from kdgan_compress.gans.objective import Objective
 from kdgan_compress.profiling.machine import check_device, choose_threads, num_threads
 from kdgan_compress.scores import ScoreSettings
@@ -109,7 +110,9 @@ def training_job(recipe: Recipe, out: Path | None = None, parent: Path = RUNS, r
         images=split.train.to(training.device),
         settings=training.settings(),
     )
-    name = f"{recipe.data.name}-{architecture.family}-{architecture.channels_str}-seed{training.seed}"
+    family = architecture.family.replace(":", "-")
+    name = f"{recipe.data.name}-{family}-{architecture.channels_str}-seed{training.seed}"
+    _rehearse(scheduler, training, threads, architecture)
     return Job(
         recipe=recipe.replace(
             {"model": {"image_channels": architecture.image_channels}, "training": {"threads": threads}}
@@ -157,7 +160,7 @@ def distillation_job(
     section = recipe.distillation
     training = section.training
     check_device(training.device)
-    architecture = student_architecture(section, checkpoint.architecture, recipe.data.is_tiled)
+    architecture = student_architecture(section, checkpoint.architecture, recipe.data.used_tiles is not None)
     split, teacher_split, objective = _load_split(recipe, architecture), None, recipe.student_objective()
     if architecture.image_size != checkpoint.architecture.image_size:
         teacher_split = _load_split(recipe, checkpoint.architecture)
@@ -182,6 +185,7 @@ def distillation_job(
         with num_threads(training.threads or choose_threads(max(checkpoint.architecture.channels))):
             return (caches or TeacherCaches()).attach(section.cache, scheduler)
 
+    _rehearse(scheduler, training, threads, architecture, checkpoint.architecture)
     schedule = "->".join(stage.name for stage in stages)
     cache_folder = str(Path(section.cache.folder).expanduser().resolve()) if section.cache.folder else None
     name = f"{model_name(teacher)}-student-{architecture.channels_str}-seed{training.seed}"
@@ -223,6 +227,16 @@ def _new_state(
     training = recipe.distillation.training if is_distillation else recipe.training
     gan = build(architecture, training.seed) if checkpoint is None else checkpoint.build()
     return TrainState(to_device(gan, training.device), training.betas, training.ema_decay, objective, FusedAdam)
+
+
+def _rehearse(
+    scheduler: ProgressiveScheduler, training: TrainingSection, threads: int, *architectures: Architecture
+) -> None:
+    """Try the first step of each stage if a family is a user's own code."""
+    families = [each.family for each in architectures if is_entry_point(each.family)]
+    if families:
+        with num_threads(threads):
+            rehearse(scheduler, training.settings(), families[0])
 
 
 def _load_split(recipe: Recipe, architecture: Architecture) -> Split:

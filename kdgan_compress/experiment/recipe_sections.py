@@ -9,6 +9,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PydanticUserError,
     TypeAdapter,
     ValidationInfo,
     field_validator,
@@ -20,7 +21,8 @@ from kdgan_compress.accel.teacher_cache import CacheDtype
 from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import STRUCTURES, LossSet, Stage, parse_schedule
 from kdgan_compress.distillation.scheduler import Precision, TrainingSettings
-from kdgan_compress.gans import FAMILIES, Architecture, Norm, channels_from_width
+from kdgan_compress.errors import first_line
+from kdgan_compress.gans import FAMILIES, Architecture, Norm, channels_from_width, find_family, is_entry_point
 
 
 def objective_type(objective: type) -> str:
@@ -35,7 +37,11 @@ def parse_objective(section: object, family: str) -> Any:
         if section["type"] != objective_type(expected):
             raise ValueError(f"type {section['type']!r} does not fit family {family}: use {objective_type(expected)}")
         section = {key: value for key, value in section.items() if key != "type"}
-    return TypeAdapter(with_config(extra="forbid")(expected)).validate_python(section)
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(with_config(extra="forbid")(expected))
+    except (PydanticUserError, NameError) as error:
+        raise ValueError(f"a recipe can't hold the fields of {expected.__name__}: {first_line(error)}") from None
+    return adapter.validate_python(section)
 
 
 def _dump_objective(objective: Any) -> dict[str, Any] | None:
@@ -43,7 +49,9 @@ def _dump_objective(objective: Any) -> dict[str, Any] | None:
 
 
 def _check_family(family: str) -> str:
-    if family not in FAMILIES:
+    if is_entry_point(family):
+        find_family(family)
+    elif family not in FAMILIES:
         raise ValueError(f"family {family!r} is not one of {', '.join(FAMILIES)}")
     return family
 

@@ -30,7 +30,7 @@ from kdgan_compress.export.validation.gate import (
 )
 from kdgan_compress.export.validation.parity import check_parity, parity, relative_difference
 from kdgan_compress.files import atomic_path
-from kdgan_compress.gans import ImageFormat
+from kdgan_compress.gans import Architecture, ImageFormat, check_score
 from kdgan_compress.profiling.counts import count
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER, write_checksum
@@ -109,6 +109,8 @@ def write_detector(
     path, settings = Path(path), resolve_settings(settings or ExportSettings(), generator, image_format)
     rule = rule or (None if settings.is_exact else ThresholdRule())
     _check_arguments(settings, generator, validation, rule)
+    if not isinstance(image_format, Architecture):  # families are checked when they are built
+        check_score(generator.generator if isinstance(generator, FittedScorer) else generator, image_format)
     if is_tiled or not (settings.io.reconstruction or settings.io.anomaly_map):
         x_hat = None
     elif x_hat is None:

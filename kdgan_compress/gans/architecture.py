@@ -36,7 +36,7 @@ class Architecture(ImageFormat):
     """The description of a family's generator and discriminator; written into every checkpoint.
 
     Attributes:
-        family: A name in ``FAMILIES``.
+        family: A name in ``FAMILIES``, such as ``ede``, or a user's own, such as ``mygan:build``.
         channels: Output channels of the encoder's strided blocks, outermost first; one per halving of the image
             down to 4×4, so three at 32×32 (Table II of P-KDGAN).
         image_size: Side of the square image in pixels, a power of two ≥ 16.

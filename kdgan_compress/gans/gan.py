@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kdgan_compress.errors import KdganError
 from kdgan_compress.gans.architecture import Architecture
 
 
@@ -18,7 +19,8 @@ class Gan:
         generator: Takes images (B, C, S, S) in [−1, 1]. It is only called and hooked, so it may be any module. To be
             scored and exported it has a method ``anomaly_score``: images to scores (B,), higher is more anomalous. If
             the score is a sum of terms divided by their ranges on normal images, it also has ``score_terms`` (images
-            to (B, T)) and ``fit_score_scale``, which takes the terms of normal images (N, T).
+            to (B, T)) and ``fit_score_scale``, which takes the terms of normal images (N, T). With a method
+            ``latents`` (images to z1 and z2, (B, D) each) it can have a fitted score.
         taps: Which submodule's output is ``z1``, ``x_hat`` and ``z2``: names to dotted paths in the generator. A family
             without a second encoder has no ``z2``.
         discriminator: Returns what the objective reads: (f(x), logit), or a critic's value. Needed only where L_g's
@@ -45,7 +47,7 @@ class Gan:
 
 @dataclass(frozen=True)
 class Family:
-    """One GAN family, as ``registry.FAMILIES`` lists it.
+    """One GAN family, as ``registry.FAMILIES`` lists it or an entry point ``module:attribute`` names it.
 
     Attributes:
         build: Builds a freshly initialised GAN from an architecture.
@@ -83,6 +85,9 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 def anomaly_score(generator: nn.Module, images: Tensor) -> Tensor:
     """Score images (B, C, S, S) in [−1, 1] with the generator's method: (B,), higher is more anomalous."""
+    if not hasattr(generator, "anomaly_score"):
+        hint = "Give it a method anomaly_score(images) that returns one score per image"
+        raise KdganError("The generator needs an anomaly score", f"{type(generator).__name__} has none", hint)
     score: Tensor = generator.anomaly_score(images)  # type: ignore[operator]
     return score
 

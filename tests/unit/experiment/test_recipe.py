@@ -1,9 +1,11 @@
 """Recipes: the shipped ones load and run, all problems are reported at once, replace changes only what is named."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from kdgan_compress.api.distill import distill
@@ -14,7 +16,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import load_checkpoint
 from kdgan_compress.experiment.recipe import Recipe, load_recipe, parse_recipe, recipe_names
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.gans import FAMILIES
+from kdgan_compress.gans import FAMILIES, Family
 from kdgan_compress.gans.cvgad import CvgadObjective
 from kdgan_compress.gans.ede import GanomalyObjective
 
@@ -576,3 +578,18 @@ def test_shipped_recipes_run_for_two_steps(name, tmp_path):
     moved = tmp_path / "student" / "teacher.safetensors"
     assert moved.exists() == (3 in structures)
     assert not moved.exists() or load_checkpoint(moved).architecture.channels == (2, 4, 8)
+
+
+def test_an_objective_that_a_recipe_cannot_hold_is_refused(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class NetworkObjective:
+        network: torch.nn.Module | None = None
+
+    monkeypatch.setitem(FAMILIES, "odd", Family(FAMILIES["ede"].build, NetworkObjective))
+    with pytest.raises(KdganError, match="a recipe can't hold the fields of NetworkObjective"):
+        parse_recipe({"model": {"family": "odd"}}, "this test")
+
+
+def test_a_recipe_does_not_load_the_code_it_names():
+    with pytest.raises(KdganError, match=r"model\.family: .*add --family mygan:build"):
+        parse_recipe({"model": {"family": "mygan:build"}}, "this test")
