@@ -75,8 +75,8 @@ def kernel_density(train: Tensor, test: Tensor) -> BaselineResult:
     Kernels are centred on at most 2,000 training images, an evenly spaced subset; the components are those of all.
     """
     normals = _unit_length(train)
-    num_components = min(NUM_PIXEL_COMPONENTS, *normals.shape)
-    pca = PCA(num_components, svd_solver="covariance_eigh").fit(normals) if len(normals) > 1 else None
+    num_components = min(NUM_PIXEL_COMPONENTS, len(normals) - 1, normals.shape[1])
+    pca = PCA(num_components, random_state=0).fit(normals) if num_components else None
     centres, images = (
         each if pca is None else pca.transform(each)
         for each in (_unit_length(_subset(train, MAX_KERNEL_IMAGES)), _unit_length(test))
