@@ -81,7 +81,7 @@ def with_costs(
             except KdganError as error:
                 problems.append(f"{entries[key].name}: bytes and latency are left out. {error}")
         calls = [detector_call(detector) for detector, _ in detectors.values()]
-        times = [each.median for each in measure_latency(calls)] if latency else [None] * len(calls)
+        times = [each.p10 for each in measure_latency(calls)] if latency else [None] * len(calls)
     changes = {
         key: {
             "size_bytes": size_bytes,

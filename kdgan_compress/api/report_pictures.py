@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kdgan_compress.api.anomaly_maps import map_split
@@ -38,6 +39,9 @@ COST, ROC, CURVES = "AUC against cost", "ROC", "Training"
 SCORES, IMAGES, MAPS = "Scores and threshold", "Reconstructions", "Anomaly maps"
 MAX_ROWS = 6
 """Rows per data set whose histograms, curves and images are shown."""
+
+RUN_SIZE = (5.2, 3.4)
+"""Of the charts of single runs, in inches: their text stays readable on a phone."""
 
 NUM_IMAGES = 6
 """Normal, and as many anomalous, images that are reconstructed."""
@@ -107,14 +111,15 @@ def run_pictures(cells: Cells, entries: Mapping[Key, Entry], problems: list[str]
             which = f"{names[key]}, {_which(run)}"
             if lines:
                 title = f"{which}: losses per epoch"
-                pictures.append(Picture(CURVES, title, title, svg_text(curves_figure(lines), title)))
+                losses = [line | {"auc": None, "auc_raw": None} for line in lines]  # the AUC has its own chart
+                pictures.append(Picture(CURVES, title, title, svg_text(_resized(curves_figure(losses)), title)))
             if scores is not None and len(scores.calibration_scores):
                 title = f"{which}: histogram of scores"
                 threshold = quantile_threshold(scores.calibration_scores)
                 figure = scores_figure(
                     scores.calibration_scores, scores.test_scores, scores.test_is_anomalous, threshold
                 )
-                pictures.append(Picture(SCORES, title, title, svg_text(figure, title)))
+                pictures.append(Picture(SCORES, title, title, svg_text(_resized(figure), title)))
         if len(keys) > MAX_ROWS:
             problems.append(f"{data}: losses, scores and images are shown for the first {MAX_ROWS} of {len(keys)} rows")
     return pictures
@@ -209,6 +214,11 @@ def _tracked(runs: Sequence[Sequence[Mapping[str, object]]]) -> list[list[float]
 
 def _labelled(is_anomalous: NDArray[np.bool_]) -> bool:
     return bool(is_anomalous.any() and not is_anomalous.all())
+
+
+def _resized(figure: Figure) -> Figure:
+    figure.set_size_inches(*RUN_SIZE)
+    return figure
 
 
 def _name(entry: Entry) -> str:

@@ -104,7 +104,7 @@ def _by_settings(folders: Sequence[Path]) -> Arrangement:
     ]
     order = {TEACHER: 0, WITHOUT_TEACHER: 1}
     placed.sort(key=lambda each: (each.data, order.get(each.settings[MODEL], 2)))
-    title = ", ".join(folder.resolve().name for folder in folders[:3]) + (", …" if len(folders) > 3 else "")
+    title = folders[0].resolve().name if len(folders) == 1 else ", ".join(dict.fromkeys(run.data for run in placed))
     return Arrangement(title, "", "", axes, [], _unique_repeats(placed), found.problems)
 
 

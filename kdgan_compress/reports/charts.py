@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 
 from kdgan_compress.reports.results import Cost, Entry, pareto_front
 
-SIZE = (5.4, 3.8)
+SIZE = (4.6, 3.4)
 COLORS = ("#2f7ed8", "#e08a00", "#1a9b6c", "#d0508f", "#7a6fd0", "#c8502d", "#3ea7c2", "#8a8a2f")
 """Distinct for colour-blind readers, on light and on dark ground."""
 
 MARKERS = "osD^vP*X"
 NUM_ROC_POINTS = 501
+MAX_AUC_BELOW_BEST = 0.25
+"""Entries further below the best are left out of the charts of cost, so that the others can be told apart."""
+
 COST_LABELS: dict[Cost, str] = {"size_bytes": "bytes to store", "latency_us": "latency of one image in µs"}
 SVG_OPTIONS = {"svg.fonttype": "none", "svg.hashsalt": "kdgan-compress"}
 
@@ -99,9 +102,12 @@ def setting_figure(name: str, lines: Mapping[str, Sequence[tuple[float, Entry]]]
 def pareto_figure(entries: Sequence[Entry], cost: Cost) -> Figure:
     """Plot AUC against a cost on a logarithmic axis, and a line through those that no other beats.
 
-    Baselines are hollow. Entries of unknown cost are left out; at least one has to be known.
+    Baselines are hollow. Entries of unknown cost are left out, and baselines far below the best; at least one cost has
+    to be known.
     """
     known = [entry for entry in entries if getattr(entry, cost) is not None]
+    lowest = max(entry.auc.mean for entry in known) - MAX_AUC_BELOW_BEST
+    known = [entry for entry in known if entry.auc.mean >= lowest or not entry.is_baseline]
     figure, axis = _new_figure(COST_LABELS[cost], "AUC in %")
     axis.set_xscale("log")
     front = pareto_front(known, cost)

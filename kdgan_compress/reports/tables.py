@@ -97,7 +97,7 @@ def cost_table(report: Report) -> Table:
     ]
     header = ["model", "data", "AUC %", "bytes", "parameters", "MACs", "latency µs", "training s"]
     title = "Cost: of the first run of each row; MACs of convolutions; training time of one run"
-    return Table(title, header, 1, rows, [entry.is_baseline for entry in entries])
+    return Table(title, header, 2, rows, [entry.is_baseline for entry in entries])
 
 
 def markdown_text(report: Report) -> str:
