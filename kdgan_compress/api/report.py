@@ -100,7 +100,7 @@ def report(
         write_text(path, WRITERS[path.suffix](content))
     results: dict[str, dict[str, float]] = {}
     for entry in entries:
-        results.setdefault(entry.data, {})[", ".join(filter(None, [entry.name, entry.column]))] = entry.auc.mean
+        results.setdefault(entry.data, {})[entry.name] = entry.auc.mean
     return ReportSummary([str(path) for path in files], num_scored, problems, results)
 
 

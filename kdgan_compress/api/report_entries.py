@@ -65,6 +65,7 @@ def model_entry(key: Key, runs: Sequence[PlacedRun], arrangement: Arrangement) -
         paper=paper if paper is not None else paper_auc(runs[0].settings, len(by_class)),
         paper_by_class={name: value for name, value in figures.items() if value is not None},
         seconds=float(np.mean([result.seconds for result in results])),
+        axes=tuple(arrangement.axes),
     )
 
 

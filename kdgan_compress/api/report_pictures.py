@@ -1,5 +1,6 @@
 """The pictures of a report: charts of numbers, and images that a few of its runs have scored."""
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from kdgan_compress.api.anomaly_maps import map_split
 from kdgan_compress.api.report_entries import Key
-from kdgan_compress.data import Split, load_split
+from kdgan_compress.data import DataSettings, Split, load_split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import load_scores, quantile_threshold, reconstruct, score_images
 from kdgan_compress.experiment.arrangement import PlacedRun
@@ -25,6 +26,7 @@ from kdgan_compress.reports import (
     plot_reconstructions,
     scores_figure,
 )
+from kdgan_compress.reports.cases import case_rows
 from kdgan_compress.reports.charts import (
     COST_LABELS,
     epochs_figure,
@@ -88,7 +90,7 @@ def run_pictures(cells: Cells, entries: Mapping[Key, Entry], problems: list[str]
     pictures: list[Picture] = []
     for data in dict.fromkeys(key[2] for key in cells):
         keys = [key for key in cells if key[2] == data]
-        names = {key: _name(entries[key]) for key in keys}
+        names = {key: entries[key].name for key in keys}
         scored = {key: [load_scores(RunFolder(run.run.path).scores) for run in cells[key]] for key in keys}
         roc = {
             names[key]: [(s.test_scores, s.test_is_anomalous) for s in scored[key] if s is not None and _labelled(s.test_is_anomalous)]
@@ -144,18 +146,23 @@ def _images_of(
     data: str, runs: Mapping[Key, PlacedRun], entries: Mapping[Key, Entry], data_root: str | None
 ) -> list[Picture]:
     pictures, rows, shown = [], [], None
+    splits: dict[tuple[DataSettings, int, int], Split] = {}
     for key, run in runs.items():
         checkpoint = load_model(run.run.path)
         settings = checkpoint.data.relocate(None, data_root)
-        split = load_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
+        shape = checkpoint.architecture.image_size, checkpoint.architecture.image_channels
+        key_of_split = (settings, *shape)
+        if key_of_split not in splits:
+            splits[key_of_split] = load_split(settings, *shape)
+        split = splits[key_of_split]
         if not split.is_labelled:
             continue
         if split.is_tiled:
-            name = f"{_name(entries[key])}, {_which(run)}"
-            pictures.append(_maps_picture(name, checkpoint, split))
+            name = f"{entries[key].name}, {_which(run)}"
+            pictures.append(_maps_picture(name, run, checkpoint, split))
         elif shown is None or split.test.shape == shown.test.shape:
             shown = shown or split
-            row = _reconstruction(_name(entries[key]), checkpoint, split)
+            row = _reconstruction(entries[key].name, checkpoint, split)
             rows += [] if row is None else [row]
     if shown is not None and rows:
         chosen = _chosen(shown)
@@ -170,12 +177,20 @@ def _images_of(
     return pictures
 
 
-def _maps_picture(name: str, checkpoint: Checkpoint, split: Split) -> Picture:
-    maps, threshold = map_split(checkpoint, split), checkpoint.required_threshold
-    assert maps is not None
+def _maps_picture(name: str, run: PlacedRun, checkpoint: Checkpoint, split: Split) -> Picture:
+    saved, scorer = load_scores(RunFolder(run.run.path).scores), checkpoint.scorer()
+    scores = saved.test_scores if saved and saved.matches(scorer, split) else score_images(scorer, split.test)
+    threshold = checkpoint.required_threshold
+    shown = [index for row in case_rows(scores, split.test_is_anomalous, threshold) for index in row.indices]
+    maps = np.full((len(scores), *split.test.shape[2:]), np.nan, np.float32)
+    masks: list[NDArray[np.bool_] | None] = [None] * len(scores)
+    for index in shown:
+        photo = dataclasses.replace(split, test=split.test[[index]], test_paths=split.test_paths[index : index + 1], test_masks=split.test_masks[index : index + 1])
+        found = map_split(checkpoint, photo)
+        assert found is not None
+        maps[index], masks[index] = found.values[0], found.masks[0]
     classes = [str(each) for each in split.test_classes]
-    scores = score_images(checkpoint.scorer(), split.test)
-    photos = ScoredPhotos(split.test, maps.values, maps.masks, scores, split.test_is_anomalous, classes)
+    photos = ScoredPhotos(split.test, maps, masks, scores, split.test_is_anomalous, classes)
     title = f"{name}: best and worst cases with their anomaly maps"
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "cases.png"
@@ -219,10 +234,6 @@ def _labelled(is_anomalous: NDArray[np.bool_]) -> bool:
 def _resized(figure: Figure) -> Figure:
     figure.set_size_inches(*RUN_SIZE)
     return figure
-
-
-def _name(entry: Entry) -> str:
-    return ", ".join(filter(None, [entry.name, entry.column]))
 
 
 def _which(run: PlacedRun) -> str:

@@ -40,16 +40,12 @@ def environment_of(arrangement: Arrangement, cells: Cells, latency: bool) -> lis
 
 def commands_of(cells: Cells, entries: Mapping[Key, Entry]) -> dict[str, str]:
     """The command that trains the first run of each row again, by name of the row."""
-    return {_name(entries[key], key): _command(runs[0]) for key, runs in cells.items()}
+    return {f"{entries[key].name}; {key[2]}": _command(runs[0]) for key, runs in cells.items()}
 
 
 def recipes_of(cells: Cells, entries: Mapping[Key, Entry]) -> dict[str, str]:
     """The resolved recipe of the first run of each row, without the folders of this machine."""
-    return {_name(entries[key], key): _recipe(runs[0]) for key, runs in cells.items()}
-
-
-def _name(entry: Entry, key: Key) -> str:
-    return ", ".join(filter(None, [entry.name, entry.column, key[2]]))
+    return {f"{entries[key].name}; {key[2]}": _recipe(runs[0]) for key, runs in cells.items()}
 
 
 def _command(run: PlacedRun) -> str:

@@ -15,10 +15,12 @@ from kdgan_compress.experiment.run_settings import (
     distinguishing,
     repeat_label,
     run_settings,
+    schedule_label,
 )
 from kdgan_compress.experiment.sweep_file import SWEEP_FILE, SweepCell, SweepFile, load_sweep
 
 CLASS_AXES = frozenset({"normal", "novel", "data.normal", "data.novel"})
+SCHEDULE_AXES = frozenset({"structure", "schedule", "distillation.schedule"})
 TEACHER, WITHOUT_TEACHER = "teacher", "without a teacher"
 
 
@@ -141,7 +143,7 @@ def _by_sweep(folder: Path, sweep: SweepFile) -> Arrangement:
                 settings = run_settings(teacher.recipe) | {MODEL: TEACHER}
                 teachers[cell.teacher, column] = _place(teacher, (TEACHER, *blank), column, settings)
         except KdganError as error:
-            problems.append(str(error))
+            problems.append(f"{cell.run}: {error.found}")
     if not placed:
         found = problems[0].rstrip(".") if problems else f"{folder} has no cells"
         raise KdganError("A report needs at least one finished run", found, "Continue the sweep")
@@ -164,7 +166,9 @@ def _axis_values(cell: SweepCell, axes: Sequence[str]) -> list[str]:
     if missing:
         hint = "Run the sweep again"
         raise KdganError("Each cell needs a value on each axis", f"{cell.run} has none for {missing[0]}", hint)
-    return [str(cell.axes[axis]) for axis in axes]
+    return [
+        schedule_label(str(cell.axes[axis])) if axis in SCHEDULE_AXES else str(cell.axes[axis]) for axis in axes
+    ]
 
 
 def _paper_figure(
@@ -174,6 +178,7 @@ def _paper_figure(
     values = row | dict(zip(columns, run.column.split(", "), strict=False))
     for figure in figures:
         axes = {axis: str(value) for axis, value in figure.items() if axis != "auc"}
+        axes |= {axis: schedule_label(axes[axis]) for axis in axes.keys() & SCHEDULE_AXES}
         classes = [axes[axis] for axis in axes if axis in CLASS_AXES]
         if (classes[0] if classes else "") != class_name.removeprefix("not "):
             continue

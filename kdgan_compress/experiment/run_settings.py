@@ -56,7 +56,7 @@ def run_settings(recipe: Recipe) -> dict[str, str]:
     if recipe.distillation.teacher is not None:
         student = recipe.distillation.student
         size = student.image_size or model.image_size
-        values |= {MODEL: "student", STRUCTURE: _schedule(section["schedule"]), "family": student.family or model.family}
+        values |= {MODEL: "student", STRUCTURE: schedule_label(section["schedule"]), "family": student.family or model.family}
         channels, norm, training = student.channels_for(size), student.norm, section["training"]
         rest = dumped["model"] | {"image_size": size}
         objective = section["student"].get("objective", objective)
@@ -92,7 +92,8 @@ def distinguishing(settings: Sequence[Mapping[str, str]], without: Sequence[str]
     return chosen
 
 
-def _schedule(schedule: Any) -> str:
+def schedule_label(schedule: Any) -> str:
+    """A schedule in the paper's symbols, such as ②→③ for ``2->3`` or for a list of stages; other texts as they are."""
     if isinstance(schedule, str):
-        return schedule.translate(CIRCLED)
+        return schedule.translate(CIRCLED) if set(schedule) <= set("1234->") else schedule
     return "→".join(str(stage.get("structure", "custom")).translate(CIRCLED) for stage in schedule)

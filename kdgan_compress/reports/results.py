@@ -26,6 +26,7 @@ class Entry:
         conv_macs: Multiply-accumulates of convolutions for one image, or one photo.
         latency_us: Time for one image in microseconds: the 10 % quantile, which other load disturbs least.
         seconds: Mean training time of one run.
+        axes: Names of the labels.
     """
 
     labels: tuple[str, ...]
@@ -42,11 +43,18 @@ class Entry:
     conv_macs: int | None = None
     latency_us: float | None = None
     seconds: float | None = None
+    axes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The row's labels in one text."""
-        return ", ".join(label for label in self.labels if label not in ("", "–")) or "model"
+        """The row's labels, numbers with the names of their axes, and the column unless the data says it already."""
+        parts = [label for label in self.labels if label not in ("", "–")]
+        if len(self.axes) == len(self.labels) and not self.is_baseline:
+            pairs = zip(self.axes, self.labels, strict=True)
+            parts = [_with_axis(axis, label) for axis, label in pairs if label not in ("", "–")]
+        if self.column and not self.data.startswith(self.column):
+            parts.append(self.column)
+        return ", ".join(parts) or "model"
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,11 @@ class Report:
 
 
 Cost = Literal["size_bytes", "latency_us"]
+
+
+def _with_axis(axis: str, label: str) -> str:
+    is_number = label.replace(".", "", 1).isdecimal()
+    return f"{axis.rsplit('.', 1)[-1].replace('_', ' ')} {label}" if is_number else label
 
 
 def pareto_front(entries: Sequence[Entry], cost: Cost) -> list[Entry]:

@@ -72,9 +72,9 @@ def class_tables(report: Report) -> list[Table]:
             continue
         columns: list[tuple[str, list[str]]] = []
         for entry in entries:
-            columns.append((_name(entry), [percent(entry.by_class.get(name)) for name in classes]))
+            columns.append((entry.name, [percent(entry.by_class.get(name)) for name in classes]))
             if len(entry.paper_by_class) == len(entry.by_class) and not entry.is_baseline:
-                columns.append((f"{_name(entry)}: paper", [percent(entry.paper_by_class.get(name)) for name in classes]))
+                columns.append((f"{entry.name}: paper", [percent(entry.paper_by_class.get(name)) for name in classes]))
         rows = [[name, *(values[number] for _, values in columns)] for number, name in enumerate(classes)]
         title = f"By class: {data}; AUC in %, mean over the seeds"
         tables.append(Table(title, ["class", *(name for name, _ in columns)], 1, rows, [False] * len(rows)))
@@ -86,7 +86,7 @@ def cost_table(report: Report) -> Table:
     entries = report.entries
     rows = [
         [
-            _name(entry),
+            entry.name,
             entry.data,
             percent(entry.auc.mean),
             *(DASH if value is None else f"{value:,}" for value in (entry.size_bytes, entry.num_params, entry.conv_macs)),
@@ -164,10 +164,6 @@ def _compact(entry: Entry | None) -> str:
     ]
     shown = "; ".join(filter(None, details))
     return f"{auc_text(entry)}{f' ({shown})' if shown else ''}"
-
-
-def _name(entry: Entry) -> str:
-    return ", ".join(filter(None, [entry.name, entry.column]))
 
 
 def _markdown_table(table: Table) -> str:
