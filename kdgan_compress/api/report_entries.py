@@ -1,5 +1,6 @@
 """The numbers of a report: AUC of models and baselines with intervals, bytes, counts and latency."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -7,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,9 +46,7 @@ def model_entry(key: Key, runs: Sequence[PlacedRun], arrangement: Arrangement) -
     """The entry of a cell's runs, at least one, without its costs."""
     labels, column, data = key
     results = [run.run.result for run in runs]
-    aucs = {
-        (run.class_name, run.repeat): float(result.auc or 0.0) for run, result in zip(runs, results, strict=True)
-    }
+    aucs = {(run.class_name, run.repeat): float(result.auc or 0.0) for run, result in zip(runs, results, strict=True)}
     best = [result.best_epoch_auc_oracle for result in results]
     by_class = _by_class(aucs)
     paper = arrangement.paper.get((labels, column, ""))
@@ -83,7 +83,7 @@ def with_costs(
                 problems.append(f"{entries[key].name}: bytes and latency are left out. {error}")
         calls = [detector_call(detector) for detector, _ in detectors.values()]
         times = [each.p10 for each in measure_latency(calls)] if latency else [None] * len(calls)
-    changes = {
+    changes: dict[Key, dict[str, Any]] = {
         key: {
             "size_bytes": size_bytes,
             "latency_us": time,
@@ -149,8 +149,11 @@ def _measure_baselines(data: DataSettings, image_size: int, channels: int) -> di
     for array in (split.train, split.test):
         digest.update(str(tuple(array.shape)).encode() + array.contiguous().numpy().tobytes())
     digest.update(split.test_is_anomalous.tobytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdgan-compress" / "baselines"
-    path = cache / f"{digest.hexdigest()}.json"
+    path = Path(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "kdgan-compress", "baselines", f"{digest.hexdigest()}.json"
+    )
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        path = path.expanduser()
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return {name: (float(kept[name][0]), int(kept[name][1])) for name in BASELINES}
@@ -160,8 +163,6 @@ def _measure_baselines(data: DataSettings, image_size: int, channels: int) -> di
     for name, baseline in BASELINES.items():
         result = baseline(split.train, split.test)
         measured[name] = detection_metrics(result.scores, split.test_is_anomalous).auc, result.size_bytes
-    try:
+    with contextlib.suppress(KdganError):  # without a folder to keep them in, they are computed again
         write_text(path, json.dumps(measured))
-    except (KdganError, RuntimeError):
-        pass  # no folder to keep them in: they are computed again
     return measured

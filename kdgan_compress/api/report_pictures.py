@@ -76,7 +76,9 @@ def setting_pictures(entries: Sequence[Entry], axes: Sequence[str]) -> list[Pict
                 value = _number(entry.labels[number])
                 others = [label for place, label in enumerate(entry.labels) if place != number and label]
                 if value is not None:
-                    lines.setdefault(", ".join([*others, *filter(None, [entry.column])]) or "model", []).append((value, entry))
+                    lines.setdefault(", ".join([*others, *filter(None, [entry.column])]) or "model", []).append(
+                        (value, entry)
+                    )
             lines = {name: sorted(line, key=lambda point: point[0]) for name, line in lines.items()}
             if max((len(line) for line in lines.values()), default=0) >= 3:
                 title = f"{data}: AUC against {axis}"
@@ -93,7 +95,11 @@ def run_pictures(cells: Cells, entries: Mapping[Key, Entry], problems: list[str]
         names = {key: entries[key].name for key in keys}
         scored = {key: [load_scores(RunFolder(run.run.path).scores) for run in cells[key]] for key in keys}
         roc = {
-            names[key]: [(s.test_scores, s.test_is_anomalous) for s in scored[key] if s is not None and _labelled(s.test_is_anomalous)]
+            names[key]: [
+                (s.test_scores, s.test_is_anomalous)
+                for s in scored[key]
+                if s is not None and _labelled(s.test_is_anomalous)
+            ]
             for key in keys
         }
         roc = {name: runs for name, runs in roc.items() if runs}
@@ -130,7 +136,7 @@ def run_pictures(cells: Cells, entries: Mapping[Key, Entry], problems: list[str]
 def image_pictures(
     cells: Cells, entries: Mapping[Key, Entry], data_root: str | None, problems: list[str]
 ) -> list[Picture]:
-    """Reconstructions of the same test images by each row, and anomaly maps of photos; one class and seed of each row."""
+    """Reconstructions of the same test images by each row, and anomaly maps of photos; one run of each row."""
     pictures: list[Picture] = []
     for data in dict.fromkeys(key[2] for key in cells):
         keys = [key for key in cells if key[2] == data]
@@ -185,7 +191,12 @@ def _maps_picture(name: str, run: PlacedRun, checkpoint: Checkpoint, split: Spli
     maps = np.full((len(scores), *split.test.shape[2:]), np.nan, np.float32)
     masks: list[NDArray[np.bool_] | None] = [None] * len(scores)
     for index in shown:
-        photo = dataclasses.replace(split, test=split.test[[index]], test_paths=split.test_paths[index : index + 1], test_masks=split.test_masks[index : index + 1])
+        photo = dataclasses.replace(
+            split,
+            test=split.test[[index]],
+            test_paths=split.test_paths[index : index + 1],
+            test_masks=split.test_masks[index : index + 1],
+        )
         found = map_split(checkpoint, photo)
         assert found is not None
         maps[index], masks[index] = found.values[0], found.masks[0]
@@ -223,7 +234,11 @@ def _of_class(runs: Sequence[PlacedRun], like: PlacedRun) -> PlacedRun | None:
 
 def _tracked(runs: Sequence[Sequence[Mapping[str, object]]]) -> list[list[float]]:
     """AUC per epoch of the runs that tracked it and have as many epochs as the first of them."""
-    aucs = [[line["auc"] for line in lines] for lines in runs if lines and all(line.get("auc") is not None for line in lines)]
+    aucs = [
+        [line["auc"] for line in lines]
+        for lines in runs
+        if lines and all(line.get("auc") is not None for line in lines)
+    ]
     return [each for each in aucs if len(each) == len(aucs[0])]  # type: ignore[misc]
 
 

@@ -33,7 +33,10 @@ def environment_of(arrangement: Arrangement, cells: Cells, latency: bool) -> lis
         ("training time", f"{_duration(seconds)} in total, without evaluation"),
         ("trained with", _versions_of([each[0] for each in cells.values()])),
         ("reported with", ", ".join(f"{name} {version}" for name, version in versions().items())),
-        ("latency", f"{machine_name()}; ONNX Runtime, one thread, one image, 10 % quantile of 300 calls" if latency else ""),
+        (
+            "latency",
+            f"{machine_name()}; ONNX Runtime, one thread, one image, 10 % quantile of 300 calls" if latency else "",
+        ),
     ]
     return [(name, value) for name, value in facts if value]
 

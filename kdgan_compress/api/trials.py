@@ -36,7 +36,7 @@ class TrialMetrics:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: its number, run folder and time, the metrics of each detector and the bytes of each baseline by name."""
+    """One trial: number, run folder, time, the metrics of each detector and the bytes of each baseline by name."""
 
     trial: int
     run: str

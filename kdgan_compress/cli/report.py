@@ -34,8 +34,8 @@ def report(
 ) -> None:
     """Write one page on finished runs: results next to the paper's and to baselines, curves, ROC, images and cost.
 
-    RUNS are run folders, folders of them, or one folder that sweep wrote. Runs with equal settings are one row: the mean
-    over their classes, with its interval over the seeds. The page needs no network and no other file.
+    RUNS are run folders, folders of them, or one folder that sweep wrote. Runs with equal settings are one row: the
+    mean over their classes, with its interval over the seeds. The page needs no network and no other file.
 
     \b
     kdgan-compress report runs -o report.html

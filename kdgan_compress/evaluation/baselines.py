@@ -142,7 +142,7 @@ def _subset(images: Tensor, size: int) -> Tensor:
 
 
 def _pixels(images: Tensor) -> NDArray[np.float32]:
-    scaled: NDArray[np.float32] = images.flatten(1).numpy().astype(np.float32) / 255
+    scaled: NDArray[np.float32] = images.flatten(1).numpy().astype(np.float32) / np.float32(255)
     return scaled
 
 

@@ -150,15 +150,14 @@ def _by_sweep(folder: Path, sweep: SweepFile) -> Arrangement:
     if problems:
         problems.insert(0, f"{len(problems)} of {len(sweep.cells)} cells are not finished")
     paper = {}
-    for run in placed:
-        for class_name in ("", run.class_name):
-            figure = _paper_figure(sweep.report.paper, dict(zip(rows, run.labels, strict=False)), columns, run, class_name)
+    for each in placed:
+        row = dict(zip(rows, each.labels, strict=False))
+        for class_name in ("", each.class_name):
+            figure = _paper_figure(sweep.report.paper, row, columns, each, class_name)
             if figure is not None:
-                paper[run.labels, run.column, class_name] = figure
+                paper[each.labels, each.column, class_name] = figure
     runs = _unique_repeats([*teachers.values(), *placed])
-    return Arrangement(
-        sweep.name, sweep.description, sweep.variant, rows or [MODEL], columns, runs, problems, paper
-    )
+    return Arrangement(sweep.name, sweep.description, sweep.variant, rows or [MODEL], columns, runs, problems, paper)
 
 
 def _axis_values(cell: SweepCell, axes: Sequence[str]) -> list[str]:
@@ -166,16 +165,18 @@ def _axis_values(cell: SweepCell, axes: Sequence[str]) -> list[str]:
     if missing:
         hint = "Run the sweep again"
         raise KdganError("Each cell needs a value on each axis", f"{cell.run} has none for {missing[0]}", hint)
-    return [
-        schedule_label(str(cell.axes[axis])) if axis in SCHEDULE_AXES else str(cell.axes[axis]) for axis in axes
-    ]
+    return [schedule_label(str(cell.axes[axis])) if axis in SCHEDULE_AXES else str(cell.axes[axis]) for axis in axes]
 
 
 def _paper_figure(
-    figures: Sequence[Mapping[str, Any]], row: Mapping[str, str], columns: Sequence[str], run: PlacedRun, class_name: str
+    figures: Sequence[Mapping[str, Any]],
+    row: Mapping[str, str],
+    columns: Sequence[str],
+    run: PlacedRun,
+    class_name: str,
 ) -> float | None:
     """The figure whose axes all have the run's values; those with a class belong to that class alone."""
-    values = row | dict(zip(columns, run.column.split(", "), strict=False))
+    values = dict(row) | dict(zip(columns, run.column.split(", "), strict=False))
     for figure in figures:
         axes = {axis: str(value) for axis, value in figure.items() if axis != "auc"}
         axes |= {axis: schedule_label(axes[axis]) for axis in axes.keys() & SCHEDULE_AXES}

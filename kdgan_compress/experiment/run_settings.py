@@ -56,7 +56,11 @@ def run_settings(recipe: Recipe) -> dict[str, str]:
     if recipe.distillation.teacher is not None:
         student = recipe.distillation.student
         size = student.image_size or model.image_size
-        values |= {MODEL: "student", STRUCTURE: schedule_label(section["schedule"]), "family": student.family or model.family}
+        values |= {
+            MODEL: "student",
+            STRUCTURE: schedule_label(section["schedule"]),
+            "family": student.family or model.family,
+        }
         channels, norm, training = student.channels_for(size), student.norm, section["training"]
         rest = dumped["model"] | {"image_size": size}
         objective = section["student"].get("objective", objective)

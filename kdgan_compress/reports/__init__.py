@@ -5,15 +5,15 @@ from kdgan_compress.reports.grids import ImageRow, Reconstruction, plot_reconstr
 from kdgan_compress.reports.plots import curves_figure, plot_curves, plot_scores, plot_speed, scores_figure
 
 __all__ = [
-    "curves_figure",
-    "scores_figure",
     "ImageRow",
     "Reconstruction",
     "ScoredPhotos",
+    "curves_figure",
     "plot_cases",
     "plot_curves",
     "plot_reconstructions",
     "plot_rows",
     "plot_scores",
     "plot_speed",
+    "scores_figure",
 ]

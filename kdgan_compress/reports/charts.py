@@ -3,11 +3,13 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kdgan_compress.reports.results import Cost, Entry, pareto_front
@@ -22,7 +24,7 @@ MAX_AUC_BELOW_BEST = 0.25
 """Entries further below the best are left out of the charts of cost, so that the others can be told apart."""
 
 COST_LABELS: dict[Cost, str] = {"size_bytes": "bytes to store", "latency_us": "latency of one image in µs"}
-SVG_OPTIONS = {"svg.fonttype": "none", "svg.hashsalt": "kdgan-compress"}
+SVG_OPTIONS: Any = {"svg.fonttype": "none", "svg.hashsalt": "kdgan-compress"}
 
 
 def svg_text(figure: Figure, alt: str) -> str:
@@ -77,7 +79,7 @@ def epochs_figure(aucs: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     for number, (name, runs) in enumerate(aucs.items()):
         values = 100 * np.mean(np.asarray(runs, dtype=np.float64), axis=0)
         axis.plot(np.arange(1, len(values) + 1), values, ".-", color=COLORS[number % len(COLORS)], label=name)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, len(aucs))
     return figure
 

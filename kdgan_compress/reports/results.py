@@ -135,11 +135,13 @@ class Report:
         return [self._group(name, [entry for entry in self.entries if entry.data == name]) for name in names]
 
     def _group(self, data: str, entries: Sequence[Entry]) -> TableGroup:
-        rows = []
+        rows: list[TableRow] = []
         for is_baseline in (False, True):
             chosen = {(e.labels, e.column): e for e in entries if e.is_baseline == is_baseline}
-            for labels in dict.fromkeys(labels for labels, _ in chosen):
-                rows.append(TableRow(labels, is_baseline, [chosen.get((labels, column)) for column in self.columns]))
+            rows += [
+                TableRow(labels, is_baseline, [chosen.get((labels, column)) for column in self.columns])
+                for labels in dict.fromkeys(labels for labels, _ in chosen)
+            ]
         return TableGroup(data, rows)
 
 

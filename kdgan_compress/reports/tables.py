@@ -41,7 +41,13 @@ def results_tables(report: Report) -> list[Table]:
     tables = []
     for group in report.groups:
         if single:
-            header = ["AUC %", *(["paper"] if has_paper else []), *(["best epoch"] if has_best else []), "runs", "bytes"]
+            header = [
+                "AUC %",
+                *(["paper"] if has_paper else []),
+                *(["best epoch"] if has_best else []),
+                "runs",
+                "bytes",
+            ]
             rows = [_single(row.entries[0], has_paper, has_best) for row in group.rows]
         else:
             header = report.columns
@@ -89,7 +95,10 @@ def cost_table(report: Report) -> Table:
             entry.name,
             entry.data,
             percent(entry.auc.mean),
-            *(DASH if value is None else f"{value:,}" for value in (entry.size_bytes, entry.num_params, entry.conv_macs)),
+            *(
+                DASH if value is None else f"{value:,}"
+                for value in (entry.size_bytes, entry.num_params, entry.conv_macs)
+            ),
             DASH if entry.latency_us is None else f"{entry.latency_us:,.0f}",
             DASH if entry.seconds is None else f"{entry.seconds:,.0f}",
         ]
@@ -122,7 +131,7 @@ def csv_text(report: Report) -> str:
     writer.writerow([*fields, "num_runs", "num_classes", "num_repeats", *numbers])
     for entry in report.entries:
         auc = entry.auc
-        values = [entry.data, *entry.labels, entry.column, "baseline" if entry.is_baseline else "model"]
+        values: list[object] = [entry.data, *entry.labels, entry.column, "baseline" if entry.is_baseline else "model"]
         values += [auc.mean, auc.ci95, entry.paper, entry.best_auc, auc.num_runs, auc.num_classes, auc.num_repeats]
         writer.writerow([*values, *(getattr(entry, name) for name in numbers)])
     return stream.getvalue()
