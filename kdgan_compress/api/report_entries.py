@@ -149,16 +149,10 @@ def _measure_baselines(data: DataSettings, image_size: int, channels: int) -> di
     for array in (split.train, split.test):
         digest.update(str(tuple(array.shape)).encode() + array.contiguous().numpy().tobytes())
     digest.update(split.test_is_anomalous.tobytes())
-    path = Path(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "kdgan-compress", "baselines", f"{digest.hexdigest()}.json"
-    )
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        path = path.expanduser()
-    try:
+    path = _kept_path(digest.hexdigest())
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):  # not kept yet, or damaged
         kept = json.loads(path.read_text(encoding="utf-8"))
         return {name: (float(kept[name][0]), int(kept[name][1])) for name in BASELINES}
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        pass  # not kept yet, or damaged
     measured = {}
     for name, baseline in BASELINES.items():
         result = baseline(split.train, split.test)
@@ -166,3 +160,12 @@ def _measure_baselines(data: DataSettings, image_size: int, channels: int) -> di
     with contextlib.suppress(KdganError):  # without a folder to keep them in, they are computed again
         write_text(path, json.dumps(measured))
     return measured
+
+
+def _kept_path(digest: str) -> Path:
+    """The file in the user's cache folder; for a user without a home, in the temporary folder."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    except RuntimeError:
+        home = Path(tempfile.gettempdir())
+    return home / "kdgan-compress" / "baselines" / f"{digest}.json"
