@@ -59,7 +59,7 @@ def cost_pictures(entries: Sequence[Entry]) -> list[Picture]:
         chosen = [entry for entry in entries if entry.data == data]
         for cost in costs:
             if any(getattr(entry, cost) is not None and not entry.is_baseline for entry in chosen):
-                title = f"{data}: AUC against {COST_LABELS[cost]}"
+                title = f"{data}: AUC against {COST_LABELS[cost]}; baselines far below the best are not shown"
                 svg = svg_text(pareto_figure(chosen, cost), f"{title}; the values are in the tables")
                 pictures.append(Picture(COST, title, title, svg))
     return pictures
@@ -116,13 +116,13 @@ def run_pictures(cells: Cells, entries: Mapping[Key, Entry], problems: list[str]
             pictures.append(Picture(CURVES, title, title, svg_text(epochs_figure(shown), title)))
         for key in keys[:MAX_ROWS]:
             run, lines, scores = cells[key][0], metrics[key][0], scored[key][0]
-            which = f"{names[key]}, {_which(run)}"
+            which = f"{data}: {names[key]}, {_which(run)}"
             if lines:
-                title = f"{which}: losses per epoch"
+                title = f"{which}; losses per epoch"
                 losses = [line | {"auc": None, "auc_raw": None} for line in lines]  # the AUC has its own chart
                 pictures.append(Picture(CURVES, title, title, svg_text(_resized(curves_figure(losses)), title)))
             if scores is not None and len(scores.calibration_scores):
-                title = f"{which}: histogram of scores"
+                title = f"{which}; histogram of scores"
                 threshold = quantile_threshold(scores.calibration_scores)
                 figure = scores_figure(
                     scores.calibration_scores, scores.test_scores, scores.test_is_anomalous, threshold
@@ -164,7 +164,7 @@ def _images_of(
         if not split.is_labelled:
             continue
         if split.is_tiled:
-            name = f"{entries[key].name}, {_which(run)}"
+            name = f"{data}: {entries[key].name}, {_which(run)}"
             pictures.append(_maps_picture(name, run, checkpoint, split))
         elif shown is None or split.test.shape == shown.test.shape:
             shown = shown or split
@@ -202,7 +202,7 @@ def _maps_picture(name: str, run: PlacedRun, checkpoint: Checkpoint, split: Spli
         maps[index], masks[index] = found.values[0], found.masks[0]
     classes = [str(each) for each in split.test_classes]
     photos = ScoredPhotos(split.test, maps, masks, scores, split.test_is_anomalous, classes)
-    title = f"{name}: best and worst cases with their anomaly maps"
+    title = f"{name}; best and worst cases with their anomaly maps"
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "cases.png"
         plot_cases(photos, threshold, path, map_threshold=threshold)

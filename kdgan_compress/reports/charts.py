@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from kdgan_compress.reports.results import Cost, Entry, pareto_front
@@ -138,6 +138,7 @@ def pareto_figure(entries: Sequence[Entry], cost: Cost) -> Figure:
             label=entry.name,
         )
     axis.margins(0.08, 0.1)
+    _label_decades(axis)
     _legend(figure, len(known) + 1)
     return figure
 
@@ -149,6 +150,15 @@ def _new_figure(x: str, y: str) -> tuple[Figure, Axes]:
     axis.grid(color="grey", alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     return figure, axis
+
+
+def _label_decades(axis: Axes) -> None:
+    """Labels such as 20 k and 3 M on a logarithmic axis, more of them where it has few decades."""
+    low, high = axis.get_xlim()
+    steps = (1.0,) if np.log10(high / low) > 2 else (1.0, 2.0, 5.0)
+    axis.xaxis.set_major_locator(LogLocator(subs=steps))
+    axis.xaxis.set_major_formatter(EngFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, num_names: int) -> None:

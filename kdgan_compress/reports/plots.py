@@ -60,6 +60,8 @@ def curves_figure(metrics: Sequence[dict[str, Any]]) -> Figure:
         for epoch in stage_ends:
             axis.axvline(epoch + 0.5, color="grey", linestyle="--", linewidth=1)
         axis.xaxis.get_major_locator().set_params(integer=True)
+        if len(metrics) == 1:
+            axis.set_xticks([1])
     return figure
 
 
