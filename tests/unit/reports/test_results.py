@@ -1,5 +1,7 @@
 """The Pareto front by a plain loop, and the arrangement of entries in groups."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from entries import entry, report
@@ -68,6 +70,4 @@ def test_columns_of_one_data_set_each_are_one_group():
     ],
 )
 def test_a_name_says_what_numbers_are_and_leaves_out_blanks(axes, labels, column, name):
-    import dataclasses
-
     assert dataclasses.replace(entry("", 0.5, column=column), labels=labels, axes=axes).name == name
