@@ -4,6 +4,7 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -108,7 +109,7 @@ def run_pictures(cells: Cells, entries: Mapping[Key, Entry], problems: list[str]
             pictures.append(Picture(ROC, title, title, svg_text(roc_figure(roc), title)))
         else:
             problems.append(f"{data}: ROC curves and histograms are left out, the runs have no scores.npz")
-        metrics = {key: [RunFolder(run.run.path).read_metrics() for run in cells[key]] for key in keys}
+        metrics = {key: [_metrics(run, problems) for run in cells[key]] for key in keys}
         tracked = {names[key]: _tracked(metrics[key]) for key in keys}
         if any(tracked.values()):
             title = f"{data}: mean AUC per epoch"
@@ -240,6 +241,18 @@ def _tracked(runs: Sequence[Sequence[Mapping[str, object]]]) -> list[list[float]
         if lines and all(line.get("auc") is not None for line in lines)
     ]
     return [each for each in aucs if len(each) == len(aucs[0])]  # type: ignore[misc]
+
+
+def _metrics(run: PlacedRun, problems: list[str]) -> list[dict[str, Any]]:
+    """The lines of the run's metrics; empty, with a problem, if the file is damaged."""
+    try:
+        lines = RunFolder(run.run.path).read_metrics()
+        if all(isinstance(line, dict) and "stage_index" in line for line in lines):
+            return lines
+    except (OSError, ValueError, KdganError):
+        pass
+    problems.append(f"{run.run.path}: training curves are left out, metrics.jsonl is damaged")
+    return []
 
 
 def _labelled(is_anomalous: NDArray[np.bool_]) -> bool:

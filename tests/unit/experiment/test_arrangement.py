@@ -95,7 +95,10 @@ def test_a_sweep_says_how_it_is_arranged_and_classes_are_always_averaged(sweep):
     teachers = {(("teacher",), "mnist"): 2, (("teacher",), "fashion-mnist"): 2}
     students = {((s,), d): 2 for s in ("②", "②→③") for d in ("mnist", "fashion-mnist")}
     assert rows == teachers | students | {(("②→③",), "mnist"): 1}
-    assert arranged.problems == ["1 of 8 cells are not finished", f"runs/mnist-1-3: {sweep}/runs/mnist-1-3 has no result yet"]
+    assert arranged.problems == [
+        "1 of 8 cells are not finished",
+        f"runs/mnist-1-3: {sweep}/runs/mnist-1-3 has no result yet",
+    ]
 
 
 def test_the_papers_figures_are_found_by_their_axes(sweep):
@@ -120,7 +123,7 @@ def test_a_sweep_without_a_finished_cell_or_with_other_folders_is_refused(sweep)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"report": {"rows": ["widht"]}}, "widht is not an axis of structure, data.source"),
+        ({"report": {"rows": ["widht"]}}, "widht is not an axis of data.source, normal, seed, structure"),
         ({"report": {"paper": [{"structure": "2"}]}}, "has no auc"),
         ({"cells": [{"teacher": "t"}]}, r"cells\.0\.run"),
         ({"cells": 5}, "cells"),

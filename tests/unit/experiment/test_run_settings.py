@@ -26,7 +26,11 @@ def test_a_student_has_its_own_channels_training_and_losses():
     assert (settings["channels"], settings["structure"], settings["norm"]) == ("1-2-4", "②→③", "batch")
     assert (settings["training.learning_rate"], settings["loss.w1"]) == ("0.004", "7.0")
     teacher = run_settings(recipe())
-    assert (teacher["channels"], teacher["structure"], teacher["training.learning_rate"]) == ("64-128-256", "–", "0.001")
+    assert (teacher["channels"], teacher["structure"], teacher["training.learning_rate"]) == (
+        "64-128-256",
+        "–",
+        "0.001",
+    )
     assert "loss.w1" not in teacher
 
 

@@ -91,5 +91,7 @@ def test_the_page_fits_phones_and_both_themes(page):
 
 def test_numbers_and_texts_are_there_and_escaped(page):
     assert {"97.80 ± 0.21", "97.50", "96.13", "98.00", "20,000", "90.00 *", "②→③ <b>"} <= set(page.texts)
-    assert {"runs/a: not finished & <more>", "quick variant", "kdgan-compress report r", "seeds", "0, 1"} <= set(page.texts)
+    assert {"runs/a: not finished & <more>", "quick variant", "kdgan-compress report r", "seeds", "0, 1"} <= set(
+        page.texts
+    )
     assert page.all("b") == []

@@ -13,7 +13,9 @@ from kdgan_compress.reports.tables import class_tables, csv_text, markdown_text,
 def content():
     return report(
         [
-            entry("teacher|big", 0.97801, ci95=0.0021, paper=0.975, size_bytes=20_000, by_class={"0": 0.99, "1": 0.966}),
+            entry(
+                "teacher|big", 0.97801, ci95=0.0021, paper=0.975, size_bytes=20_000, by_class={"0": 0.99, "1": 0.966}
+            ),
             entry("PCA", 0.9, is_baseline=True, size_bytes=5000, by_class={"0": 0.9, "1": 0.9}),
         ],
         variant="full",

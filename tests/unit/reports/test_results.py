@@ -12,9 +12,7 @@ from kdgan_compress.reports.results import pareto_front
 @pytest.mark.parametrize("seed", range(5))
 def test_the_front_is_what_no_other_entry_beats(seed):
     rng = np.random.default_rng(seed)
-    entries = [
-        entry(str(i), float(rng.integers(50, 60)) / 100, size_bytes=int(rng.integers(1, 12))) for i in range(25)
-    ]
+    entries = [entry(str(i), float(rng.integers(50, 60)) / 100, size_bytes=int(rng.integers(1, 12))) for i in range(25)]
     expected = {
         (a.size_bytes, a.auc.mean)
         for a in entries
