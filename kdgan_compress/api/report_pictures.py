@@ -75,7 +75,7 @@ def setting_pictures(entries: Sequence[Entry], axes: Sequence[str]) -> list[Pict
             lines: dict[str, list[tuple[float, Entry]]] = {}
             for entry in models:
                 value = _number(entry.labels[number])
-                others = [label for place, label in enumerate(entry.labels) if place != number and label]
+                others = [label for index, label in enumerate(entry.labels) if index != number and label]
                 if value is not None:
                     lines.setdefault(", ".join([*others, *filter(None, [entry.column])]) or "model", []).append(
                         (value, entry)

@@ -12,12 +12,14 @@ def entry(name, auc, *, column="", data="mnist", is_baseline=False, ci95=None, b
 def report(entries, **others):
     columns = list(dict.fromkeys(each.column for each in entries))
     values = {
-        "title": "Table 6", "description": "", "variant": "", "axes": ["structure"], "column_axes": ["data"],
-
-            "columns": columns,
-            "problems": [],
-            "environment": [("seeds", "0, 1")],
-            "command": "kdgan-compress report r"
-        ,
+        "title": "Table 6",
+        "description": "",
+        "variant": "",
+        "axes": ["structure"],
+        "column_axes": ["data"],
+        "columns": columns,
+        "problems": [],
+        "environment": [("seeds", "0, 1")],
+        "command": "kdgan-compress report r",
     }
     return Report(entries=entries, **values | others)
