@@ -11,14 +11,14 @@ from kdgan_compress.errors import KdganError
 
 TRAIN_EXTRA = "kdgan-compress[train]"
 TRAIN_MODULES = (
-    *("fvcore", "matplotlib", "onnx", "onnx_ir", "onnxscript", "pydantic", "rich"),
+    *("fvcore", "jinja2", "matplotlib", "onnx", "onnx_ir", "onnxscript", "pydantic", "rich"),
     *("safetensors", "scipy", "sklearn", "torch", "torchvision", "yaml"),
 )
 
 
 COMMANDS = (
     *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
-    *("import", "pictures", "trials", "bench", "recipes"),
+    *("import", "pictures", "trials", "report", "bench", "recipes"),
 )
 """The command table: ``NAME`` is the function of that name in ``cli/NAME.py``."""
 
