@@ -1,0 +1,126 @@
+"""What a worker process does: it trains the cells of one fleet, and reports each cell's result or error."""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment.job import Job, distillation_job, resumed_job, training_job
+from kdgan_compress.experiment.results import RunResult, read_result
+from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.experiment.runner import run_jobs
+from kdgan_compress.experiment.teacher_caches import TeacherCaches
+from kdgan_compress.gans import load_family
+from kdgan_compress.sweeps.grid import Cell
+
+Value = TypeVar("Value")
+
+ONE_FLEET = threading.Lock()
+"""A process trains one fleet at a time, since torch's threads and random numbers belong to the process."""
+
+
+@dataclass(frozen=True)
+class FleetTask:
+    """One fleet, as it is sent to a worker.
+
+    Attributes:
+        out: The sweep's folder, absolute; the worker sees the same files.
+        cells: Of one shape.
+        track_auc: Measure AUC after every epoch.
+        families: The user's own families, as ``module:name``.
+    """
+
+    out: str
+    cells: tuple[Cell, ...]
+    track_auc: bool = False
+    families: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CellError:
+    """Why a cell failed: one line, and the whole traceback."""
+
+    message: str
+    details: str
+
+
+@dataclass(frozen=True)
+class FleetOutcome:
+    """Results or errors by run folder, and the seconds of the whole fleet with loading and evaluation."""
+
+    by_run: dict[str, RunResult | CellError]
+    seconds: float
+
+
+def run_fleet(task: FleetTask) -> FleetOutcome:
+    """Train the cells of a fleet: new ones start, interrupted ones continue, finished ones are only read."""
+    with ONE_FLEET:
+        start = time.perf_counter()
+        for family in task.families:
+            load_family(family)
+        by_run: dict[str, RunResult | CellError] = {}
+        caches, unfinished, jobs = TeacherCaches(), [], []
+        for cell in task.cells:
+            prepared = _guard(lambda cell=cell: _prepare(task, cell, caches))  # type: ignore[misc]
+            if isinstance(prepared, Job):
+                unfinished.append(cell)
+                jobs.append(prepared)
+            else:
+                by_run[cell.run] = prepared
+        if jobs:
+            by_run |= _run(task, unfinished, jobs, caches)
+        ordered = {cell.run: by_run[cell.run] for cell in task.cells}
+        return FleetOutcome(ordered, time.perf_counter() - start)
+
+
+def _prepare(task: FleetTask, cell: Cell, caches: TeacherCaches) -> Job | RunResult:
+    out = Path(task.out)
+    folder = RunFolder(out / cell.run)
+    result = read_result(folder)
+    if result is not None:
+        return result
+    if folder.recipe.exists():
+        return resumed_job(folder, caches)
+    if cell.teacher is None:
+        return training_job(cell.recipe, folder.path)
+    return distillation_job(out / cell.teacher, cell.recipe, folder.path, caches=caches)
+
+
+def _run(
+    task: FleetTask, cells: list[Cell], jobs: list[Job], caches: TeacherCaches
+) -> dict[str, RunResult | CellError]:
+    """Train the jobs together; if they can't be trained together, one after the other."""
+
+    def run() -> dict[str, RunResult | KdganError]:
+        return dict(run_jobs(jobs, track_auc=task.track_auc).by_run)
+
+    results = _guard(run)
+    if isinstance(results, dict):
+        return {
+            cell.run: _as_error(result) if isinstance(result, KdganError) else result
+            for cell, result in zip(cells, results.values(), strict=True)
+        }
+    if len(jobs) == 1:
+        return {cells[0].run: results}
+    one_by_one: dict[str, RunResult | CellError] = {}
+    for cell in cells:
+        prepared = _guard(lambda cell=cell: _prepare(task, cell, caches))  # type: ignore[misc]
+        one_by_one |= _run(task, [cell], [prepared], caches) if isinstance(prepared, Job) else {cell.run: prepared}
+    return one_by_one
+
+
+def _guard(step: Callable[[], Value]) -> Value | CellError:
+    """The value of a step, or its error, whatever kind it is: the other cells are still to be trained."""
+    try:
+        return step()
+    except Exception as error:
+        return _as_error(error)
+
+
+def _as_error(error: Exception) -> CellError:
+    message = str(error) if isinstance(error, KdganError) else f"{type(error).__name__}: {error}"
+    return CellError(message, "".join(traceback.format_exception(error)))
