@@ -20,16 +20,17 @@ def parse_values(text: object) -> Any:
     Raises:
         ValueError: No values, one of them twice, or a range that ends before it starts.
     """
-    if isinstance(text, dict):
-        keys, values = list(text), text
-    else:
+    values: Any = text
+    if isinstance(text, str):
         try:
-            values = yaml.safe_load(f"[{text}]") if isinstance(text, str) else text
+            values = yaml.safe_load(f"[{text}]")
         except yaml.YAMLError:
             raise ValueError(f"{text!r} is not a list of values such as 1,2,8 or a range such as 0..9") from None
+    if not isinstance(values, dict):
         values = [values] if not isinstance(values, list | tuple) else values
-        keys = values = [each for value in values for each in _expand(value)]
-    if not keys or None in keys or len({repr(key) for key in keys}) < len(keys):
+        values = [each for value in values for each in _expand(value)]
+    names = [repr(value) for value in values]
+    if not names or "None" in names or len(set(names)) < len(names):
         raise ValueError(f"{text!r} must name at least one value, and each of them once")
     return values
 

@@ -1,5 +1,6 @@
 """Cells cut into fleets: cells of one shape are trained together, in as many fleets as keep all workers busy."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def _cut(cells: list[Cell], max_size: int, num_workers: int) -> list[tuple[Cell,
     num_parts = -(-len(cells) // max_size)
     num_parts = min(len(cells), -(-num_parts // num_workers) * num_workers)
     bounds = [len(cells) * part // num_parts for part in range(num_parts + 1)]
-    return [tuple(cells[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [tuple(cells[start:end]) for start, end in itertools.pairwise(bounds)]
 
 
 def _shape(cell: Cell, image_channels: dict[tuple[str, str | None], Any]) -> str:
@@ -69,10 +70,11 @@ def _shape(cell: Cell, image_channels: dict[tuple[str, str | None], Any]) -> str
     for training in (content["training"], content["distillation"]["training"], content["distillation"]):
         training.pop("seed", None), training.pop("learning_rate", None), training.pop("teacher_learning_rate", None)
     for section in (content, content["distillation"]):
-        for losses in (section.get("objective"), section.get("loss")):
-            for name, weight in (losses or {}).items():
-                if isinstance(weight, float):
-                    losses[name] = weight != 0
+        for name in ("objective", "loss"):
+            section[name] = {
+                key: weight != 0 if isinstance(weight, float) else weight
+                for key, weight in (section.get(name) or {}).items()
+            }
     source = (recipe.data.source, recipe.data.root)
     if source not in image_channels:
         image_channels[source] = _image_channels(recipe)

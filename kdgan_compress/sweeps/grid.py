@@ -110,7 +110,8 @@ def plan_sweep(
     teacher_axes = {
         axis for settings, cell in planned if cell.teacher for axis in settings if _is_for_teacher(settings[axis])
     }
-    cells, teachers = [], {}
+    cells: list[Cell] = []
+    teachers: dict[str, Cell] = {}
     for _, cell in planned:
         if cell.teacher is None:
             cells.append(cell)
@@ -176,7 +177,7 @@ def without_teacher(recipe: Recipe) -> Recipe:
     model = dataclasses.asdict(student) | {"image_channels": recipe.model.image_channels}
     stages = section.stages(section.training.num_images)  # a length in images is one epoch of that many
     lengths = {"num_images": section.training.num_images * len(stages)}
-    epochs = [None if isinstance(section.schedule, str) else each.epochs for each in section.schedule]
+    epochs = [] if isinstance(section.schedule, str) else [stage.epochs for stage in section.schedule]
     if section.training.epochs or any(epochs):
         if section.training.epochs is None and not all(epochs):
             found = "some stages have epochs and others num_images"
