@@ -24,13 +24,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "data": ("data.source",),
     "normal": ("data.normal",),
     "novel": ("data.novel",),
-    "trial": ("data.trial",),
     "protocol": ("data.protocol",),
     "outliers": ("data.outliers",),
     "num_categories": ("data.num_categories",),
     "score": ("score.type",),
     "schedule": ("distillation.schedule",),
     "seed": ("training.seed", "distillation.training.seed"),
+    "trial": ("data.trial", "training.seed", "distillation.training.seed"),
 }
 """Name of an axis → recipe keys that its values set."""
 

@@ -35,7 +35,7 @@ class SweepProgress:
         done: Cells that are finished.
         running: Cells in the hands of workers.
         failed: Cells that failed.
-        seconds_left: An estimate; None before the first cell is finished.
+        seconds_left: An estimate; None at first.
         ended: The cells that ended since the last report.
     """
 
@@ -50,6 +50,7 @@ class SweepProgress:
 @dataclass(frozen=True)
 class _Running:
     fleet: Fleet
+    task: FleetTask
     start: float
     is_suspect: bool
 
@@ -118,7 +119,7 @@ class SweepExecution:
         except BrokenExecutor:  # a process that had nothing to do has ended
             self._workers.reopen()
             future = self._workers.executor.submit(run_fleet, task)
-        self._running[future] = _Running(fleet, time.perf_counter(), is_suspect)
+        self._running[future] = _Running(fleet, task, time.perf_counter(), is_suspect)
 
     def _orphans(self) -> Iterator[FinishedCell]:
         """Take the cells whose teacher failed out of the fleets."""
@@ -166,11 +167,11 @@ class SweepExecution:
 
     def _progress(self, ended: tuple[FinishedCell, ...]) -> SweepProgress:
         now = time.perf_counter()
-        running = [(each.fleet, now - each.start) for each in self._running.values()]
+        running = [(each.fleet, now - each.start, each.task.read_progress()) for each in self._running.values()]
         return SweepProgress(
             total=self._total,
             done=self._total - len(self._unfinished) - len(self._failed),
-            running=sum(len(fleet.cells) for fleet, _ in running),
+            running=sum(len(fleet.cells) for fleet, _, _ in running),
             failed=len(self._failed),
             seconds_left=self._estimate.seconds_left([*self._waiting, *self._suspects], running, self._workers.num),
             ended=ended,

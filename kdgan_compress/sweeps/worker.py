@@ -10,17 +10,20 @@ from typing import TypeVar
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.job import Job, distillation_job, resumed_job, training_job
-from kdgan_compress.experiment.results import RunResult, read_result
+from kdgan_compress.experiment.results import Progress, RunResult, read_result
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.experiment.runner import run_jobs
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
 from kdgan_compress.gans import load_family
+from kdgan_compress.files import write_text
 from kdgan_compress.sweeps.grid import Cell
 
 Value = TypeVar("Value")
 
 ONE_FLEET = threading.Lock()
 """A process trains one fleet at a time, since torch's threads and random numbers belong to the process."""
+
+PROGRESS_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,18 @@ class FleetTask:
     cells: tuple[Cell, ...]
     track_auc: bool = False
     families: tuple[str, ...] = ()
+
+    @property
+    def progress_path(self) -> Path:
+        """Where the worker writes the fraction that is done."""
+        return Path(self.out) / "progress" / f"{self.cells[0].run.replace('/', '-')}.txt"
+
+    def read_progress(self) -> float:
+        """The fraction that is done, 0 to 1."""
+        try:
+            return float(self.progress_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not begun
+            return 0.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,7 @@ def run_fleet(task: FleetTask) -> FleetOutcome:
                 by_run[cell.run] = prepared
         if jobs:
             by_run |= _run(task, unfinished, jobs, caches)
+        task.progress_path.unlink(missing_ok=True)
         ordered = {cell.run: by_run[cell.run] for cell in task.cells}
         return FleetOutcome(ordered, time.perf_counter() - start)
 
@@ -96,7 +112,7 @@ def _run(
     """Train the jobs together; if they can't be trained together, one after the other."""
 
     def run() -> dict[str, RunResult | KdganError]:
-        return dict(run_jobs(jobs, track_auc=task.track_auc).by_run)
+        return dict(run_jobs(jobs, track_auc=task.track_auc, show_progress=_progress_writer(task)).by_run)
 
     results = _guard(run)
     if isinstance(results, dict):
@@ -111,6 +127,19 @@ def _run(
         prepared = _guard(lambda cell=cell: _prepare(task, cell, caches))  # type: ignore[misc]
         one_by_one |= _run(task, [cell], [prepared], caches) if isinstance(prepared, Job) else {cell.run: prepared}
     return one_by_one
+
+
+def _progress_writer(task: FleetTask) -> Callable[[Progress], None]:
+    """Write the progress now and then, for the sweep's estimate of the time left."""
+    next_write = time.perf_counter() + PROGRESS_SECONDS
+
+    def write(progress: Progress) -> None:
+        nonlocal next_write
+        if time.perf_counter() >= next_write:
+            next_write = time.perf_counter() + PROGRESS_SECONDS
+            write_text(task.progress_path, f"{progress.images_done / progress.images_total:.4f}\n")
+
+    return write
 
 
 def _guard(step: Callable[[], Value]) -> Value | CellError:
