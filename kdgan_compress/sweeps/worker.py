@@ -14,8 +14,8 @@ from kdgan_compress.experiment.results import Progress, RunResult, read_result
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.experiment.runner import run_jobs
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
-from kdgan_compress.gans import load_family
 from kdgan_compress.files import write_text
+from kdgan_compress.gans import load_family
 from kdgan_compress.sweeps.grid import Cell
 
 Value = TypeVar("Value")
