@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
 import yaml
@@ -41,12 +42,12 @@ def command(path, out, *options):
 
 def children_of(pid):
     """Processes of a process, by Linux's /proc."""
-    return [int(child) for child in open(f"/proc/{pid}/task/{pid}/children").read().split()]  # noqa: PTH123, SIM115
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_running(pid):
     try:
-        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"  # noqa: PTH123, SIM115
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
