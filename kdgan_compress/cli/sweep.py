@@ -67,10 +67,13 @@ def sweep(
     names = [name for name, _ in axes]
     if len(set(names)) < len(names):
         raise click.UsageError("Give each axis once, such as --axis width=1,2,8.")
-    with sweep_display() as show_progress:
-        report = run_sweep(
-            recipe, axes=dict(axes), settings=_dotted(settings), quick=not full, show_progress=show_progress, **options
-        )
+    try:
+        with sweep_display() as show_progress:
+            options |= {"axes": dict(axes), "settings": _dotted(settings), "show_progress": show_progress}
+            report = run_sweep(recipe, quick=not full, **options)
+    except KeyboardInterrupt:
+        click.echo("Interrupted; finished cells are kept, and the same command continues the sweep.", err=True)
+        raise click.exceptions.Exit(130) from None
     if as_json:
         print_json(_as_plain(report))
     else:

@@ -149,6 +149,9 @@ class SweepExecution:
             for cell in fleet.cells:
                 yield self._end(cell, outcome.by_run[cell.run])
             return
+        if isinstance(error, KeyboardInterrupt):  # a signal to the worker alone
+            self._waiting.insert(0, fleet)
+            return
         is_broken = isinstance(error, BrokenExecutor)
         if is_broken and not running.is_suspect:
             self._suspects.append(fleet)

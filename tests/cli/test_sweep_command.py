@@ -4,6 +4,8 @@ import pytest
 import yaml
 from command_line import assert_refused, only_json
 
+from kdgan_compress.api import sweep as sweep_module
+
 TRAINING = {"batch_size": 8, "epochs": 1}
 
 
@@ -42,6 +44,16 @@ def test_a_sweep_prints_json_or_a_summary_and_keeps_what_is_finished(cli, grid, 
     assert code == 0
     assert "quick variant" in stdout
     assert "1 of 1 cells, 1 of them from an earlier command" in stdout
+
+
+def test_an_interruption_says_how_to_continue(cli, grid, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_module, "sweep", interrupted)
+    code, stdout, stderr = cli("sweep", grid, "--out", tmp_path / "s")
+    assert (code, stdout) == (130, "")
+    assert "the same command continues" in stderr
 
 
 def test_what_names_no_setting_is_refused(cli, grid, tmp_path):

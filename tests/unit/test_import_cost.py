@@ -26,7 +26,7 @@ HEAVY = (
 )
 COMMANDS = (
     *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
-    *("pictures", "trials", "bench", "recipes"),
+    *("pictures", "trials", "sweep", "bench", "recipes"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The shipped grids: each opens with its command, has the documented number of cells, and names figures of its cells."""
+"""The shipped grids open with their command, have the documented number of cells, and name figures of their cells."""
 
 import itertools
 import re

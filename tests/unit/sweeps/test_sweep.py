@@ -146,6 +146,19 @@ def test_a_fleet_that_ends_its_worker_twice_fails_and_the_others_do_not(recipe, 
     assert "the worker process ended" in message
 
 
+def test_a_fleet_whose_worker_was_stopped_by_a_signal_is_given_out_again(recipe, tmp_path, inline):
+    class Stopped(type(inline)):
+        def submit(self, function, /, task):
+            def stop(task):
+                raise KeyboardInterrupt
+
+            return super().submit(function if self.tasks else stop, task)
+
+    stopped = Stopped()
+    report = sweep(recipe, tmp_path / "s", axes={"seed": "0"}, executor=stopped, workers=1)
+    assert (len(stopped.tasks), report.failed) == (2, {})
+
+
 def test_existing_teachers_are_used(recipe, tmp_path, inline):
     run(recipe, tmp_path / "s", inline, {"normal": "0..1", "schedule": "1"})
     inline.tasks.clear()
