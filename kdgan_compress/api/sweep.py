@@ -11,6 +11,7 @@ from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.results import RunResult
 from kdgan_compress.gans import FAMILIES, is_entry_point
 from kdgan_compress.sweeps.axes import parse_axes
+from kdgan_compress.sweeps.downloads import download_data
 from kdgan_compress.sweeps.execution import ShowSweep, SweepExecution
 from kdgan_compress.sweeps.fleets import cut_into_fleets
 from kdgan_compress.sweeps.grid import Plan, plan_sweep
@@ -119,6 +120,7 @@ def sweep(
         unfinished = [cell for cell in everything if folder.result(cell) is None]
         families = tuple(name for name in FAMILIES if is_entry_point(name))
         task = FleetTask(str(folder.path), (), track_auc or plan.track_auc, families)
+        download_data(unfinished)
         fleets = cut_into_fleets(unfinished, opened.num)
         num_finished = len(everything) - len(unfinished)
         ended = SweepExecution(folder, fleets, opened, num_finished, task, show_progress).run()

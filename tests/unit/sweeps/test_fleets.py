@@ -4,7 +4,10 @@ import collections
 
 import pytest
 
+from kdgan_compress.data import sources
+from kdgan_compress.errors import KdganError
 from kdgan_compress.sweeps.axes import parse_axes
+from kdgan_compress.sweeps.downloads import download_data
 from kdgan_compress.sweeps.estimate import TimeEstimate
 from kdgan_compress.sweeps.fleets import MAX_FLEET_SIZE, Fleet, cut_into_fleets
 from kdgan_compress.sweeps.grid import plan_sweep
@@ -60,3 +63,16 @@ def test_the_time_left_is_that_of_the_cells_left(recipe):
     assert estimate.seconds_left([b, c], [], 2) == pytest.approx(10)
     assert estimate.seconds_left([], [(b, 4.0, 0.0)], 2) == pytest.approx(6)
     assert estimate.seconds_left([], [(b, 14.0, 0.0)], 2) == 0
+
+
+def test_a_data_set_is_downloaded_once_before_the_workers_start(recipe, monkeypatch):
+    read = []
+
+    def fail(self):
+        read.append(self.name)
+        raise KdganError("No network", "got none", "Connect")
+
+    monkeypatch.setattr(sources.TorchvisionSource, "read", fail)
+    data = {"data": ["mnist", "cifar10", recipe.data.source], "seed": "0..3"}
+    download_data(cells_of(recipe, data, data_root="/nowhere"))
+    assert read == ["cifar10", "mnist"]
