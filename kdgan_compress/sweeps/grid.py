@@ -22,6 +22,9 @@ NO_TEACHER = "none"
 MAX_NAME_LENGTH = 40
 """Longer values of an axis are shortened in folder names."""
 
+REPEATS = ("normal", "novel", "seed", "trial")
+"""Axes that a report averages over unless its recipe says otherwise."""
+
 Variant = Literal["quick", "full"]
 
 
@@ -127,11 +130,22 @@ def plan_sweep(
         command=command,
         axes={axis: list(values) for axis, values in grid.items()},
         settings=fixed,
-        report=section.report,
+        report=_report(section, list(grid)),
         track_auc=section.track_auc,
         cells=tuple(cells),
         teachers=tuple(teachers.values()),
     )
+
+
+def _report(section: SweepSection, axes: list[str]) -> ReportSection:
+    """The recipe's layout with rows for the axes that it does not know; classes, seeds and trials are averaged over."""
+    further = [axis for axis in axes if axis not in section.axes and axis not in REPEATS]
+    rows, columns = section.report.rows, section.report.columns
+    if not rows and not columns:
+        further = [axis for axis in axes if axis not in (*REPEATS, "data")]
+        further = further or [axis for axis in axes if axis not in ("seed", "trial", "data")]
+        columns = ("data",) if "data" in axes else ()
+    return section.report.model_copy(update={"rows": (*rows, *further), "columns": columns})
 
 
 def fingerprint(recipe: Recipe) -> str:

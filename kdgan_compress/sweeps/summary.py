@@ -6,20 +6,15 @@ from typing import Any
 
 from kdgan_compress.sweeps.grid import Plan
 
-REPEATS = ("normal", "novel", "seed", "trial")
-"""Axes that are averaged over unless a report names them."""
-
 
 def summarize(plan: Plan, aucs: Mapping[str, float | None]) -> list[list[str]]:
     """Rows of a text table, its header first.
 
     Args:
-        plan: With ``report``: its rows and columns name axes; without, every axis but the repeats makes rows.
+        plan: Its ``report`` names the axes of rows and columns; the others are averaged over.
         aucs: AUC by run; None for a cell without one.
     """
     row_axes, column_axes = list(plan.report.rows), list(plan.report.columns)
-    if not row_axes and not column_axes:
-        row_axes = [axis for axis in plan.axes if axis not in REPEATS]
     cells: dict[tuple[tuple[str, ...], tuple[str, ...]], list[float | None]] = {}
     for cell in plan.cells:
         key = _labels(cell.axes, row_axes), _labels(cell.axes, column_axes)

@@ -160,6 +160,25 @@ def test_long_values_give_short_and_different_folder_names(recipe):
     assert max(map(len, runs)) < 80
 
 
+@pytest.mark.parametrize(
+    ("axes", "rows", "columns"),
+    [
+        ({"width": "1,2", "normal": "0,1", "seed": "0,1"}, ("width",), ()),
+        ({"data": "mnist,cifar10", "width": "1,2"}, ("width",), ("data",)),
+        ({"normal": "0,1", "seed": "0,1"}, ("normal",), ()),
+        ({}, (), ()),
+    ],
+)
+def test_a_sweep_without_a_layout_gets_one(recipe, axes, rows, columns):
+    report = plan(recipe, axes).report
+    assert (report.rows, report.columns) == (rows, columns)
+
+
+def test_a_further_axis_of_a_shipped_grid_makes_rows():
+    report = plan(load_recipe("table5"), {"batch_size": "8,16", "seed": "0"}).report
+    assert (report.rows, report.columns) == (("schedule", "batch_size"), ("data",))
+
+
 def test_a_report_names_axes_only(content):
     bad = {"axes": {"seed": "0..1"}, "report": {"rows": ["sed"]}}
     with pytest.raises(KdganError, match="sed, which is not an axis"):

@@ -29,7 +29,7 @@ def test_the_folder_of_a_sweep_is_as_documented(recipe, tmp_path, inline):
     content = yaml.safe_load((tmp_path / "s" / "sweep.yaml").read_text())
     assert content["axes"] == {"normal": [0, 1], "schedule": ["none", 1]}
     assert (content["name"], content["variant"], content["set"]) == ("sweep", "full", {})
-    assert content["report"] == {"rows": [], "columns": [], "paper": []}
+    assert content["report"] == {"rows": ["schedule"], "columns": [], "paper": []}
     assert [(cell["run"], cell["teacher"], cell["axes"]) for cell in content["cells"]] == [
         ("runs/normal-0_schedule-none", None, {"normal": 0, "schedule": "none"}),
         ("runs/normal-0_schedule-1", "teachers/normal-0", {"normal": 0, "schedule": 1}),
