@@ -14,6 +14,9 @@ from torch import Tensor
 from kdgan_compress.errors import KdganError, first_line
 
 SAFETENSORS = ".safetensors"
+ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
+"""First bytes of what ``torch.save`` writes: today a zip archive, a pickle before torch 1.6."""
+
 CHECKPOINT_HINT = "Give GANomaly's netG.pth, anomalib's .ckpt of a Ganomaly, or the same tensors as .safetensors"
 
 SNIPPET = (
@@ -52,6 +55,9 @@ def conversion_command(path: Path) -> str:
 
 
 def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        if not file.read(len(ZIP_START)).startswith((ZIP_START, PICKLE_START)):
+            raise KdganError("The checkpoint is not a file of torch", f"got {path}", CHECKPOINT_HINT)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
