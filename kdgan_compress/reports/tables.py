@@ -10,8 +10,8 @@ from kdgan_compress.reports.results import Entry, Report
 DASH = "–"
 INTERVAL_NOTE = (
     "AUC in %, of the last epoch: the mean over the classes, ± the half-width of the 95 % confidence interval over the "
-    "seeds (Student's t). The papers' figures are means over all classes. A best epoch is an oracle: the test labels chose "
-    "it. Bytes are those of the detector file, or what a baseline has to store."
+    "seeds (Student's t). The papers' figures are means over all classes. A best epoch is an oracle: the test labels "
+    "chose it. Bytes are those of the detector file, or what a baseline has to store."
 )
 
 
