@@ -18,7 +18,7 @@ TRAIN_MODULES = (
 
 COMMANDS = (
     *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
-    *("import", "pictures", "trials", "sweep", "report", "bench", "recipes"),
+    *("import", "pictures", "trials", "sweep", "report", "search", "bench", "recipes"),
 )
 """The command table: ``NAME`` is the function of that name in ``cli/NAME.py``."""
 

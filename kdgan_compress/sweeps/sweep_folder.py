@@ -8,11 +8,10 @@ import yaml
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.results import RunResult, read_result
 from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.experiment.sweep_file import SWEEP_FILE
 from kdgan_compress.files import write_text
 from kdgan_compress.sweeps.grid import Cell, Plan, fingerprint
 from kdgan_compress.sweeps.worker import CellError
-
-SWEEP_FILE = "sweep.yaml"
 
 
 class SweepFolder:
