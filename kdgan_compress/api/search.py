@@ -12,6 +12,7 @@ from typing import Any
 from kdgan_compress.api.distill import distill
 from kdgan_compress.api.evaluate import labelled_split
 from kdgan_compress.api.search_candidates import Candidate, Network, TestHalves, measure
+from kdgan_compress.api.search_limits import Limits, pareto_candidates
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.halving import Scored, survivors
 from kdgan_compress.experiment.models import load_model
@@ -25,34 +26,6 @@ from kdgan_compress.reports.search_plot import plot_search
 WIDTHS = (1, 2, 3, 4, 6, 8)
 SCREENING: dict[str, Any] = {"distillation": {"schedule": "1", "training": {"epochs": 1}}}
 """The short training: K_l alone, one epoch."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a student may cost and lose; None for no limit. Kilobytes of 1,000 bytes, microseconds, AUC in [0, 1]."""
-
-    max_kb: float | None = None
-    max_latency_us: float | None = None
-    max_auc_drop: float | None = None
-
-    def fits_device(self, candidate: Candidate) -> bool:
-        """Whether bytes and latency are within the limits."""
-        return self._excess(candidate, with_auc=False) == 0
-
-    def fits(self, candidate: Candidate) -> bool:
-        """Whether everything is within the limits; AUC on the half that chooses."""
-        return self._excess(candidate, with_auc=True) == 0
-
-    def closest(self, candidates: Sequence[Candidate]) -> Candidate:
-        """The candidate that exceeds its limits by the smallest part of them."""
-        return min(candidates, key=lambda each: self._excess(each, with_auc=True))
-
-    def _excess(self, candidate: Candidate, with_auc: bool) -> float:
-        pairs = [(candidate.size_bytes / 1000, self.max_kb), (candidate.latency_us, self.max_latency_us)]
-        excess = sum(max(0.0, value / limit - 1) for value, limit in pairs if limit is not None)
-        if with_auc and self.max_auc_drop is not None:
-            excess += max(0.0, candidate.auc_drop - self.max_auc_drop) / max(self.max_auc_drop, 0.001)
-        return excess
 
 
 @dataclass(frozen=True)
@@ -146,7 +119,7 @@ def search(
         fitting = [each for each in short if limits.fits_device(each)]
         if not fitting:
             _write(out, short, limits)
-            raise _nothing_fits(limits, short)
+            raise limits.error(short)
         best = [max((c for c in fitting if c.network == name), key=lambda c: c.auc) for name in _networks(fitting)]
         names = survivors([Scored(c.network, c.auc, c.size_bytes) for c in best], keep, limits.max_auc_drop)
         trained = train([each for each in networks if each.name in names], full=True)
@@ -155,7 +128,7 @@ def search(
     _write(out, [*short, *final], limits)
     winners = [each for each in final if limits.fits(each)]
     if not winners:
-        raise _nothing_fits(limits, final)
+        raise limits.error(final)
     by_auc = limits.max_auc_drop is None
     winner = min(winners, key=lambda c: (-c.auc if by_auc else c.size_bytes, c.size_bytes, c.latency_us))
     return SearchReport(
@@ -171,15 +144,6 @@ def search(
     )
 
 
-def pareto_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that no other beats in bytes and AUC, from small to large."""
-    front: list[Candidate] = []
-    for each in sorted(candidates, key=lambda c: (c.size_bytes, -c.auc)):
-        if not front or each.auc > front[-1].auc:
-            front.append(each)
-    return front
-
-
 def _networks(candidates: Sequence[Candidate]) -> list[str]:
     return list(dict.fromkeys(each.network for each in candidates))
 
@@ -187,17 +151,3 @@ def _networks(candidates: Sequence[Candidate]) -> list[str]:
 def _write(out: Path, candidates: Sequence[Candidate], limits: Limits) -> None:
     content = {"limits": dataclasses.asdict(limits), "candidates": [dataclasses.asdict(each) for each in candidates]}
     write_text(out / "search.json", json.dumps(content, indent=2) + "\n")
-
-
-def _nothing_fits(limits: Limits, candidates: Sequence[Candidate]) -> KdganError:
-    given = {
-        "--max-kb": limits.max_kb,
-        "--max-latency-us": limits.max_latency_us,
-        "--max-auc-drop": limits.max_auc_drop,
-    }
-    text = ", ".join(f"{name} {value:g}" for name, value in given.items() if value is not None)
-    each = limits.closest(candidates)
-    found = f"{each.size_bytes / 1000:.1f} KB, {each.latency_us:.0f} µs and a drop of {each.auc_drop:.4f}"
-    return KdganError(
-        f"No student meets {text}", f"the closest is {each.name} with {found}", "Relax a limit, or try other --width"
-    )

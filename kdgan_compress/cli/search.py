@@ -50,8 +50,8 @@ def search(
     \b
     kdgan-compress search --teacher runs/teacher --max-kb 100 --max-auc-drop 0.01 --out runs/search
     """
-    from kdgan_compress.api.search import Limits
     from kdgan_compress.api.search import search as run_search
+    from kdgan_compress.api.search_limits import Limits
     from kdgan_compress.experiment.models import load_model
     from kdgan_compress.experiment.recipe import load_recipe
     from kdgan_compress.gans.architecture import channels_from_width

@@ -21,7 +21,7 @@ CELLS = {
     "cvgad-fig3": (10, 10 * 3, 0, 0),
     "cvgad-table1": (7, 7 * 3, 0, 0),
     "cvgad-table2": (5 * 10, 5 * 10 * 5, 0, 0),
-    "cvgad-table3": (3 * 10, 3 * 20, 0, 0),
+    "cvgad-table3": (6 * 10, 6 * 20, 0, 0),
 }
 """Cells of the quick and of the full variant, and distinct teachers of both."""
 
