@@ -1,5 +1,6 @@
 """Limits of a search, and the candidates that no other beats."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
