@@ -158,7 +158,7 @@ class ProgressiveScheduler:
     def is_finished(self) -> bool:
         """Whether every epoch of every stage is done."""
         last = len(self.stages) - 1
-        return self._stage_index > last or (self._stage_index == last and self._epochs_done >= self.stages[last].epochs)
+        return self._stage_index == last and self._epochs_done >= self.stages[last].epochs
 
     @property
     def trains_teacher(self) -> bool:
@@ -200,9 +200,10 @@ class ProgressiveScheduler:
         self._epochs_done += record.epoch_done
 
     def end_stage(self) -> None:
-        """Move to the next stage."""
-        self._stage_index += 1
-        self._epochs_done = 0
+        """Move to the next stage, if there is one."""
+        if self._stage_index < len(self.stages) - 1:
+            self._stage_index += 1
+            self._epochs_done = 0
 
     def stage_run(self, stage_index: int) -> StageRun:
         """One of the stages, from the current number of finished epochs."""

@@ -117,7 +117,7 @@ def train_schedulers(
         groups: dict[tuple[bool, ...], list[int]] = defaultdict(list)
         for member in sorted(active):
             scheduler = schedulers[member]
-            if scheduler.position[0] == stage_index and stage_index < len(scheduler.stages):
+            if scheduler.position[0] == stage_index and not scheduler.is_finished:
                 groups[losses_used(scheduler.stage_run(stage_index))].append(member)
         for members in groups.values():
             progress = {member: StageProgress(schedulers[member].begin_stage()) for member in members}

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.experiment.checkpoint_header import check_header_size
+from kdgan_compress.experiment.torch_file import load_torch_file
 
 SAFETENSORS = ".safetensors"
 CHECKPOINT_HINT = "Give GANomaly's netG.pth, anomalib's .ckpt of a Ganomaly, or the same tensors as .safetensors"
@@ -40,8 +41,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise KdganError("The checkpoint must be a file", f"found none at {path}", CHECKPOINT_HINT)
     if path.suffix == SAFETENSORS:
         try:
+            check_header_size(path)
             return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise KdganError("The checkpoint is damaged", f"{path}: {first_line(error)}", CHECKPOINT_HINT) from None
     return _state_dict(path, _load(path))
 
@@ -53,7 +55,7 @@ def conversion_command(path: Path) -> str:
 
 def _load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch_file(path)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)|[`']([\w.]+)[`']? was not an allowed global", str(error))
         if name is None and "Unsupported" not in str(error):

@@ -26,6 +26,8 @@ from kdgan_compress.experiment.recipe_sections import (
     TrainingSection,
     parse_objective,
 )
+from kdgan_compress.experiment.recipe_yaml import MAX_BYTES, parse_yaml
+from kdgan_compress.files import read_text
 from kdgan_compress.gans import FAMILIES
 from kdgan_compress.scores import ScoreSettings
 
@@ -118,14 +120,15 @@ def load_recipe(name_or_path: str = DEFAULT) -> Recipe:
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{aliases.RECIPES.get(name_or_path, name_or_path)}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
         found = f"got {name_or_path!r} ({getattr(error, 'strerror', None) or error})"
         hint = f"Choose one of {', '.join(recipe_names())}, or give a path"
         raise KdganError("The recipe must be a shipped one or a readable .yaml file", found, hint) from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise KdganError("The recipe must be YAML", f"{path}: {reason}", "Fix the file") from None
+    try:
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise KdganError("The recipe must be YAML", f"{path}: {error}", "Fix the file") from None
     return parse_recipe({} if content is None else content, str(path))
 
 
