@@ -6,6 +6,7 @@ statistic). No pickle is involved.
 """
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,16 @@ class Checkpoint:
             hint = "Give --data, or import the model again with --data"
             raise KdganError("The model has no threshold", "it was imported without data", hint)
         return self.threshold
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all weights, by their names."""
+        digest = hashlib.sha256()
+        for network, weights in sorted(self.weights.items()):
+            for name, tensor in sorted(weights.items()):
+                digest.update(f"{network}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy())
+        return digest.hexdigest()
 
     def build(self) -> Gan:
         """The GAN with the weights that are scored, in evaluation mode."""

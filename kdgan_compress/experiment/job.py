@@ -45,6 +45,7 @@ class Job:
     teacher_cache: str | None = None
     messages: tuple[str, ...] = ()
     teacher_split: Split | None = None
+    teacher_sha256: str | None = None
 
     @property
     def split_of_teacher(self) -> Split:
@@ -200,6 +201,7 @@ def distillation_job(
         teacher_architecture=checkpoint.architecture,
         attach_cache=attach_cache,
         teacher_split=teacher_split,
+        teacher_sha256=checkpoint.sha256,
     )
 
 

@@ -20,7 +20,7 @@ from pydantic import (
 from kdgan_compress.accel.teacher_cache import CacheDtype
 from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import STRUCTURES, LossSet, Stage, parse_schedule
-from kdgan_compress.distillation.scheduler import Precision, TrainingSettings
+from kdgan_compress.distillation.stage_run import Precision, TrainingSettings
 from kdgan_compress.errors import first_line
 from kdgan_compress.gans import FAMILIES, Architecture, Norm, channels_from_width, find_family, is_entry_point
 
