@@ -1,4 +1,4 @@
-"""Standard output and error as they may be: closed, full, a pipe without a reader, or in a code page without Unicode."""
+"""Standard output and error as they may be: closed, full, a pipe without a reader, a code page without Unicode."""
 
 import codecs
 import io

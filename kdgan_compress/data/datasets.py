@@ -123,4 +123,7 @@ def read_npz(
                 raise invalid(found)
         elif array.shape != images.shape[:1] or not np.issubdtype(array.dtype, np.integer):
             raise invalid(f"{found} for {len(images)} images")
-    return [array if key == images_of[key] else array.astype(np.int64) for key, array in ((key, arrays[key]) for key in images_of)]
+    return [
+        array if key == images_of[key] else array.astype(np.int64)
+        for key, array in ((key, arrays[key]) for key in images_of)
+    ]

@@ -19,8 +19,8 @@ from kdgan_compress.distillation.train_log import EpochPosition, TrainRecord
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError
 
-STATE_FORMAT = 4
-"""4 added the position within an epoch; 3 is read too."""
+STATE_FORMAT, FORMAT_WITHIN_EPOCH = 3, 4
+"""The second is that of a state between two steps of an epoch, which older versions can't continue."""
 
 
 class ProgressiveScheduler:
@@ -149,11 +149,12 @@ class ProgressiveScheduler:
 
         It is valid after a record with ``epoch_done`` or ``within_epoch``.
         """
+        within = self._within_epoch
         return {
-            "format": STATE_FORMAT,
+            "format": STATE_FORMAT if within is None else FORMAT_WITHIN_EPOCH,
             "stage_index": self._stage_index,
             "epochs_done": self._epochs_done,
-            "within_epoch": None if self._within_epoch is None else self._within_epoch.state_dict(),
+            **({} if within is None else {"within_epoch": within.state_dict()}),
             "random_state": torch.get_rng_state(),
             "images": self._fingerprint(),
             "student": self.student.state_dict(),
@@ -166,7 +167,7 @@ class ProgressiveScheduler:
         Raises:
             KdganError: The images are others, or the state is of another version.
         """
-        if state.get("format") not in (3, STATE_FORMAT):
+        if state.get("format") not in (STATE_FORMAT, FORMAT_WITHIN_EPOCH):
             raise KdganError(
                 f"The state to resume from is not of format {STATE_FORMAT}",
                 f"found {state.get('format', 'an older one')}",

@@ -81,7 +81,7 @@ class Checkpoint:
         for network, weights in sorted(self.weights.items()):
             for name, tensor in sorted(weights.items()):
                 digest.update(f"{network}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().numpy())
+                digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def build(self) -> Gan:

@@ -109,7 +109,9 @@ def check_weights(architecture: Architecture, weights: Mapping[str, Mapping[str,
         expected = networks[EMA_NETWORKS.get(name, name)].state_dict()
         given = weights.get(name, {})
         if difference := expected.keys() ^ given.keys():
-            raise ValueError(f"{name}.{min(difference)} is {'missing' if min(difference) in expected else 'unexpected'}")
+            raise ValueError(
+                f"{name}.{min(difference)} is {'missing' if min(difference) in expected else 'unexpected'}"
+            )
         for key, tensor in expected.items():
             if (tensor.shape, tensor.dtype) != (given[key].shape, given[key].dtype):
                 found = f"{given[key].dtype} {tuple(given[key].shape)} instead of {tensor.dtype} {tuple(tensor.shape)}"

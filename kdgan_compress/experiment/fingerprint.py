@@ -47,9 +47,8 @@ def check_fingerprint(saved: Any, job: Job, current: Mapping[str, str]) -> None:
     for name in ("recipe", "versions"):
         try:
             before, now = json.loads(saved[name]), json.loads(current[name])
-            for key in sorted(before.keys() | now.keys()):
-                if before.get(key) != now.get(key):
-                    changed.append(f"{key} was {before.get(key)} and is {now.get(key)}")
+            keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+            changed += [f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys]
         except (ValueError, AttributeError):
             raise TypeError(f"its {name} can't be read") from None
     if changed:
@@ -73,5 +72,5 @@ def _settings(job: Job) -> dict[str, Any]:
 
 def _sha256(images: Tensor) -> str:
     digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    digest.update(images.contiguous().numpy())
+    digest.update(images.contiguous().numpy().data)
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter
 from kdgan_compress.distillation.train_log import TrainRecord
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.files import parse_json, read_text
+from kdgan_compress.files import read_text
 
 MAX_RESULT_BYTES = 1_000_000
 Count = Annotated[int, Field(ge=0)]
@@ -142,8 +142,8 @@ def read_result(folder: RunFolder) -> RunResult | None:
     if not folder.result.exists():
         return None
     try:
-        content = parse_json(read_text(folder.result, MAX_RESULT_BYTES))
-        result = TypeAdapter(RunResult).validate_python(content, strict=True)
+        text = read_text(folder.result, MAX_RESULT_BYTES)
+        result = TypeAdapter(RunResult).validate_json(text, strict=True)
     except (OSError, ValueError):
         raise KdganError(
             "result.json is not one that train or distill wrote", f"{folder.result}", "Remove it, then use --resume"

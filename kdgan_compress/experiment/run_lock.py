@@ -22,7 +22,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         KdganError: Another process has the lock; the message says which.
     """
-    path, is_new = folder / LOCK_FILE, not folder.exists()
+    path, new = folder / LOCK_FILE, [each for each in (folder, *folder.parents) if not each.exists()]
     descriptor = _acquire(path)
     try:
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -35,8 +35,9 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
-        if is_new and folder.is_dir() and not any(folder.iterdir()):  # nothing came of it
-            folder.rmdir()
+        for each in new:
+            if each.is_dir() and not any(each.iterdir()):  # nothing came of it
+                each.rmdir()
 
 
 def _acquire(path: Path) -> int:

@@ -74,12 +74,12 @@ def run_jobs(
             for fleet in fleets:
                 runs = [TrainingRun(job, track_auc, raw) for job in fleet]
                 results |= _Fleet(runs, stop, jobs, show_progress).train()
-        except _Stopped:
+        except _StoppedError:
             raise _interrupted(stop, jobs, track_auc, raw) from None
     return RunResults({str(job.folder.path): results[str(job.folder.path)] for job in jobs}, fleet_size, note)
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """All states are saved after a signal."""
 
 
@@ -107,7 +107,7 @@ class _Fleet:
         """Train to the end.
 
         Raises:
-            _Stopped: A signal was caught.
+            _StoppedError: A signal was caught.
         """
         training = self._runs[0].job.training
         results: dict[str, RunResult | KdganError] = {}
@@ -139,7 +139,7 @@ class _Fleet:
         """Whether the states are to be saved now; after a signal, they have been when this is asked again."""
         if self._stop.received is not None:
             if self._is_pausing:
-                raise _Stopped
+                raise _StoppedError
             self._is_pausing = True
         return self._is_pausing or any(run.is_save_due for run in self._runs)
 

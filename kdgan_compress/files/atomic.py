@@ -3,12 +3,12 @@
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.files.stale import lock
+from kdgan_compress.files.stale import lock, remove_stale_files
 
 
 @contextmanager
@@ -34,17 +34,16 @@ def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
     with ExitStack() as stack:
         temporaries = [stack.enter_context(_temporary(path)) for path in paths]
         modes = [temporary.stat().st_mode for temporary in temporaries]
-        path = paths[0] if paths else Path()
         try:
             yield temporaries
-            for path, temporary, mode in zip(paths, temporaries, modes, strict=True):
+            for temporary, mode in zip(temporaries, modes, strict=True):
                 with temporary.open("r+b") as file:
                     os.fsync(file.fileno())
                 temporary.chmod(mode)  # some writers create files that only their owner can read
             for path, temporary in zip(paths, temporaries, strict=True):
                 temporary.replace(path)
         except OSError as error:
-            raise unwritable(path, error) from error
+            raise unwritable(paths[0], error) from error
 
 
 @contextmanager
@@ -76,7 +75,25 @@ def write_text(path: Path, text: str) -> None:
         try:
             temporary.write_text(text, encoding="utf-8")
         except UnicodeEncodeError as error:
-            raise unwritable(path, OSError(f"its text has {error.object[error.start]!r}, which UTF-8 has not")) from None
+            raise unwritable(
+                path, OSError(f"its text has {error.object[error.start]!r}, which UTF-8 has not")
+            ) from None
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: after an error, all of them are as before.
+
+    Raises:
+        KdganError: A path is not writable, or the disk is full.
+    """
+    for folder in {path.parent for path in contents}:
+        remove_stale_files(folder)
+    with atomic_paths(list(contents)) as temporaries:
+        for path, temporary in zip(contents, temporaries, strict=True):
+            try:
+                temporary.write_bytes(contents[path])
+            except OSError as error:
+                raise unwritable(path, error) from None
 
 
 def unwritable(path: Path, error: OSError) -> KdganError:

@@ -12,7 +12,6 @@ MAX_CLUSTERS, MAX_EXTRA_LAYERS = 65_536, 100
 """Far beyond use: they bound what a file can ask for."""
 
 
-
 _LIMITS = {
     "channels": MAX_CHANNELS,
     "latent_size": MAX_LATENT_SIZE,

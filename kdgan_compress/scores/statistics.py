@@ -60,7 +60,9 @@ class Statistic(nn.Module, ABC):
         sides = dict(zip("Dr", self.projection.shape, strict=False))
         for name, letters in self.shapes.items():
             shape = tuple(getattr(self, name).shape)
-            if len(shape) != len(letters) or any(sides.setdefault(k, n) != n for k, n in zip(letters, shape, strict=True)):
+            if len(shape) != len(letters) or any(
+                sides.setdefault(k, n) != n for k, n in zip(letters, shape, strict=True)
+            ):
                 hint = "Use a model file that this version wrote"
                 raise KdganError("The score's statistics must fit each other", f"{name} has shape {shape}", hint)
         bad = [name for name, value in self.named_buffers() if not torch.isfinite(value).all()]

@@ -76,8 +76,8 @@ def make_golden(detector: Detector) -> Golden:
     """Score synthetic images one by one."""
     images = [
         image
-        for size in _golden_sizes(detector)
-        for image in sample_images(*size, detector.image_channels, IMAGES_PER_SIZE if detector.frame is None else 1)
+        for (height, width), number in _golden_sizes(detector).items()
+        for image in sample_images(height, width, detector.image_channels, number)
     ]
     scores = [detector.score(image[None], maps=detector.has_anomaly_map) for image in images]
     return Golden(
@@ -88,6 +88,12 @@ def make_golden(detector: Detector) -> Golden:
         find_precision(detector.metadata["precision"]).golden_tolerance,
         [sample_map(each.anomaly_map) for each in scores if each.anomaly_map is not None],
     )
+
+
+def golden_shapes(detector: Detector) -> list[tuple[int, int, int]]:
+    """Height, width and channels of each image that a detector's golden vectors have."""
+    sizes = _golden_sizes(detector).items()
+    return [(*size, detector.image_channels) for size, number in sizes for _ in range(number)]
 
 
 def sample_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -190,7 +196,7 @@ def _golden(arrays: Mapping[str, NDArray[Any]]) -> Golden:
         [arrays[f"map_{i}"] for i in range(num_maps)],
     )
     if len(golden.is_anomaly) != number or arrays.keys() - expected.keys():
-        raise ValueError("it has more or fewer values than scores")
+        raise ValueError("its values do not belong together")
     if not np.isfinite(golden.score).all() or not (math.isfinite(golden.tolerance) and golden.tolerance > 0):
         raise ValueError("a score or the tolerance is not a finite number")
     if not re.fullmatch("[0-9a-f]{64}", golden.file_sha256):
@@ -198,9 +204,10 @@ def _golden(arrays: Mapping[str, NDArray[Any]]) -> Golden:
     return golden
 
 
-def _golden_sizes(detector: Detector) -> tuple[tuple[int, int], ...]:
-    """Heights and widths of the images; of photos, a smaller and a larger one, since they take much more space."""
+def _golden_sizes(detector: Detector) -> dict[tuple[int, int], int]:
+    """Heights and widths of the images, and how many of each; photos are fewer, since they take much more space."""
+    number = IMAGES_PER_SIZE if detector.frame is None else 1
     if detector.frame is None or detector.input_size is not None:
-        return sample_sizes((detector.image_size,) * 2, detector.input_size)
+        return dict.fromkeys(sample_sizes((detector.image_size,) * 2, detector.input_size), number)
     height, width = detector.frame
-    return (height // 2 + 3, width // 2 + 5), (height * 5 // 4 + 1, width * 3 // 2)
+    return {(height // 2 + 3, width // 2 + 5): number, (height * 5 // 4 + 1, width * 3 // 2): number}
