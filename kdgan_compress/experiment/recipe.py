@@ -147,14 +147,14 @@ def parse_recipe(content: object, origin: str) -> Recipe:
         problems = [
             _problem(tuple(part for part in detail["loc"] if "[" not in str(part)), detail["type"], detail["msg"])
             for detail in error.errors()
-            if detail["loc"][-1] != "str"  # that a list of stages is not a string
+            if detail["loc"][-1:] != ("str",)  # that a list of stages is not a string
         ]
         found = f"found {len(problems)} problem{'s' if len(problems) > 1 else ''} in {origin}: {'; '.join(problems)}"
         raise KdganError("The settings of a recipe must be valid", found, HINT) from None
 
 
 def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
-    where = ".".join(str(part) for part in location)
+    where = ".".join(str(part) for part in location) or "a key or value"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         near = difflib.get_close_matches(str(location[-1]), sorted(_known_keys() - {str(location[-1])}), n=1)
         return f"{where} is not a key" + (f" (did you mean {near[0]}?)" if near else "")

@@ -57,7 +57,7 @@ class TrainingRun:
         self._record: TrainRecord | None = None
         self._saved_at, self._save_seconds = time.perf_counter(), 0.0
         self._saved_position: tuple[int, int, int] | None = None
-        self._fingerprint = fingerprint(job)
+        self.experiment = fingerprint(job)
         self._fitted: dict[tuple[str, tuple[int, int]], Fitted] = {}
         self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
 
@@ -141,7 +141,7 @@ class TrainingRun:
         folder, scheduler = self.job.folder, self.job.scheduler
         if not folder.state.exists():
             return KdganError(error.problem, error.found, f"{error.hint}; nothing had been saved yet")
-        self._load_state()
+        self.load_state()
         self._save_models()
         stage_index, epochs_done = scheduler.position
         kept = f"{folder.model} holds the last good model, of epoch {epochs_done} of stage {stage_index + 1}"
@@ -218,7 +218,7 @@ class TrainingRun:
             return True
         is_finite = self._is_finite()
         if is_finite:
-            self.job.folder.save_state(scheduler.state_dict() | {"experiment": self._fingerprint})
+            self.job.folder.save_state(scheduler.state_dict() | {"experiment": self.experiment})
             self._saved_position = position
         self._saved_at = time.perf_counter()
         self._save_seconds = self._saved_at - start
@@ -239,14 +239,14 @@ class TrainingRun:
         folder, scheduler = self.job.folder, self.job.scheduler
         kept: list[dict[str, Any]] = []
         if folder.state.exists():
-            self._load_state()
+            self.load_state()
             lines = filter(is_epoch, folder.read_metrics())
             kept = [line for line in lines if (line["stage_index"], line["epoch"]) <= scheduler.position]
         folder.write_metrics(kept)
         self._images_done = scheduler.images_done - scheduler.images_within_epoch
         self._seconds = sum(line["seconds"] for line in kept)
 
-    def _load_state(self) -> None:
+    def load_state(self) -> None:
         """Continue from the saved state.
 
         Raises:
@@ -257,7 +257,7 @@ class TrainingRun:
             state = update_state(folder.load_state())
             self.job.scheduler.load_state_dict(state)
             if "experiment" in state:
-                check_fingerprint(state["experiment"], self.job, self._fingerprint)
+                check_fingerprint(state["experiment"], self.job, self.experiment)
         except KdganError:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
