@@ -154,8 +154,8 @@ def parse_recipe(content: object, origin: str) -> Recipe:
 
 
 def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
-    where = ".".join(str(part) for part in location) or "a key or value"
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    where = ".".join(str(part) for part in location) or "one of the keys"
+    if location and kind in ("extra_forbidden", "unexpected_keyword_argument"):
         near = difflib.get_close_matches(str(location[-1]), sorted(_known_keys() - {str(location[-1])}), n=1)
         return f"{where} is not a key" + (f" (did you mean {near[0]}?)" if near else "")
     return f"{where}: {message.removeprefix('Value error, ').rstrip('.')}"
