@@ -1,7 +1,6 @@
 """Which images an experiment uses: a source, a protocol and the protocol's settings."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from kdgan_compress.data.protocols import check_fraction

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdgan_compress.distillation.hooks import Connectors, FeatureHooks
 from kdgan_compress.distillation.loss import DistillationLoss
@@ -20,12 +20,16 @@ from kdgan_compress.gans.objective import Outputs
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """How steps are made, whatever the stage.
 
     Attributes:
-        batch_size: Images per step, ≥ 1; an epoch's last batch may be smaller.
+        batch_size: Images per step, ≥ 1; an epoch's last batch may be smaller. With batch norm, a last batch of one
+            image is joined to the one before it.
         learning_rate_decay: ``"linear"``: from the stage's learning rate at its first step to 0 after its last.
             ``"constant"``: none.
         seed: Seed of the order of images.
@@ -66,6 +70,13 @@ class StageRun:
     epochs_done: int = 0
     targets: Targets | None = None
     within_epoch: EpochPosition | None = None
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether a network that is trained normalises by its batch, which needs two images."""
+        states = [self.student, self.teacher if self.stage.loss_set.trains_teacher else None]
+        networks = [network for state in states if state is not None for network in state.gan.networks().values()]
+        return any(isinstance(module, BATCH_NORMS) for network in networks for module in network.modules())
 
     def begin(self) -> None:
         """Create the optimisers, EMAs and connectors that the stage's loss set needs."""

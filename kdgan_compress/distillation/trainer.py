@@ -190,7 +190,9 @@ class StageProgress:
 
     def __init__(self, run: StageRun) -> None:
         self.run = run
-        self.steps_per_epoch = -(-len(run.images) // run.settings.batch_size)
+        num_images, batch_size = len(run.images), run.settings.batch_size
+        self._joins_last = num_images > batch_size > 1 == num_images % batch_size and run.has_batch_norm
+        self.steps_per_epoch = -(-num_images // batch_size) - self._joins_last
         within = run.within_epoch
         if within is not None and within.steps >= self.steps_per_epoch:
             problem, found = "The saved state must fit the run", f"an epoch has {self.steps_per_epoch} steps"
@@ -235,7 +237,8 @@ class StageProgress:
     def _begin_epoch(self, epoch: int, within: EpochPosition | None = None) -> None:
         run = self.run
         order = epoch_order(len(run.images), run.settings.seed, run.stage_index, epoch)
-        self._batches = order.to(run.images.device).split(run.settings.batch_size)
+        batches = order.to(run.images.device).split(run.settings.batch_size)
+        self._batches = (*batches[:-2], torch.cat(batches[-2:])) if self._joins_last else batches
         self.log = EpochLog(run.stage.name, epoch, within)
 
 

@@ -9,10 +9,11 @@ import torch
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.experiment.metrics_file import append_line, read_lines, write_lines
 from kdgan_compress.experiment.torch_file import load_torch_file
-from kdgan_compress.files import atomic_path, write_text
+from kdgan_compress.files import atomic_path, read_text, write_text
 
 MODEL_FILE = "model.safetensors"
 SCORES_FILE = "scores.npz"
+MAX_FAILURE_BYTES = 10_000
 
 
 class RunFolder:
@@ -27,6 +28,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.scores = path / SCORES_FILE
         self.result = path / "result.json"
+        self.failure = path / "failed.txt"
 
     def create(self, recipe: str) -> None:
         """Create the folder of a new run with its resolved recipe as YAML; see ``check_is_new``."""
@@ -44,6 +46,16 @@ class RunFolder:
         if not self.recipe.exists():
             hint = "Check the path, or start a run"
             raise KdganError("--resume must be given a run folder", f"found no run in {self.path}", hint)
+
+    def check_has_not_failed(self) -> None:
+        """Raise a KdganError if the run diverged, since the same steps would do so again."""
+        if self.failure.exists():
+            try:
+                reason = read_text(self.failure, MAX_FAILURE_BYTES).strip()
+            except (OSError, ValueError):
+                reason = "for an unknown reason"
+            hint = "Start a new run with a lower learning rate or a larger batch; --resume would repeat the same steps"
+            raise KdganError("The run must not have failed", f"{self.path} did: {reason}", hint)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""

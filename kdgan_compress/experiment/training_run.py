@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import time
 from typing import Any
 
@@ -23,6 +24,7 @@ from kdgan_compress.experiment.job import Job
 from kdgan_compress.experiment.metrics_file import is_epoch
 from kdgan_compress.experiment.results import RunResult
 from kdgan_compress.experiment.run_folder import damaged_state
+from kdgan_compress.experiment.saturation import warn_of
 from kdgan_compress.files import write_text
 from kdgan_compress.gans import Architecture
 from kdgan_compress.profiling.machine import machine_name, versions
@@ -37,6 +39,8 @@ MAX_SAVE_FRACTION = 0.1
 
 SAVE_SECONDS = 20.0
 """A long epoch is saved this often, or as often as ``MAX_SAVE_FRACTION`` allows."""
+
+logger = logging.getLogger(__name__)
 
 THRESHOLD_RULE = "99% quantile of {}"
 
@@ -62,7 +66,12 @@ class TrainingRun:
         self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
 
     def restore(self) -> None:
-        """If the job is resumed, load its saved state and drop the metrics written after it."""
+        """If the job is resumed, load its saved state and drop the metrics written after it.
+
+        Raises:
+            KdganError: The state is damaged or of another experiment, or the run diverged.
+        """
+        self.job.folder.check_has_not_failed()
         if self.job.resume:
             self._restore()
 
@@ -92,6 +101,7 @@ class TrainingRun:
     def on_record(self, record: TrainRecord, is_stopping: bool = False) -> float | None:
         """Write what a record says, and the state if it is time; return the AUC if it was measured."""
         self._record = record
+        warn_of(record, self.job.folder.path)
         if not record.epoch_done:
             if record.within_epoch is not None:
                 self._save_state()
@@ -139,6 +149,7 @@ class TrainingRun:
     def fail(self, error: DivergedError) -> KdganError:
         """Write the model of the last saved state; return the error with what was kept."""
         folder, scheduler = self.job.folder, self.job.scheduler
+        write_text(folder.failure, f"{error.found}\n")
         if not folder.state.exists():
             return KdganError(error.problem, error.found, f"{error.hint}; nothing had been saved yet")
         self.load_state()
@@ -181,6 +192,9 @@ class TrainingRun:
             recalibrate(student.gan.generator, job.split.train)
         fitted = self._fit("ema", student.ema_generator)
         normals, threshold = fitted.normal_scores, quantile_threshold(fitted.normal_scores)
+        if len(normals) > 1 and float(np.ptp(normals)) == 0:
+            text = "%s gives every normal image the same score, %.4g: it can't tell images apart; train longer"
+            logger.warning(text, folder.path, normals[0])
         save_checkpoint(folder.model, self._checkpoint(student, job.architecture, fitted))
         save_scores(folder.scores, fitted.scorer, job.recipe.data, job.split, normals, test)
         plot_scores(normals, test, job.split.test_is_anomalous, threshold, folder.path / "scores.png")
@@ -258,6 +272,7 @@ class TrainingRun:
             self.job.scheduler.load_state_dict(state)
             if "experiment" in state:
                 check_fingerprint(state["experiment"], self.job, self.experiment)
+            self._saved_position = *self.job.scheduler.position, self.job.scheduler.images_done
         except KdganError:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -13,7 +13,7 @@ from kdgan_compress.runtime.session import create_session
 
 NUM_ROUNDS = 30
 CALLS_PER_ROUND = 10
-MAX_BUSY_RATIO = 1.5
+MAX_BUSY_RATIO = 2.0
 NUM_WARMUP_CALLS = 10
 IDENTITY_OPSET, IDENTITY_IR = 18, 8
 

@@ -1,4 +1,4 @@
-"""Changes to valid files: of their bytes, and of what the bytes mean, so that a parser is reached behind its first check."""
+"""Changes to valid files: of their bytes, and of what the bytes mean, which pass a parser's first checks."""
 
 import io
 import json
@@ -11,17 +11,90 @@ from onnx import numpy_helper
 
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY, CHECKSUM_PLACEHOLDER
 
-ODD_NUMBERS = (0, -1, 1, 2, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32, 2**63 - 1, -(2**63), 2**64, 10**30, 10**4400)
+ODD_NUMBERS = (
+    0,
+    -1,
+    1,
+    2,
+    255,
+    256,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**63 - 1,
+    -(2**63),
+    2**64,
+    10**30,
+    10**4400,
+)
 ODD_VALUES = (
     *(None, True, False, "", "x", [], {}, [1], {"a": 1}, "\ud800", "\x00", "a" * 5000, "../..", "folder:/", "npz:"),
     *(*ODD_NUMBERS[:-1], 0.5, -0.0, 1e308, float("nan"), float("inf"), [[]] * 3, "1e20", "mygan:build", "norm"),
 )
 ODD_TEXTS = (
-    *("!!float x", "!!int", "!!timestamp x", "!!python/object:os.system x", "2020-13-45", "0x", "0b", "1:99", ".inf", ".nan"),
-    *("&a [*a]", "*b", "<<: *c", "null", "~", "[]", "{}", "[[[[", "{{", "'", '"', "\\ud800", "- ", "? ", "| ", "> ", "1e999"),
-    *("9" * 5000, "\t", "\x00", "\u2028", "%YAML 3", "---", "...", "!!set {a}", "!!binary x", "=", "1_000", "NaN", "Infinity"),
+    *(
+        "!!float x",
+        "!!int",
+        "!!timestamp x",
+        "!!python/object:os.system x",
+        "2020-13-45",
+        "0x",
+        "0b",
+        "1:99",
+        ".inf",
+        ".nan",
+    ),
+    *(
+        "&a [*a]",
+        "*b",
+        "<<: *c",
+        "null",
+        "~",
+        "[]",
+        "{}",
+        "[[[[",
+        "{{",
+        "'",
+        '"',
+        "\\ud800",
+        "- ",
+        "? ",
+        "| ",
+        "> ",
+        "1e999",
+    ),
+    *(
+        "9" * 5000,
+        "\t",
+        "\x00",
+        "\u2028",
+        "%YAML 3",
+        "---",
+        "...",
+        "!!set {a}",
+        "!!binary x",
+        "=",
+        "1_000",
+        "NaN",
+        "Infinity",
+    ),
 )
-OPERATORS = ("If", "Loop", "Conv", "ConvTranspose", "Resize", "Expand", "Tile", "Gemm", "Unknown", "Pad", "Reshape", "Pow")
+OPERATORS = (
+    "If",
+    "Loop",
+    "Conv",
+    "ConvTranspose",
+    "Resize",
+    "Expand",
+    "Tile",
+    "Gemm",
+    "Unknown",
+    "Pad",
+    "Reshape",
+    "Pow",
+)
 
 
 def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
@@ -108,7 +181,9 @@ def mutate_text(content: bytes, rng: random.Random) -> bytes:
         position = rng.randrange(len(lines))
         key, colon, _ = lines[position].partition(":")
         odd = rng.choice(ODD_TEXTS)
-        lines[position] = rng.choice((f"{key}{colon} {odd}", odd, f"{odd}: 1", lines[position] + odd, f"  {lines[position]}"))
+        lines[position] = rng.choice(
+            (f"{key}{colon} {odd}", odd, f"{odd}: 1", lines[position] + odd, f"  {lines[position]}")
+        )
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
@@ -149,7 +224,9 @@ def mutate_zip(content: bytes, rng: random.Random) -> bytes:
             members[chosen] = _other_shape(members[chosen], rng)
         case _:
             members[chosen] = mutate_bytes(members[chosen], rng)
-    is_stored = all(info.compress_type == zipfile.ZIP_STORED for info in zipfile.ZipFile(io.BytesIO(content)).infolist())
+    is_stored = all(
+        info.compress_type == zipfile.ZIP_STORED for info in zipfile.ZipFile(io.BytesIO(content)).infolist()
+    )
     method = zipfile.ZIP_STORED if is_stored and rng.random() < 0.9 else zipfile.ZIP_DEFLATED
     with zipfile.ZipFile(stream, "w", method) as archive:
         for name, member in members.items():
@@ -251,7 +328,9 @@ def _change_tensor(model: onnx.ModelProto, rng: random.Random) -> None:
 
 def _change_metadata(model: onnx.ModelProto, rng: random.Random) -> None:
     entry = rng.choice([each for each in model.metadata_props if each.key != CHECKSUM_KEY])
-    entry.value = rng.choice(("", "x", "nan", "inf", "-1", "0", "1e999", "99999x99999", "16x16", "9" * 5000, "1.5", "16384"))
+    entry.value = rng.choice(
+        ("", "x", "nan", "inf", "-1", "0", "1e999", "99999x99999", "16x16", "9" * 5000, "1.5", "16384")
+    )
 
 
 def _other_shape(member: bytes, rng: random.Random) -> bytes:
@@ -268,7 +347,9 @@ def _other_shape(member: bytes, rng: random.Random) -> bytes:
         case 1:
             text = text.replace("'shape': (", f"'shape': ({number},), 'x': (", 1)
         case 2:
-            descr = rng.choice(("<f4", "<f8", "|O", "<U64", "|u1", "<i8", "|b1", "<M8[s]", "|V8", "<U999999", "<c16", ">f4"))
+            descr = rng.choice(
+                ("<f4", "<f8", "|O", "<U64", "|u1", "<i8", "|b1", "<M8[s]", "|V8", "<U999999", "<c16", ">f4")
+            )
             text = text.replace(text.split("'")[3], descr, 1)
         case 3:
             text = text.replace("False", rng.choice(("True", "1", "None", "False or True")), 1)

@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +190,10 @@ def _state_target(folder: Path) -> Target:
     job.scheduler.begin_stage()
     run = TrainingRun(job, track_auc=False, raw=False)
     state = job.scheduler.state_dict() | {"experiment": run.experiment}
-    within = state | {"format": 4, "within_epoch": {"steps": 1, "num_images": 8, "seconds": 0.1, "sums": {"s": (1.0, 8)}}}
+    within = state | {
+        "format": 4,
+        "within_epoch": {"steps": 1, "num_images": 8, "seconds": 0.1, "sums": {"s": (1.0, 8)}},
+    }
     seeds = []
     for each in (state, within):
         job.folder.save_state(each)
@@ -323,8 +325,3 @@ def _parse_card(path: Path) -> None:
         return
     read_detector_name(text)
     replace_latency(text, {"this file": Latency(1.0, 1.0)}, "machine")
-
-
-def is_zip(content: bytes) -> bool:
-    """Whether a changed file is still an archive."""
-    return zipfile.is_zipfile(io.BytesIO(content))

