@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from kdgan_compress.data import DataSettings, TileGrid
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.experiment.checkpoint_header import FORMAT, check_header_size, check_weights, parse_header
+from kdgan_compress.experiment.checkpoint_header import (
+    FORMAT,
+    check_header_size,
+    check_statistic,
+    check_weights,
+    parse_header,
+)
 from kdgan_compress.files import atomic_path, unwritable
 from kdgan_compress.gans import Architecture, Gan, build
 from kdgan_compress.scores import FittedScorer, ScoreSettings, Statistic, load_statistic
@@ -154,6 +160,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         check_weights(header.architecture, weights)
         statistic = None if header.statistic is None else load_statistic(header.statistic, buffers)
+        if statistic is not None:
+            check_statistic(header, statistic)
         if statistic is None and buffers:
             raise ValueError("it has values of a score that the header does not name")
     except KdganError:

@@ -16,7 +16,7 @@ from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.experiment.aliases import update_names
 from kdgan_compress.files import check_regular, parse_json
 from kdgan_compress.gans import Architecture, Gan, build, is_entry_point
-from kdgan_compress.scores import ScoreSettings
+from kdgan_compress.scores import PositionGaussian, ScoreSettings, Statistic
 
 FORMAT = 2
 """2 added the score and its statistic; a file of format 1 is scored by the generator's own score."""
@@ -53,9 +53,13 @@ class CheckpointHeader(BaseModel):
         return provenance
 
     @model_validator(mode="after")
-    def _has_threshold(self) -> "CheckpointHeader":
+    def _is_usable(self) -> "CheckpointHeader":
         if self.threshold is None and self.data.source != UNKNOWN:
             raise ValueError("only a model that was imported without data may lack a threshold")
+        if self.data.used_tiles is not None:
+            if self.data.used_tiles.frame is None:
+                raise ValueError("data.tiles has no frame")
+            self.data.grid(self.architecture.image_size)
         return self
 
 
@@ -116,6 +120,21 @@ def check_weights(architecture: Architecture, weights: Mapping[str, Mapping[str,
             if (tensor.shape, tensor.dtype) != (given[key].shape, given[key].dtype):
                 found = f"{given[key].dtype} {tuple(given[key].shape)} instead of {tensor.dtype} {tuple(tensor.shape)}"
                 raise ValueError(f"{name}.{key} is {found}".replace("torch.", ""))
+
+
+def check_statistic(header: CheckpointHeader, statistic: Statistic) -> None:
+    """Check that a score's statistic fits the latent codes and the grid.
+
+    Raises:
+        ValueError: It does not.
+    """
+    size = header.architecture.latent_size * (2 if header.score.fitted_features == "latents" else 1)
+    if not is_entry_point(header.architecture.family) and len(statistic.projection) != size:
+        raise ValueError(f"the score's statistic is of {len(statistic.projection)} features instead of {size}")
+    if isinstance(statistic, PositionGaussian):
+        grid = header.data.grid(header.architecture.image_size)
+        if grid is None or len(statistic.means) != grid.num_tiles:
+            raise ValueError(f"the score's statistic has {len(statistic.means)} positions")
 
 
 def _without_memory(architecture: Architecture) -> Gan:

@@ -14,6 +14,9 @@ MAX_VALUES = 10_000
 """Bound on the values of a text, those that an alias repeats included."""
 
 MAX_DIGITS = 300
+SEPARATORS = "\n[{,"
+"""Counted before the text is parsed, which takes seconds if they are many."""
+
 TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 
@@ -43,6 +46,8 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_BYTES:
         raise ValueError(f"it has {len(text):,} characters, more than {MAX_BYTES:,}")
+    if sum(map(text.count, SEPARATORS)) > MAX_VALUES:
+        raise ValueError(f"it has more than {MAX_VALUES:,} lines, lists and sections")
     try:
         loader = _RecipeLoader(text)
         node = loader.get_single_node()

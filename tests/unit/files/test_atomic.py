@@ -1,5 +1,6 @@
 """Files are replaced whole, several together; what a killed process left is removed, what one is writing is not."""
 
+import errno
 import subprocess
 import sys
 
@@ -10,6 +11,11 @@ from kdgan_compress.files import atomic_path, atomic_paths, remove_stale_files, 
 from kdgan_compress.files.atomic import write_text
 
 
+def full_disk(path):
+    path.write_text("new")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -18,9 +24,8 @@ def test_files_that_belong_together_are_all_old_after_an_error(tmp_path):
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
         path.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_paths(paths) as (first, _):
-        first.write_text("new")
-        raise ZeroDivisionError
+    with pytest.raises(KdganError, match="No space"), atomic_paths(paths) as (first, _):
+        full_disk(first)
     assert [path.read_text() for path in paths] == ["old", "old"]
     assert names(tmp_path) == ["a", "b"]
 

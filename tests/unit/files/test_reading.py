@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from kdgan_compress.errors import KdganError
 from kdgan_compress.files import BoundedFile, expand_user, parse_json, read_bytes, read_text
 from kdgan_compress.files.reading import MAX_READ_BYTES
-from kdgan_compress.errors import KdganError
 
 
 def test_a_file_larger_than_allowed(tmp_path):
