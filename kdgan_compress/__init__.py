@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdgan_compress.api.import_checkpoint import import_checkpoint as import_checkpoint
     from kdgan_compress.api.pictures import pictures as pictures
     from kdgan_compress.api.profile import profile as profile
+    from kdgan_compress.api.report import report as report
     from kdgan_compress.api.resume import resume as resume
     from kdgan_compress.api.train import train as train
     from kdgan_compress.api.trials import trials as trials
@@ -56,6 +57,7 @@ _MODULES = {
     "api.import_checkpoint": ("import_checkpoint",),
     "api.pictures": ("pictures",),
     "api.profile": ("profile",),
+    "api.report": ("report",),
     "api.resume": ("resume",),
     "api.train": ("train",),
     "api.trials": ("trials",),

@@ -36,12 +36,13 @@ class TrialMetrics:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: its number, run folder and time, and the metrics of each detector by name."""
+    """One trial: number, run folder, time, the metrics of each detector and the bytes of each baseline by name."""
 
     trial: int
     run: str
     seconds: float
     figures: dict[str, TrialMetrics]
+    baseline_bytes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,12 @@ def _run(task: tuple[Recipe, int, str, bool]) -> Trial:
         out = f"{path}-student"
         runs["student"] = _finish(out, lambda: distill(path, recipe, out))
     metrics: dict[str, DetectionMetrics] = {name: evaluate(result.run) for name, result in runs.items()}
-    for name, scores in BASELINES.items():
-        metrics[name] = detection_metrics(scores(split.train, split.test), split.test_is_anomalous)
+    baselines = {name: baseline(split.train, split.test) for name, baseline in BASELINES.items()}
+    for name, result in baselines.items():
+        metrics[name] = detection_metrics(result.scores, split.test_is_anomalous)
     figures = {name: TrialMetrics(values.auc, values.best_f1) for name, values in metrics.items()}
-    return Trial(number, path, sum(result.seconds for result in runs.values()), figures)
+    size_bytes = {name: result.size_bytes for name, result in baselines.items()}
+    return Trial(number, path, sum(result.seconds for result in runs.values()), figures, size_bytes)
 
 
 def _finish(path: str, start: Callable[[], RunResult]) -> RunResult:

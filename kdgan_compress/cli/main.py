@@ -17,7 +17,7 @@ from kdgan_compress.errors import Interrupted, KdganError, first_line
 
 TRAIN_EXTRA = "kdgan-compress[train]"
 TRAIN_MODULES = (
-    *("fvcore", "matplotlib", "onnx", "onnx_ir", "onnxscript", "pydantic", "rich"),
+    *("fvcore", "jinja2", "matplotlib", "onnx", "onnx_ir", "onnxscript", "pydantic", "rich"),
     *("safetensors", "scipy", "sklearn", "torch", "torchvision", "yaml"),
 )
 
@@ -26,7 +26,7 @@ OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memo
 
 COMMANDS = (
     *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
-    *("import", "pictures", "trials", "bench", "recipes"),
+    *("import", "pictures", "trials", "report", "bench", "recipes"),
 )
 """The command table: ``NAME`` is the function of that name in ``cli/NAME.py``."""
 

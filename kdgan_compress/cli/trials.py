@@ -43,9 +43,12 @@ def trials(
     if as_json:
         print_json(report)
         return
-    click.echo(f"{'':18}{'AUC':>9}{'std':>8}{'± 95 %':>8}   {'best F1':>9}{'std':>8}{'± 95 %':>8}")
+    click.echo(f"{'':18}{'AUC':>9}{'std':>8}{'± 95 %':>8}   {'best F1':>9}{'std':>8}{'± 95 %':>8}{'KB':>9}")
+    sizes = report.trials[0].baseline_bytes
     for name, auc in report.auc.items():
-        click.echo(f"{name:18}{_row(auc)}   {_row(report.best_f1[name])}")
+        size = f"{sizes[name] / 1e3:,.0f}" if name in sizes else ""
+        click.echo(f"{name:18}{_row(auc)}   {_row(report.best_f1[name])}{size:>9}".rstrip())
+    click.echo("KB: what a device would have to store for a baseline of the first trial")
     oracle = "best F1 is an oracle: the test labels select its threshold"
     click.echo(f"\n{len(report.trials)} trials of {report.data}; {oracle}")
     click.echo(f"{report.machine}; all metrics are in {out / 'trials.json'}")

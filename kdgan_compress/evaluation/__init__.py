@@ -5,9 +5,10 @@ from kdgan_compress.evaluation.metrics import DetectionMetrics, detection_metric
 from kdgan_compress.evaluation.pixel_metrics import PixelMetrics, aupro, pixel_auroc, pixel_metrics
 from kdgan_compress.evaluation.score_file import SavedScores, load_scores, save_scores, weights_sha256
 from kdgan_compress.evaluation.scoring import encode, map_photos, paper_scores, recalibrate, reconstruct, score_images
-from kdgan_compress.evaluation.summary import MeanStd, mean_std
+from kdgan_compress.evaluation.summary import ClassMean, MeanStd, mean_over_classes, mean_std
 
 __all__ = [
+    "ClassMean",
     "DetectionMetrics",
     "Fitted",
     "MeanStd",
@@ -19,6 +20,7 @@ __all__ = [
     "fit_scorer",
     "load_scores",
     "map_photos",
+    "mean_over_classes",
     "mean_std",
     "paper_scores",
     "pixel_auroc",

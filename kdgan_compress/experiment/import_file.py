@@ -15,6 +15,9 @@ from kdgan_compress.experiment.checkpoint_header import check_header_size
 from kdgan_compress.experiment.torch_file import load_torch_file
 
 SAFETENSORS = ".safetensors"
+ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
+"""First bytes of what ``torch.save`` writes: today a zip archive, a pickle before torch 1.6."""
+
 CHECKPOINT_HINT = "Give GANomaly's netG.pth, anomalib's .ckpt of a Ganomaly, or the same tensors as .safetensors"
 
 SNIPPET = (
@@ -54,6 +57,9 @@ def conversion_command(path: Path) -> str:
 
 
 def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        if not file.read(len(ZIP_START)).startswith((ZIP_START, PICKLE_START)):
+            raise KdganError("The checkpoint is not a file of torch", f"got {path}", CHECKPOINT_HINT)
     try:
         return load_torch_file(path)
     except pickle.UnpicklingError as error:

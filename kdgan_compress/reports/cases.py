@@ -39,7 +39,7 @@ class ScoredPhotos:
 
     Attributes:
         photos: uint8 (N, C, H, W).
-        maps: Anomaly maps (N, H, W), higher is more anomalous.
+        maps: Anomaly maps (N, H, W), higher is more anomalous; NaN for photos that are in none of ``case_rows``.
         masks: One mask (H, W) per photo, True where the defect is, or None.
         scores: (N,).
         is_anomalous: The labels (N,).
@@ -135,7 +135,7 @@ def verdict(score: float, threshold: float, is_anomalous: bool) -> tuple[str, bo
 
 def _color_scale(scored: ScoredPhotos, shown: list[int], map_threshold: float | None) -> Normalize:
     normals = scored.maps[~scored.is_anomalous]
-    low = float(np.median(normals if len(normals) else scored.maps[shown]))
+    low = float(np.nanmedian(normals if len(normals) else scored.maps[shown]))
     high = float(np.quantile(scored.maps[shown], MAX_QUANTILE))
     if map_threshold is not None:
         high = low + 1.5 * (map_threshold - low)

@@ -19,6 +19,11 @@ LINEAR_BELOW = 0.01
 
 
 def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write ``curves_figure`` as PNG."""
+    save_figure(curves_figure(metrics), path)
+
+
+def curves_figure(metrics: Sequence[dict[str, Any]]) -> Figure:
     """Plot the losses and, if it was tracked, the AUC in the lines of ``metrics.jsonl`` over the epochs of all stages.
 
     The loss axis is logarithmic; with a negative loss, symmetric logarithmic.
@@ -55,7 +60,9 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
         for epoch in stage_ends:
             axis.axvline(epoch + 0.5, color="grey", linestyle="--", linewidth=1)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    save_figure(figure, path)
+        if len(metrics) == 1:
+            axis.set_xticks([1])
+    return figure
 
 
 def plot_scores(
@@ -65,6 +72,16 @@ def plot_scores(
     threshold: float,
     path: Path,
 ) -> None:
+    """Write ``scores_figure`` as PNG."""
+    save_figure(scores_figure(calibration_scores, test_scores, is_anomalous, threshold), path)
+
+
+def scores_figure(
+    calibration_scores: NDArray[np.float64],
+    test_scores: NDArray[np.float64],
+    is_anomalous: NDArray[np.bool_],
+    threshold: float,
+) -> Figure:
     """Plot histograms of the scores of calibration, normal and anomalous test images, and the threshold.
 
     The highest 0.5 % of all scores are counted in the last bin.
@@ -74,7 +91,6 @@ def plot_scores(
         test_scores: Scores (M,) of the test split; M may be 0.
         is_anomalous: Labels (M,) of the test split.
         threshold: Scores above it are anomalies.
-        path: The PNG to write.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
@@ -95,7 +111,7 @@ def plot_scores(
     axis.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3g}")
     axis.set(title="anomaly scores", xlabel="score", ylabel="density")
     axis.legend(fontsize="small")
-    save_figure(figure, path)
+    return figure
 
 
 def plot_speed(times: Sequence[tuple[str, str, float]], path: Path) -> None:

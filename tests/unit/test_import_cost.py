@@ -22,11 +22,12 @@ HEAVY = (
     "safetensors",
     "rich",
     "fvcore",
+    "jinja2",
     "pytorch_msssim",
 )
 COMMANDS = (
     *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
-    *("pictures", "trials", "bench", "recipes"),
+    *("pictures", "trials", "report", "bench", "recipes"),
 )
 
 

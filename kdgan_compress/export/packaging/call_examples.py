@@ -58,7 +58,9 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("{spec.file}")
-photo = ImageOps.exif_transpose(Image.open("photo.png")).convert("{mode}"){resize}
+photo = Image.open("photo.jpg")
+photo.draft(None, (1024, 1024))  # decodes a large JPEG at a reduced size
+photo = ImageOps.exif_transpose(photo).convert("{mode}"){resize}
 pixels = {pixels}
 {run}
 print(score[0], is_anomaly[0])"""

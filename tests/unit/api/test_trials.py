@@ -15,7 +15,7 @@ from kdgan_compress.api.train import train
 from kdgan_compress.api.trials import trials
 from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
-from kdgan_compress.evaluation.baselines import nearest_neighbour_scores, pca_residual_scores
+from kdgan_compress.evaluation.baselines import BASELINES
 from kdgan_compress.experiment import training_run as run_module
 from kdgan_compress.experiment.checkpoint import load_checkpoint
 from kdgan_compress.experiment.recipe import parse_recipe
@@ -63,11 +63,10 @@ def test_each_trial_is_the_run_of_its_seed_and_split(recipe, tmp_path):
         evaluation = evaluate(trial.run)
         assert (trial.figures["model"].auc, trial.figures["model"].best_f1) == (evaluation.auc, evaluation.best_f1)
         split = load_split(dataclasses.replace(recipe.data, trial=trial.trial), 16, 1)
-        for name, scores in (
-            ("nearest neighbour", nearest_neighbour_scores(split.train, split.test)),
-            ("PCA-16 residual", pca_residual_scores(split.train, split.test)),
-        ):
-            assert trial.figures[name].auc == pytest.approx(roc_auc_score(split.test_is_anomalous, scores))
+        for name, baseline in BASELINES.items():
+            result = baseline(split.train, split.test)
+            assert trial.figures[name].auc == pytest.approx(roc_auc_score(split.test_is_anomalous, result.scores))
+            assert trial.baseline_bytes[name] == result.size_bytes
     alone = recipe.replace({"training": {"seed": 2}, "data": {"trial": 2}})
     assert train(alone, tmp_path / "alone").auc == report.trials[2].figures["model"].auc
 
@@ -78,7 +77,7 @@ def test_each_trial_is_the_run_of_its_seed_and_split(recipe, tmp_path):
             if np.ptp(values) > 0:
                 low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
             assert (summary.mean - summary.ci95, summary.mean + summary.ci95) == pytest.approx((low, high))
-    assert report.auc.keys() == {"model", "nearest neighbour", "PCA-16 residual", "brightness"}
+    assert report.auc.keys() == {"model", *BASELINES}
     assert json.loads((tmp_path / "out" / "trials.json").read_text()) == dataclasses.asdict(report)
 
 

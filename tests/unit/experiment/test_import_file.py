@@ -62,8 +62,15 @@ def test_the_snippet_converts_a_pickled_module(tmp_path):
 @pytest.mark.parametrize("name", ["netG.pth", "model.ckpt", "model.safetensors"])
 def test_damaged_files_are_refused(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(KdganError, match="damaged"):
+    with pytest.raises(KdganError, match=r"damaged|not a file of torch"):
         read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"import torch\n", b"\x08\x0a\x12\x00a model of ONNX"])
+def test_other_files_are_not_taken_for_pickles(tmp_path, content):
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(KdganError, match="not a file of torch"):
+        read_tensors(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 1}, {"state_dict": {}}, torch.ones(2)])

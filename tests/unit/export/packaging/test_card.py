@@ -97,16 +97,16 @@ def test_the_lines_in_python_give_the_detectors_score(made, kind, tmp_path, monk
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     (pixels,) = photos(1, 31, 22, 3)
-    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
     shutil.copy(path, tmp_path)
     monkeypatch.chdir(tmp_path)
     code, printed, names = blocks(text)["Python"], io.StringIO(), {}
     with contextlib.redirect_stdout(printed):
         exec(code, names)
-    score, is_anomaly = Detector(path).score_file(tmp_path / "photo.png")
+    score, is_anomaly = Detector(path).score_file(tmp_path / "photo.jpg")
     assert names["score"][0] == pytest.approx(score, rel=1e-5)
     assert printed.getvalue() == f"{names['score'][0]!s} {is_anomaly}\n"
-    sideways = Detector(path).score(np.asarray(Detector(path).read(tmp_path / "photo.png"))[None, ::-1])
+    sideways = Detector(path).score(np.asarray(Detector(path).read(tmp_path / "photo.jpg"))[None, ::-1])
     assert abs(sideways.score[0] - score) > 1e-3 * score  # or the photo would tell nothing about turning
 
 
