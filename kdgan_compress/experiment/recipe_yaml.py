@@ -3,6 +3,7 @@
 Aliases may repeat a section, but a small file may not stand for an endless value.
 """
 
+import itertools
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ MAX_VALUES = 10_000
 """Bound on the values of a text, those that an alias repeats included."""
 
 MAX_DIGITS = 300
+MAX_DEPTH = 100
 SEPARATORS = "\n[{,"
 """Counted before the text is parsed, which takes seconds if they are many."""
 
@@ -48,6 +50,8 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"it has {len(text):,} characters, more than {MAX_BYTES:,}")
     if sum(map(text.count, SEPARATORS)) > MAX_VALUES:
         raise ValueError(f"it has more than {MAX_VALUES:,} lines, lists and sections")
+    if _max_depth(text) > MAX_DEPTH:
+        raise ValueError("it is nested too deeply")
     try:
         loader = _RecipeLoader(text)
         node = loader.get_single_node()
@@ -62,6 +66,12 @@ def parse_yaml(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
     except Exception as error:  # PyYAML's constructors raise anything
         raise ValueError(f"a value can't be read: {first_line(error)}") from None
+
+
+def _max_depth(text: str) -> int:
+    """How deeply brackets are nested; PyYAML's time grows with its square."""
+    steps = ((character in "[{") - (character in "]}") for character in text)
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _num_values(node: yaml.Node, known: dict[int, int | None]) -> int:

@@ -17,7 +17,7 @@ from kdgan_compress.files.arrays import ZIP_ERRORS
 MAX_PICKLE_BYTES = 4_000_000
 MAX_RECORDS = 100_000
 RESERVING = frozenset({"bytearray", "_rebuild_qtensor", "_rebuild_wrapper_subclass"})
-"""Functions that torch allows, and that reserve as much memory as they are told to."""
+"""Functions that torch allows, and that reserve as much memory as the file says."""
 
 
 def load_torch_file(path: Path) -> Any:

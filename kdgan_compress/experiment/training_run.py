@@ -69,9 +69,9 @@ class TrainingRun:
         """If the job is resumed, load its saved state and drop the metrics written after it.
 
         Raises:
-            KdganError: The state is damaged or of another experiment, or the run diverged.
+            KdganError: The state is damaged or of another experiment.
         """
-        self.job.folder.check_has_not_failed()
+        self.job.folder.failure.unlink(missing_ok=True)
         if self.job.resume:
             self._restore()
 
@@ -149,8 +149,8 @@ class TrainingRun:
     def fail(self, error: DivergedError) -> KdganError:
         """Write the model of the last saved state; return the error with what was kept."""
         folder, scheduler = self.job.folder, self.job.scheduler
-        write_text(folder.failure, f"{error.found}\n")
         if not folder.state.exists():
+            write_text(folder.failure, f"{error.found}\n")
             return KdganError(error.problem, error.found, f"{error.hint}; nothing had been saved yet")
         self.load_state()
         self._save_models()
