@@ -1,10 +1,10 @@
-# make demo | make test | make check | make test-slow | make gpu; needs python3 >= 3.11 and a package index, nothing else
+# make demo | make test | make check | make test-slow | make fuzz | make gpu; needs python3 >= 3.11 and a package index, nothing else
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow check gpu wheel clean
+.PHONY: demo test test-slow fuzz check gpu wheel clean
 
 demo: $(READY)
 	$(BIN)/kdgan-compress demo
@@ -14,6 +14,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# Changed files against every parser; FUZZ_INPUTS=N tries another number than 100,000.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/fuzz
 
 check: $(READY)
 	$(BIN)/ruff check .

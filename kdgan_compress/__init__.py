@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kdgan_compress.distillation.policies import LossSet as LossSet
     from kdgan_compress.distillation.policies import Stage as Stage
     from kdgan_compress.distillation.scheduler import ProgressiveScheduler as ProgressiveScheduler
-    from kdgan_compress.distillation.scheduler import TrainingSettings as TrainingSettings
+    from kdgan_compress.distillation.stage_run import TrainingSettings as TrainingSettings
     from kdgan_compress.distillation.terms import Term as Term
     from kdgan_compress.distillation.train_state import TrainState as TrainState
     from kdgan_compress.distillation.trainer import train_schedulers as train_schedulers
@@ -72,7 +72,8 @@ _MODULES = {
     "distillation.hooks": ("FeatureHooks",),
     "distillation.loss": ("DistillationLoss",),
     "distillation.policies": ("FROM_SCRATCH", "STRUCTURES", "LossSet", "Stage"),
-    "distillation.scheduler": ("ProgressiveScheduler", "TrainingSettings"),
+    "distillation.scheduler": ("ProgressiveScheduler",),
+    "distillation.stage_run": ("TrainingSettings",),
     "distillation.terms": ("Term",),
     "distillation.train_state": ("TrainState",),
     "distillation.trainer": ("train_schedulers",),

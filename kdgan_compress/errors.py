@@ -1,4 +1,4 @@
-"""The package's exception class."""
+"""The package's exception classes."""
 
 
 class KdganError(ValueError):
@@ -16,6 +16,19 @@ class KdganError(ValueError):
 
     def __reduce__(self) -> tuple[type["KdganError"], tuple[str, str, str]]:
         return type(self), (self.problem, self.found, self.hint)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a command after its work was saved.
+
+    Args:
+        signal: Number of the signal, such as 15 for SIGTERM.
+        message: What was kept and how to continue.
+    """
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal, self.message = signal, message
 
 
 def first_line(error: BaseException) -> str:

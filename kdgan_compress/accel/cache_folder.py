@@ -16,7 +16,11 @@ from torch import Tensor
 
 from kdgan_compress.accel.teacher_cache import TeacherCache
 from kdgan_compress.errors import KdganError
-from kdgan_compress.files import atomic_path, unwritable
+from kdgan_compress.files import atomic_path, check_regular, parse_json, read_array_header, read_text, unwritable
+
+MAX_METADATA_BYTES = 1_000_000
+MAX_DIMENSIONS, MAX_SIDE = 8, 1 << 31
+DTYPES = (np.dtype("<f4"), np.dtype("<f2"))
 
 
 class CacheFolder:
@@ -37,12 +41,15 @@ class CacheFolder:
             return None, "none yet"
         damaged = None, f"{rows_path} was damaged"
         try:
-            metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
-            shapes = {name: tuple(shape) for name, shape in metadata["shapes"].items()}
-            if metadata["sha256"] != _sha256(rows_path, shapes):
+            sha256, shapes = _read_metadata(metadata_path)
+            size = check_regular(rows_path)
+            with rows_path.open("rb") as file:
+                header = read_array_header(file)
+            is_rows = header.dtype in DTYPES and header[1:3] == (_rows_shape(shapes, header.shape[0]), False)
+            if not is_rows or size != header.offset + header.num_bytes or sha256 != _sha256(rows_path, shapes):
                 return damaged
-            rows = np.load(rows_path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            rows: Any = np.memmap(rows_path, header.dtype, "r", header.offset, header.shape)
+        except (OSError, ValueError, IndexError):
             return damaged
         if rows.nbytes <= self._memory_mb * 1_000_000:
             rows = np.array(rows)
@@ -57,7 +64,7 @@ class CacheFolder:
             KdganError: The folder cannot be written, or is full; no file of this key remains.
         """
         rows_path, metadata_path = self._paths(key)
-        shape = (num_images, sum(map(math.prod, shapes.values())))
+        shape = _rows_shape(shapes, num_images)
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         with atomic_path(rows_path) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
@@ -76,6 +83,32 @@ class CacheFolder:
 
     def _paths(self, key: str) -> tuple[Path, Path]:
         return self.path / f"{key}.npy", self.path / f"{key}.json"
+
+
+def _read_metadata(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """The rows' hash, and each feature's shape.
+
+    Raises:
+        OSError: The file can't be read.
+        ValueError: It is damaged.
+    """
+    metadata = parse_json(read_text(path, MAX_METADATA_BYTES))
+    shapes = metadata.get("shapes") if isinstance(metadata, dict) else None
+    if not isinstance(shapes, dict) or not all(map(_is_shape, shapes.values())):
+        raise ValueError("it has no shapes")
+    return str(metadata.get("sha256")), {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _is_shape(shape: object) -> bool:
+    return (
+        isinstance(shape, list)
+        and len(shape) <= MAX_DIMENSIONS
+        and all(type(side) is int and 1 <= side < MAX_SIDE for side in shape)
+    )
+
+
+def _rows_shape(shapes: Mapping[str, tuple[int, ...]], num_images: int) -> tuple[int, int]:
+    return num_images, sum(map(math.prod, shapes.values()))
 
 
 def _sha256(rows_path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -18,7 +18,7 @@ from kdgan_compress.accel.stacking import can_be_stacked, check_stack, stack_net
 from kdgan_compress.accel.teacher_cache import TeacherCache, stacked_targets
 from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.distillation.precision import precision_context, step_in_precision
-from kdgan_compress.distillation.scheduler import StageRun
+from kdgan_compress.distillation.stage_run import StageRun
 from kdgan_compress.distillation.step import StageModels, Targets
 from kdgan_compress.distillation.trainer import Engine
 from kdgan_compress.errors import KdganError

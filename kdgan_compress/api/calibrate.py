@@ -12,7 +12,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.export.packaging.card_update import CardEntries, update_card
 from kdgan_compress.export.packaging.sidecar_names import card_sidecar, golden_sidecar, sidecar_prefix
 from kdgan_compress.export.validation.golden import read_golden, write_golden
-from kdgan_compress.files import atomic_path
+from kdgan_compress.files import read_text, write_together
 from kdgan_compress.runtime import Detector, score_files
 from kdgan_compress.runtime.calibration import (
     MIN_PHOTOS,
@@ -24,6 +24,8 @@ from kdgan_compress.runtime.calibration import (
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY
 from kdgan_compress.runtime.image_files import find_images
 from kdgan_compress.runtime.onnx_file import replace_threshold
+
+MAX_CARD_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,7 @@ def _write(old: Path, loaded: Detector, new: Path, found: Calibration) -> tuple[
         if old.with_suffix(".ort").exists():
             warnings.append(f"{old.with_suffix('.ort').name} keeps the old threshold; set its input `threshold`")
         paths = [new.with_name(file) for file in (*files, new.name)]
-        for path in paths:
-            with atomic_path(path) as temporary:
-                temporary.write_bytes((folder / path.name).read_bytes())
+        write_together({path: (folder / path.name).read_bytes() for path in paths})
     return tuple(map(str, paths)), warnings
 
 
@@ -137,8 +137,8 @@ def _write_card(old: Path, loaded: Detector, written: Path, calibrated: Detector
     """The card with the new detector's values; it describes the new golden vectors if there are any."""
     source, card = card_sidecar(old), f"{prefix}card.md"
     try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_text(source, MAX_CARD_BYTES)
+    except (OSError, ValueError):
         hint = "Keep the files of an export together"
         raise KdganError("The model card must be readable", f"there is none at {source}", hint) from None
     golden = golden_sidecar(old).stem

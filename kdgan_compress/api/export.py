@@ -1,7 +1,6 @@
 """Export a trained model as a detector file, with card, golden vectors and, on request, files for phones or the web."""
 
 import dataclasses
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_name, model_path
+from kdgan_compress.experiment.results import read_result
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.export.detector_file import ExportReport, write_detector
 from kdgan_compress.export.packaging.card import ModelCardData
@@ -19,7 +19,7 @@ from kdgan_compress.export.packaging.sidecars import write_sidecars
 from kdgan_compress.export.packaging.web import write_page
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.gate import ThresholdRule, ValidationData
-from kdgan_compress.files import atomic_path
+from kdgan_compress.files import write_together
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,9 @@ def export_detector(
         card = _card_data(written, model, checkpoint, settings, report)
         prefix = sidecar_prefix(path)
         names = write_sidecars(written, prefix, report, card, settings.mobile)
-        page = None if web is None else write_page(web, written, Path(folder, f"{prefix}golden.json"), ort_web)
         files = [path.with_name(name) for name in (*names, path.name)]
-        for file in files:
-            with atomic_path(file) as temporary:
-                temporary.write_bytes(Path(folder, file.name).read_bytes())
+        write_together({file: Path(folder, file.name).read_bytes() for file in files})
+        page = None if web is None else write_page(web, written, Path(folder, f"{prefix}golden.json"), ort_web)
     return ExportResult(
         **vars(report) | {"path": str(path)},
         auc=card.auc,
@@ -154,6 +152,7 @@ def _card_data(
     if report.agreement is not None:
         auc = report.agreement.auc
     elif model_path(model) == folder.model and folder.result.exists():  # a student's folder has its teacher's file too
-        auc = json.loads(folder.result.read_text(encoding="utf-8"))["auc"]
+        result = read_result(folder)
+        auc = None if result is None else result.auc
     teacher = checkpoint.provenance.get("teacher")
     return ModelCardData(checkpoint.data.name, model_name(teacher) if teacher else None, auc, checks)

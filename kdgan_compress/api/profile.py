@@ -46,7 +46,7 @@ class ModelProfile(Counts):
 
 @dataclass(frozen=True)
 class CompressionRatios:
-    """How many times less a model costs than a reference; latencies are medians of one measurement.
+    """How many times less a model costs than a reference; latencies are 10 % quantiles of one measurement.
 
     ``macs`` is None if the model has no convolution.
     """
@@ -122,7 +122,7 @@ def ratios(model: ModelProfile, against: ModelProfile) -> CompressionRatios:
         params=against.num_params / model.num_params,
         macs=against.conv_macs / model.conv_macs if model.conv_macs else None,
         bytes=against.size_bytes / model.size_bytes,
-        latency=against.latency_us.median / model.latency_us.median,
+        latency=against.latency_us.p10 / model.latency_us.p10,
     )
 
 

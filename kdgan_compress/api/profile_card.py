@@ -17,12 +17,13 @@ from kdgan_compress.export.packaging.card import replace_latency
 from kdgan_compress.export.packaging.card_update import read_detector_name
 from kdgan_compress.export.precisions import is_exact
 from kdgan_compress.export.settings import ExportSettings
-from kdgan_compress.files import atomic_path
+from kdgan_compress.files import atomic_path, read_text
 from kdgan_compress.profiling.latency import Latency, working_size
 from kdgan_compress.profiling.machine import machine_name
 from kdgan_compress.runtime import Detector
 
 THIS_FILE, FP32, TEACHER, IDENTITY = "this file", "the same in fp32", "its teacher in fp32", "an identity graph"
+MAX_CARD_BYTES = 1_000_000
 MIN_SLOWDOWN = 1.05
 """Latency relative to fp32 above which a lossy export is reported as slower."""
 
@@ -65,8 +66,8 @@ def profile_card(model: str | Path, card: str | Path, against: str | Path | None
     """
     card = Path(card)
     try:
-        text = card.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(card, MAX_CARD_BYTES)
+    except (OSError, ValueError) as error:
         raise KdganError("The card must be a readable text file", f"{card}: {first_line(error)}", "Check it") from None
     path = card.with_name(read_detector_name(text))
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +81,7 @@ def profile_card(model: str | Path, card: str | Path, against: str | Path | None
         temporary.write_text(latency, encoding="utf-8")
     is_slower = None
     if FP32 in latencies:
-        is_slower = latencies[THIS_FILE].median > MIN_SLOWDOWN * latencies[FP32].median
+        is_slower = latencies[THIS_FILE].p10 > MIN_SLOWDOWN * latencies[FP32].p10
     return CardProfile(profiles, identity, is_slower, str(card), machine_name())
 
 

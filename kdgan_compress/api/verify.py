@@ -16,7 +16,7 @@ from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model
 from kdgan_compress.export.packaging.sidecar_names import golden_sidecar
 from kdgan_compress.export.precisions import find_precision, is_exact
-from kdgan_compress.export.validation.golden import Golden, read_golden, sample_map
+from kdgan_compress.export.validation.golden import Golden, golden_shapes, read_golden, sample_map
 from kdgan_compress.export.validation.parity import (
     map_difference,
     parity,
@@ -41,6 +41,7 @@ class Verification:
             without such maps.
         golden_decisions_differ: Number of golden vectors with another decision; scores within the tolerance of the
             threshold are not counted.
+        golden_is_complete: Whether the golden vectors are all those of an export, with its tolerance.
         frame: Height and width to which the file resizes photos before it cuts them into tiles; None without tiles.
         map_unit: ``"score"`` if the anomaly map is in units of the score.
         score_max_rel: Largest relative difference from torch's scores; None without ``against``.
@@ -60,6 +61,7 @@ class Verification:
     golden_tolerance: float
     golden_map_max_rel: float | None = None
     golden_decisions_differ: int = 0
+    golden_is_complete: bool = True
     frame: tuple[int, int] | None = None
     map_unit: str | None = None
     score_max_rel: float | None = None
@@ -97,6 +99,7 @@ def verify(
     """
     path = Path(detector)
     loaded = Detector(path)
+    _check_metadata(loaded, path)
     golden = read_golden(golden_sidecar(path))
     if golden.file_sha256 != loaded.metadata[CHECKSUM_KEY]:
         found = f"{golden_sidecar(path)} is of another"
@@ -117,21 +120,35 @@ def verify(
     return Verification(ok=not failed, detector=str(path), failed=tuple(failed), **results)
 
 
+def _check_metadata(detector: Detector, path: Path) -> None:
+    if missing := {"precision", "weights_sha256"} - detector.metadata.keys():
+        found = f"{path} has no {', '.join(sorted(missing))}"
+        raise KdganError("The detector needs this package's metadata", found, "Export the model again")
+
+
 def _replay(detector: Detector, golden: Golden) -> dict[str, Any]:
     replayed = [detector.score(image[None], maps=bool(golden.maps)) for image in golden.images]
     scores, decisions = (
         np.concatenate(parts) for parts in zip(*((s.score, s.is_anomaly) for s in replayed), strict=True)
     )
     difference, worst = _largest_difference(scores, golden.score)
-    is_clear = np.abs(golden.score - detector.threshold) > golden.tolerance * np.abs(golden.score)
+    tolerance = find_precision(detector.metadata["precision"]).golden_tolerance  # the file's own proves nothing
+    is_clear = np.abs(golden.score - detector.threshold) > tolerance * np.abs(golden.score)
     maps = [sample_map(each.anomaly_map) for each in replayed if each.anomaly_map is not None]
     return {
         "golden_map_max_rel": _largest_map_difference(maps, golden) if golden.maps else None,
         "golden_max_rel": difference,
         "golden_worst": worst,
-        "golden_tolerance": golden.tolerance,
+        "golden_tolerance": tolerance,
+        "golden_is_complete": _is_complete(detector, golden, tolerance),
         "golden_decisions_differ": int(((decisions != golden.is_anomaly) & is_clear).sum()),
     }
+
+
+def _is_complete(detector: Detector, golden: Golden, tolerance: float) -> bool:
+    num_maps = len(golden.images) if detector.has_anomaly_map else 0
+    shapes = [image.shape for image in golden.images]
+    return shapes == golden_shapes(detector) and len(golden.maps) == num_maps and golden.tolerance == tolerance
 
 
 def _largest_difference(scores: NDArray[Any], expected: NDArray[Any]) -> tuple[float, int]:
@@ -199,6 +216,8 @@ def _failed_checks(found: Verification, detector: Detector, against: str) -> lis
     exact, limits = is_exact(detector.metadata), find_precision(detector.metadata["precision"]).gate
     difference, auc_diff, agreement = found.score_max_rel, found.auc_diff, found.label_agreement
     failed = []
+    if not found.golden_is_complete:
+        failed.append("the golden vectors are not those that an export writes: some are missing, or their tolerance")
     if not found.golden_max_rel <= found.golden_tolerance:
         failed.append(f"golden scores differ by {found.golden_max_rel:.2g}, more than {found.golden_tolerance:g}")
     on_maps = found.golden_map_max_rel

@@ -17,7 +17,7 @@ from kdgan_compress.bench.cases import TEACHER, Case
 from kdgan_compress.bench.reference_loops import reference_loop
 from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import FROM_SCRATCH, STRUCTURES, Stage
-from kdgan_compress.distillation.scheduler import StageRun, TrainingSettings
+from kdgan_compress.distillation.stage_run import StageRun, TrainingSettings
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import StageProgress, train_stage
 from kdgan_compress.gans import FAMILIES, Architecture, Gan, anomaly_score, build, normalize_images, to_device

@@ -1,13 +1,19 @@
 """The entry point: the command table, and exit codes and messages of errors."""
 
-import os
+import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 
 import click
 
 from kdgan_compress.cli.output import show_messages
-from kdgan_compress.errors import KdganError
+from kdgan_compress.cli.streams import abandon, one_line, prepare_streams
+from kdgan_compress.errors import Interrupted, KdganError, first_line
 
 TRAIN_EXTRA = "kdgan-compress[train]"
 TRAIN_MODULES = (
@@ -15,6 +21,8 @@ TRAIN_MODULES = (
     *("safetensors", "scipy", "sklearn", "torch", "torchvision", "yaml"),
 )
 
+OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory", re.IGNORECASE)
+"""What torch's errors say for which it has no class of their own."""
 
 COMMANDS = (
     *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
@@ -62,28 +70,75 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; exit code 0, 1 (an error the user can fix), 2 (wrong usage) or 130 (interrupted)."""
+    """Run one command line; the exit codes are listed in docs/reliability.md."""
+    prepare_streams()
     try:
-        with show_messages():
-            return cli.main(arguments, prog_name="kdgan-compress", standalone_mode=False) or 0
+        with _sigterm_as_exception(), show_messages():
+            code = _invoke(arguments)
+        sys.stdout.flush()
+        return code
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except Interrupted as error:
+        return _fail(error.message, 128 + error.signal)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted; finished work is kept (continue a training with --resume).", err=True)
-        return 130
+        return _fail(
+            "Interrupted; files that were complete are kept (continue a training with --resume).", 128 + signal.SIGINT
+        )
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon(sys.stdout)
         return 0
     except KdganError as error:
-        click.echo(f"Error: {error}", err=True)
-        return 1
+        return _fail(f"Error: {error}")
     except ModuleNotFoundError as error:
         if error.name not in TRAIN_MODULES:
             raise
-        click.echo(
-            f"Error: This command needs the training dependencies; found no module {error.name}. "
-            f"Run pip install '{TRAIN_EXTRA}'.",
-            err=True,
-        )
-        return 1
+        needs = f"This command needs the training dependencies; found no module {error.name}"
+        return _fail(f"Error: {needs}. Run pip install '{TRAIN_EXTRA}'.")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"Error: Reading or writing failed; {where}{error.strerror or error}. Free space or permissions.")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        hint = "Use a smaller model, batch, fleet or image, or a machine with more memory"
+        return _fail(f"Error: The command needs more memory than there is; {first_line(error)}. {hint}.")
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Like ``click.Group.main``, which would hide some exceptions."""
+    try:
+        with cli.make_context("kdgan-compress", arguments) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    return 0
+
+
+def _fail(message: str, code: int = 1) -> int:
+    """Print an error as one line, as far as stderr takes it, and return the exit code."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, one_line(message) + "\n")):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            abandon(stream)
+    return code
+
+
+@contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """Let SIGTERM end the command by an exception, so that temporary files are removed."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Interrupted(number, f"Stopped by {signal.Signals(number).name}; files that were complete are kept.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -77,7 +77,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg]  # not generic before 
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
         """``"objective.w_adv=0"`` → ``{"objective": {"w_adv": 0}}``."""
-        import yaml
+        from kdgan_compress.experiment.recipe_yaml import parse_yaml
 
         if isinstance(value, dict):
             return value
@@ -85,8 +85,8 @@ class Setting(click.ParamType):  # type: ignore[type-arg]  # not generic before 
         if not equals or not all(path.split(".")):
             self.fail(f"{value!r} is not a recipe key and its value, such as objective.w_adv=0", param, ctx)
         try:
-            changes: Any = yaml.safe_load(text)
-        except yaml.YAMLError:
+            changes: Any = parse_yaml(text)
+        except ValueError:
             self.fail(f"{text!r} is not a YAML value", param, ctx)
         if changes is None:
             self.fail(f"{path} can't be set to nothing; leave it out", param, ctx)

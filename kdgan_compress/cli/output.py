@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from kdgan_compress.cli.streams import escape_surrogates, has_unicode
+
 if TYPE_CHECKING:
     from kdgan_compress.experiment.results import FleetResult, Progress, RunResult, ShowProgress
 
@@ -66,7 +68,7 @@ def print_json(result: Any) -> None:
     """One object (a dataclass or plain values) on stdout."""
     plain = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
     flush_messages()
-    click.echo(json.dumps(plain, ensure_ascii=False))
+    click.echo(escape_surrogates(json.dumps(plain, ensure_ascii=not has_unicode(sys.stdout))))
 
 
 def print_report(report: Report, as_json: bool, print_text: Callable[[Report], None]) -> None:

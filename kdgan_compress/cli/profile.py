@@ -124,10 +124,14 @@ def _print(report: "ProfileReport") -> None:
 
 
 def _print_card(report: "CardProfile") -> None:
-    reference = report.models[0].latency_us.median
+    from kdgan_compress.profiling.latency import busy_warning
+
+    reference = report.models[0].latency_us.p10
     rows = {row.name: row.latency_us for row in report.models} | {"an identity graph": report.identity_us}
     for name, latency in rows.items():
-        click.echo(f"{latency.median:8.1f} µs  {name:20} {latency.median / reference:6.2f} times this file's")
+        click.echo(f"{latency.p10:8.1f} µs  {name:20} {latency.p10 / reference:6.2f} times this file's")
+    if (busy := busy_warning(rows.values())) is not None:
+        click.echo(busy, err=True)
     if report.slower_than_fp32:
         click.echo("This file is slower than fp32 on this machine; it only saves bytes.")
     click.echo(f"ONNX Runtime, one thread, batch 1, on {report.machine}; written to {report.card}")

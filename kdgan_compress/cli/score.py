@@ -1,7 +1,6 @@
 """``kdgan-compress score``: runs on the device, so nothing here imports torch."""
 
 import csv
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdgan_compress.cli.output import print_json
+from kdgan_compress.cli.streams import one_line
 
 if TYPE_CHECKING:
     from kdgan_compress.runtime import FileScore
@@ -53,8 +53,6 @@ def score(
 
     if as_json and as_csv:
         raise click.UsageError("Give --json or --csv, not both.")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # file names may not be UTF-8
     loaded = Detector(detector, threads, threshold)
     photos, others = _photos(images)
     overlays: list[Path | None] = [None] * len(photos)
@@ -73,7 +71,7 @@ def score(
                 write_overlay(overlay, draw_result(loaded, result))
             print_score(result, None if result.error else overlay)
     for line in others:
-        click.echo(line, err=True)
+        click.echo(one_line(line), err=True)
     if len(photos) > 1:
         summary = f"{len(photos):,} images: {num_anomalies:,} above the threshold {loaded.threshold:.6g}"
         click.echo(summary + (f", {num_failed} could not be read" if num_failed else ""), err=True)
@@ -108,11 +106,11 @@ def _photos(images: tuple[Path, ...]) -> tuple[list[tuple[Path, Path]], list[str
 
 def _print_line(result: "FileScore", _: Path | None) -> None:
     if result.error is not None:
-        click.echo(f"Error: {result.error}", err=True)
+        click.echo(one_line(f"Error: {result.error}"), err=True)
     else:
         relative = "–" if result.relative is None else f"{result.relative:.2f}"
         decision = "anomaly" if result.is_anomaly else "normal "
-        click.echo(f"{result.score:12.6g}  {relative:>6}  {decision}  {result.path}")
+        click.echo(f"{result.score:12.6g}  {relative:>6}  {decision}  {one_line(str(result.path))}")
 
 
 def _print_json(result: "FileScore", overlay: Path | None) -> None:

@@ -3,8 +3,6 @@
 The images of a data set are one pool: the official training split first, then the official test split.
 """
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,13 @@ from torch import Tensor
 from kdgan_compress.data.folder_summary import FolderSummary
 from kdgan_compress.data.prepare import resize, to_channels
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.files import check_regular, read_arrays
 from kdgan_compress.runtime.images import read_image
+
+MAX_NPZ_BYTES, MAX_NPZ_RATIO = 400_000_000, 4
+"""The arrays of an ``.npz`` file may take so many bytes, or so many times the file's size if that is more."""
+
+MAX_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,21 +108,22 @@ def read_npz(
     if not path.is_file():
         raise KdganError("The .npz file must exist", f"found none at {path}", "Check the path")
     try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            is_single = not isinstance(file, np.lib.npyio.NpzFile)
-            arrays = {} if is_single else {key: file[key] for key in images_of if key in file}
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        max_bytes = max(MAX_NPZ_BYTES, MAX_NPZ_RATIO * check_regular(path))
+        arrays = read_arrays(path, max_bytes, images_of)
+    except (OSError, ValueError) as error:
         raise invalid(f"{path} can't be read: {first_line(error)}") from None
-    missing = [key for key in images_of if key not in arrays]
-    if missing:
-        raise invalid(f"{path} is a single array" if is_single else f"{path} lacks {', '.join(missing)}")
+    if missing := [key for key in images_of if key not in arrays]:
+        raise invalid(f"{path} lacks {', '.join(missing)}")
     for key, images_key in images_of.items():
         array, images = arrays[key], arrays[images_key]
         found = f"{key} in {path} is {array.dtype} {array.shape}"
         if key == images_key:
-            if array.dtype != np.uint8 or array.ndim < 3 or array.shape[3:] not in channels:
+            is_image = array.dtype == np.uint8 and array.ndim >= 3 and array.shape[3:] in channels
+            if not is_image or 0 in array.shape[1:] or len(array) > MAX_IMAGES:
                 raise invalid(found)
         elif array.shape != images.shape[:1] or not np.issubdtype(array.dtype, np.integer):
             raise invalid(f"{found} for {len(images)} images")
-    return [array if key == images_of[key] else array.astype(np.int64) for key, array in arrays.items()]
+    return [
+        array if key == images_of[key] else array.astype(np.int64)
+        for key, array in ((key, arrays[key]) for key in images_of)
+    ]

@@ -1,13 +1,13 @@
 """Which images an experiment uses: a source, a protocol and the protocol's settings."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from kdgan_compress.data.protocols import check_fraction
 from kdgan_compress.data.sources import SOURCES, Source
 from kdgan_compress.data.tiles import TileGrid, TileSettings
 from kdgan_compress.errors import KdganError
+from kdgan_compress.files import expand_user
 
 DEFAULT_OUTLIERS = 0.5
 COIL100_OUTLIERS = {1: 0.5, 4: 0.25, 7: 0.15}
@@ -121,8 +121,8 @@ class DataSettings:
     def absolute(self) -> "DataSettings":
         """A copy with absolute paths, which stay valid in any working directory."""
         kind, _, path = self.source.partition(":")
-        source = f"{kind}:{Path(path).expanduser().resolve()}" if path else self.source
-        return replace(self, source=source, root=str(Path(self.root).expanduser().resolve()) if self.root else None)
+        source = f"{kind}:{expand_user(path).resolve()}" if path else self.source
+        return replace(self, source=source, root=str(expand_user(self.root).resolve()) if self.root else None)
 
     @property
     def name(self) -> str:
@@ -132,7 +132,7 @@ class DataSettings:
         """
         kind = _kind(self.source)
         name, _, path = self.source.partition(":")
-        base = Path(path).expanduser().resolve().stem if path else name
+        base = expand_user(path).resolve().stem if path else name
         if kind.is_presplit:
             return base
         parts: list[str | None] = [base]

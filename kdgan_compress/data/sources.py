@@ -17,6 +17,7 @@ from kdgan_compress.data.datasets import ArrayDataset, FileDataset, read_npz
 from kdgan_compress.data.folder import read_folder
 from kdgan_compress.data.folder_summary import NORMAL_CLASS, choose_channels, report_folder
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.files import expand_user
 from kdgan_compress.runtime.images import read_image
 
 DEFAULT_ROOT = Path("~/.cache/kdgan-compress")
@@ -45,6 +46,7 @@ class Source(ABC):
         has_test_split: Whether there is an official test split, which protocol ``simo`` needs.
         is_presplit: Whether the user sorts the images: ``default_normal`` is the only normal class, ``simo`` the only
             protocol; a split has no hash, since the images may change.
+        uses_root: Whether it reads anything from the root.
         has_photos: Whether large images are cut into tiles by default.
     """
 
@@ -57,6 +59,7 @@ class Source(ABC):
     default_normal: ClassVar[str | None] = None
     has_test_split: ClassVar[bool] = True
     is_presplit: ClassVar[bool] = False
+    uses_root: ClassVar[bool] = True
     has_photos: ClassVar[bool] = False
 
     @abstractmethod
@@ -76,6 +79,7 @@ class NpzFile(Source):
     """Any ``.npz`` file with x_train, y_train, x_test and y_test."""
 
     takes_path = True
+    uses_root = False
 
     def read(self) -> ArrayDataset:
         return _read_splits(self.path)
@@ -89,6 +93,7 @@ class Sample(Source):
     """A part of Fashion-MNIST that comes with the package."""
 
     default_normal = "sneaker"
+    uses_root = False
 
     def read(self) -> ArrayDataset:
         return _read_splits(SAMPLE, FASHION)
@@ -167,6 +172,7 @@ class Folder(Source):
     takes_path = True
     default_normal = NORMAL_CLASS
     is_presplit = True
+    uses_root = False
     has_photos = True
 
     def read(self) -> FileDataset:
@@ -210,7 +216,8 @@ def open_source(source: str, root: str | Path | None = None) -> Source:
     if kind is None or kind.takes_path != bool(path):
         known = [f"{name}:PATH" if kind.takes_path else name for name, kind in SOURCES.items()]
         raise KdganError("The data must be a known source", f"got {source!r}", f"Choose one of {', '.join(known)}")
-    return kind(name, Path(path).expanduser(), Path(root or DEFAULT_ROOT).expanduser())
+    default = DEFAULT_ROOT if kind.uses_root else "."
+    return kind(name, expand_user(path), expand_user(root or default))
 
 
 def _read_splits(path: Path, class_names: Sequence[str] = ()) -> ArrayDataset:

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate, pad
 
 from kdgan_compress.errors import KdganError
 
+MAX_SIDE, MAX_CROPS = 8192, 10_000_000
 FINE_PHOTO_SIZE, COARSE_PHOTO_SIZE = 256, 128
 ALIGNED = 0.3
 """Photos are aligned if their mean photo has at least this fraction of a photo's variance: 0.99 on MVTec's bottle, 0.74
@@ -44,15 +45,20 @@ class TileSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("photo_size", "stride", "num_crops"):
+        limits = {"photo_size": MAX_SIDE, "stride": MAX_SIDE, "num_crops": MAX_CROPS}
+        for name, limit in limits.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise KdganError(f"tiles.{name} must be 1 or more", f"got {value}", "Leave it out for the default")
+            if value is not None and not 1 <= value <= limit:
+                problem = f"tiles.{name} must be 1 or more" if value < 1 else f"tiles.{name} must be at most {limit:,}"
+                raise KdganError(problem, f"got {value}", "Leave it out for the default")
         if not 0 <= self.brightness < 1:
             found = f"got {self.brightness}"
             raise KdganError("tiles.brightness must be at least 0 and below 1", found, "Give for example 0.1")
         if self.frame is not None:
             object.__setattr__(self, "frame", tuple(self.frame))
+            if len(self.frame) != 2 or not 1 <= min(self.frame) <= max(self.frame) <= MAX_SIDE:
+                problem = f"tiles.frame must be a height and a width of at most {MAX_SIDE}"
+                raise KdganError(problem, f"got {list(self.frame)}", "Leave it out")
 
     def grid(self, tile: int) -> "TileGrid":
         """The scoring grid for tiles of this side; ``frame`` is set."""

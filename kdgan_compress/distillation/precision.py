@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kdgan_compress.distillation.scheduler import Precision, StageRun
+from kdgan_compress.distillation.stage_run import Precision, StageRun
 from kdgan_compress.distillation.step import StageModels, train_step
 
 

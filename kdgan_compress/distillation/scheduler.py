@@ -1,116 +1,26 @@
 """The progressive scheduler: stages in sequence, each from the last weights of the stage before (section III-E).
 
-Between two epochs the whole training can be saved as one state and loaded in another process, which then ends bit for
+Between two steps the whole training can be saved as one state and loaded in another process, which then ends bit for
 bit where this one would have (on the CPU, with the same number of threads).
 """
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdgan_compress.distillation.hooks import Connectors, FeatureHooks
 from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import Stage
+from kdgan_compress.distillation.stage_run import StageRun, TrainingSettings
 from kdgan_compress.distillation.step import Targets
-from kdgan_compress.distillation.train_log import TrainRecord
-from kdgan_compress.distillation.train_state import TrainState, frozen
+from kdgan_compress.distillation.train_log import EpochPosition, TrainRecord
+from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError
-from kdgan_compress.gans import Gan, normalize_images
-from kdgan_compress.gans.objective import Outputs
 
-STATE_FORMAT = 3
-Precision = Literal["float32", "tf32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How steps are made, whatever the stage.
-
-    Attributes:
-        batch_size: Images per step, ≥ 1; an epoch's last batch may be smaller.
-        learning_rate_decay: ``"linear"``: from the stage's learning rate at its first step to 0 after its last.
-            ``"constant"``: none.
-        seed: Seed of the order of images.
-        precision: Of matrix products on a GPU: ``"float32"``, ``"tf32"`` or, by autocast, ``"bfloat16"``; the last two
-            are faster and less exact. A CPU always computes in float32.
-    """
-
-    batch_size: int = 16
-    learning_rate_decay: Literal["linear", "constant"] = "linear"
-    seed: int = 0
-    precision: Precision = "float32"
-
-
-@dataclass(frozen=True, eq=False)
-class StageRun:
-    """One stage of one student.
-
-    Attributes:
-        stage: Loss set, epochs and learning rates.
-        stage_index: Position in the schedule, from 0; part of the seed of the order of images.
-        student: Trained by μ L_g, ν L_d and λ K_l.
-        teacher: Frozen, or trained by α L_g and β L_d; None where ``targets`` replaces it or nothing is distilled.
-        images: All training images, uint8 (N, C, S, S).
-        k_l: The distillation loss.
-        settings: Batch size and so on.
-        epochs_done: Epochs finished by an earlier process.
-        targets: The frozen teacher's features for ``images``, such as a teacher cache; None to compute them.
-    """
-
-    stage: Stage
-    stage_index: int
-    student: TrainState
-    teacher: TrainState | None
-    images: Tensor
-    k_l: DistillationLoss
-    settings: TrainingSettings
-    epochs_done: int = 0
-    targets: Targets | None = None
-
-    def begin(self) -> None:
-        """Create the optimisers, EMAs and connectors that the stage's loss set needs."""
-        losses, student, teacher = self.stage.loss_set, self.student, self.teacher
-        if teacher is None and (losses.trains_teacher or (losses.distils and self.targets is None)):
-            raise KdganError(
-                f"Stage {self.stage.name} needs a teacher", "found none", "Give one, or train with mu and nu only"
-            )
-        if losses.distils and student.connectors is None:
-            student.connectors = self.check_distillation()
-        student.begin_stage(_trained(student.gan, {"generator": 1.0, "discriminator": losses.nu}))
-        if teacher is not None and losses.trains_teacher:
-            teacher.begin_stage(_trained(teacher.gan, {"generator": losses.alpha, "discriminator": losses.beta}))
-
-    def check_distillation(self) -> Connectors:
-        """Check that K_l fits student, teacher and batches.
-
-        Returns:
-            Connectors where the student's features need the teacher's shapes, found from one image.
-
-        Raises:
-            KdganError: A tap or its feature does not fit a term, or a batch has fewer images than a term compares.
-        """
-        for term in self.k_l.terms:
-            term.check_batch_size(min(self.settings.batch_size, len(self.images)))
-        image = normalize_images(self.images[:1])
-        if self.targets is not None:
-            teacher = self.targets(image, torch.zeros(1, dtype=torch.int64, device=image.device))
-        else:
-            assert self.teacher is not None
-            teacher = self._features(self.teacher.gan, image)
-        student = self._features(self.student.gan, image)
-        connected = {name: feature for name, feature in student.items() if name in self.k_l.connected_taps}
-        connectors = Connectors(connected, teacher).to(image.device, image.dtype)
-        with torch.no_grad():
-            list(self.k_l(connectors(student), teacher))
-        return connectors
-
-    def _features(self, gan: Gan, images: Tensor) -> Outputs:
-        with torch.no_grad(), frozen(gan), FeatureHooks(gan.generator, self.k_l.taps(gan)) as hooks:
-            return self.k_l.add_reencoded_z2(hooks(images), hooks)
+STATE_FORMAT, FORMAT_WITHIN_EPOCH = 3, 4
+"""The second is that of a state between two steps of an epoch, which older versions can't continue."""
 
 
 class ProgressiveScheduler:
@@ -147,7 +57,19 @@ class ProgressiveScheduler:
         self._settings = settings or TrainingSettings()
         self._targets: Targets | None = None
         self._stage_index = self._epochs_done = 0
+        self._within_epoch: EpochPosition | None = None
         self._restored = False
+
+    @property
+    def images_done(self) -> int:
+        """Images of all stages that have been trained on, with repetition."""
+        finished = sum(stage.epochs for stage in self.stages[: self._stage_index]) + self._epochs_done
+        return finished * len(self.images) + self.images_within_epoch
+
+    @property
+    def images_within_epoch(self) -> int:
+        """Images of an epoch that was left between two of its steps."""
+        return 0 if self._within_epoch is None else self._within_epoch.num_images
 
     @property
     def position(self) -> tuple[int, int]:
@@ -198,6 +120,8 @@ class ProgressiveScheduler:
     def advance(self, record: TrainRecord) -> None:
         """Update the position by a record of the trainer."""
         self._epochs_done += record.epoch_done
+        if record.epoch_done or record.within_epoch is not None:
+            self._within_epoch = record.within_epoch
 
     def end_stage(self) -> None:
         """Move to the next stage."""
@@ -217,14 +141,20 @@ class ProgressiveScheduler:
             settings=self._settings,
             epochs_done=self._epochs_done,
             targets=self._targets if is_frozen else None,
+            within_epoch=self._within_epoch,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, random state and both GANs; tensors and plain values only, valid between epochs."""
+        """Position, random state and both GANs; tensors and plain values only.
+
+        It is valid after a record with ``epoch_done`` or ``within_epoch``.
+        """
+        within = self._within_epoch
         return {
-            "format": STATE_FORMAT,
+            "format": STATE_FORMAT if within is None else FORMAT_WITHIN_EPOCH,
             "stage_index": self._stage_index,
             "epochs_done": self._epochs_done,
+            **({} if within is None else {"within_epoch": within.state_dict()}),
             "random_state": torch.get_rng_state(),
             "images": self._fingerprint(),
             "student": self.student.state_dict(),
@@ -237,7 +167,7 @@ class ProgressiveScheduler:
         Raises:
             KdganError: The images are others, or the state is of another version.
         """
-        if state.get("format") != STATE_FORMAT:
+        if state.get("format") not in (STATE_FORMAT, FORMAT_WITHIN_EPOCH):
             raise KdganError(
                 f"The state to resume from is not of format {STATE_FORMAT}",
                 f"found {state.get('format', 'an older one')}",
@@ -249,7 +179,7 @@ class ProgressiveScheduler:
                 f"found {len(self.images)} images that differ from them",
                 "Restore those, or start a new run",
             )
-        self._stage_index, self._epochs_done = state["stage_index"], state["epochs_done"]
+        self._restore_position(state)
         for stage_index in range(self._stage_index + 1):  # earlier stages created the EMA and the connectors
             self.stage_run(stage_index).begin()
         self.student.load_state_dict(state["student"])
@@ -258,14 +188,22 @@ class ProgressiveScheduler:
         torch.set_rng_state(state["random_state"])
         self._restored = True
 
+    def _restore_position(self, state: Mapping[str, Any]) -> None:
+        """Set the position; one past the last stage, which older versions saved, is the last stage's end."""
+        stage_index, epochs_done = state["stage_index"], state["epochs_done"]
+        if type(stage_index) is not int or type(epochs_done) is not int:
+            raise TypeError("its position is not a number")
+        if stage_index >= len(self.stages):
+            stage_index, epochs_done = len(self.stages) - 1, self.stages[-1].epochs
+        if stage_index < 0 or not 0 <= epochs_done <= self.stages[stage_index].epochs:
+            raise ValueError(f"it has no epoch {epochs_done} of stage {stage_index + 1}")
+        within = state.get("within_epoch")
+        self._stage_index, self._epochs_done = stage_index, epochs_done
+        self._within_epoch = None if within is None else EpochPosition.from_state(within)
+
     def _fingerprint(self) -> str:
         """Shape and checksum of the training images."""
         return f"{tuple(self.images.shape)} {zlib.crc32(self.images.cpu().numpy().tobytes()):08x}"
-
-
-def _trained(gan: Gan, weights: Mapping[str, float]) -> list[str]:
-    """The networks whose losses have a weight; without a discriminator the objective decides what L_d is."""
-    return [name for name, weight in weights.items() if weight > 0 and name in gan.networks()]
 
 
 def num_frozen_stages(stages: Sequence[Stage]) -> int:

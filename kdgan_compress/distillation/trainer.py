@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from kdgan_compress.distillation.precision import step_in_precision
-from kdgan_compress.distillation.scheduler import ProgressiveScheduler, StageRun
+from kdgan_compress.distillation.scheduler import ProgressiveScheduler
+from kdgan_compress.distillation.stage_run import StageRun
 from kdgan_compress.distillation.step import StageModels, Targets
-from kdgan_compress.distillation.train_log import DivergedError, EpochLog, LossBuffer, TrainRecord
+from kdgan_compress.distillation.train_log import DivergedError, EpochLog, EpochPosition, LossBuffer, TrainRecord
 from kdgan_compress.distillation.train_state import frozen
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import eval_mode, normalize_images
@@ -96,8 +97,15 @@ def live_targets(run: StageRun, stack: ExitStack) -> Targets:
     return targets
 
 
+ShouldPause = Callable[[], bool]
+
+
+def _never() -> bool:
+    return False
+
+
 def train_schedulers(
-    schedulers: Sequence[ProgressiveScheduler], engine: MakeEngine = Engine
+    schedulers: Sequence[ProgressiveScheduler], engine: MakeEngine = Engine, should_pause: ShouldPause = _never
 ) -> Iterator[tuple[int, TrainRecord | DivergedError]]:
     """Run schedulers from their positions to their ends, stage by stage.
 
@@ -107,22 +115,25 @@ def train_schedulers(
     Args:
         schedulers: One, or several of one shape.
         engine: ``Engine``, or ``accel.engine.fast_engine``, which several schedulers need.
+        should_pause: Asked after every step; where it returns true, each running scheduler yields a record at which
+            its state can be saved.
 
     Yields:
         Index of a scheduler and a record, about every 512 images and at each epoch's end; at one with ``epoch_done``
-        its ``state_dict()`` is valid. A scheduler that diverged yields its error and is left out from then on.
+        or ``within_epoch`` its ``state_dict()`` is valid. A scheduler that diverged yields its error and is left out
+        from then on.
     """
     active = set(range(len(schedulers)))
-    for stage_index in range(max(len(scheduler.stages) for scheduler in schedulers)):
+    for stage_index in range(max((len(scheduler.stages) for scheduler in schedulers), default=0)):
         groups: dict[tuple[bool, ...], list[int]] = defaultdict(list)
         for member in sorted(active):
             scheduler = schedulers[member]
-            if scheduler.position[0] == stage_index and stage_index < len(scheduler.stages):
+            if scheduler.position[0] == stage_index and not scheduler.is_finished:
                 groups[losses_used(scheduler.stage_run(stage_index))].append(member)
         for members in groups.values():
             progress = {member: StageProgress(schedulers[member].begin_stage()) for member in members}
             while running := [member for member in members if not progress[member].is_done]:
-                for index, record in train_stage([progress[member] for member in running], engine):
+                for index, record in train_stage([progress[member] for member in running], engine, should_pause):
                     member = running[index]
                     if isinstance(record, TrainRecord):
                         schedulers[member].advance(record)
@@ -134,7 +145,7 @@ def train_schedulers(
 
 
 def train_stage(
-    models: Sequence["StageProgress"], make_engine: MakeEngine = Engine
+    models: Sequence["StageProgress"], make_engine: MakeEngine = Engine, should_pause: ShouldPause = _never
 ) -> Iterator[tuple[int, TrainRecord | DivergedError]]:
     """Train one model, or several together, until the first of them finishes its stage.
 
@@ -151,7 +162,8 @@ def train_stage(
             losses = engine.train_step(engine.models, indices, steps[0])
             buffer.add(steps, [len(batch) for batch in batches], losses)
 
-            due = {index for index, model in enumerate(models) if model.ends_epoch or model.log.is_due}
+            is_pause = should_pause()
+            due = {index for index, model in enumerate(models) if is_pause or model.ends_epoch or model.log.is_due}
             if not due:
                 continue
             buffer.flush([model.log for model in models])
@@ -159,10 +171,10 @@ def train_stage(
                 model.is_done = model.at_end or model.log.error is not None
                 due |= {index} if model.is_done else set()
             one_is_done = any(model.is_done for model in models)
-            engine.write_back([one_is_done or model.ends_epoch for model in models])
+            engine.write_back([one_is_done or is_pause or model.ends_epoch for model in models])
             for model in models:
                 model.log.seconds += (time.perf_counter() - start) / len(models)
-            yield from [(index, models[index].log.record(models[index].ends_epoch)) for index in sorted(due)]
+            yield from [(index, models[index].record(is_pause)) for index in sorted(due)]
             start = time.perf_counter()
 
 
@@ -178,12 +190,20 @@ class StageProgress:
 
     def __init__(self, run: StageRun) -> None:
         self.run = run
-        self.steps_per_epoch = -(-len(run.images) // run.settings.batch_size)
-        self.step = run.epochs_done * self.steps_per_epoch
+        num_images, batch_size = len(run.images), run.settings.batch_size
+        self._joins_last = num_images > batch_size > 1 == num_images % batch_size and run.has_batch_norm
+        self.steps_per_epoch = -(-num_images // batch_size) - self._joins_last
+        within = run.within_epoch
+        if within is not None and within.steps >= self.steps_per_epoch:
+            problem, found = "The saved state must fit the run", f"an epoch has {self.steps_per_epoch} steps"
+            raise KdganError(problem, f"it is at step {within.steps}; {found}", "Start a new run")
+        self.step = run.epochs_done * self.steps_per_epoch + (within.steps if within else 0)
         self._total_steps = run.stage.epochs * self.steps_per_epoch
         self._batches: tuple[Tensor, ...] = ()
         self.is_done = self.at_end
         self.log = EpochLog(run.stage.name, 0)
+        if within is not None:
+            self._begin_epoch(run.epochs_done + 1, within)
 
     @property
     def at_end(self) -> bool:
@@ -203,14 +223,23 @@ class StageProgress:
     def next_batch(self) -> Tensor:
         """Indices (B,) of the next step's images."""
         epoch, step_in_epoch = divmod(self.step, self.steps_per_epoch)
-        run = self.run
         if step_in_epoch == 0:
-            order = epoch_order(len(run.images), run.settings.seed, run.stage_index, epoch + 1)
-            self._batches = order.to(run.images.device).split(run.settings.batch_size)
-            self.log = EpochLog(run.stage.name, epoch + 1)
+            self._begin_epoch(epoch + 1)
         self.step += 1
         self.log.num_images += len(self._batches[step_in_epoch])
         return self._batches[step_in_epoch]
+
+    def record(self, is_pause: bool) -> TrainRecord | DivergedError:
+        """The epoch so far, or the error; at a pause within the epoch, with where to continue."""
+        steps = self.step % self.steps_per_epoch
+        return self.log.record(self.ends_epoch, steps if is_pause and steps else None)
+
+    def _begin_epoch(self, epoch: int, within: EpochPosition | None = None) -> None:
+        run = self.run
+        order = epoch_order(len(run.images), run.settings.seed, run.stage_index, epoch)
+        batches = order.to(run.images.device).split(run.settings.batch_size)
+        self._batches = (*batches[:-2], torch.cat(batches[-2:])) if self._joins_last else batches
+        self.log = EpochLog(run.stage.name, epoch, within)
 
 
 def epoch_order(num_images: int, seed: int, stage_index: int, epoch: int) -> Tensor:

@@ -5,8 +5,6 @@ The file names the weights and the test images by their hashes, so a reader know
 
 import hashlib
 import json
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdgan_compress.data import DataSettings, Split
-from kdgan_compress.files import atomic_path
+from kdgan_compress.files import atomic_path, read_arrays
 
 DTYPE_KINDS = {"calibration_scores": "f", "test_scores": "f", "test_is_anomalous": "b", "test_classes": "U"}
 """Of the one-dimensional arrays; the other values are texts."""
+
+MAX_BYTES = 400_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +81,14 @@ def save_scores(
 def load_scores(path: Path) -> SavedScores | None:
     """Read a score file; None if it is missing, damaged or not a score file. No pickle is executed."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays: dict[str, Any] = {field.name: file[field.name] for field in fields(SavedScores)}
+        read = read_arrays(path, MAX_BYTES)
+        arrays: dict[str, Any] = {field.name: read[field.name] for field in fields(SavedScores)}
         if any((arrays[name].ndim, arrays[name].dtype.kind) != (1, kind) for name, kind in DTYPE_KINDS.items()):
             return None
         texts = {name: str(array) for name, array in arrays.items() if name not in DTYPE_KINDS}
         return SavedScores(**arrays | texts)
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        return None  # a single array has no context manager, hence AttributeError
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -39,7 +39,10 @@ def update_state(state: dict[str, Any]) -> dict[str, Any]:
     """
     if state.get("format") != 2:
         return state
-    return state | {"format": 3, **{role: _update_train_state(state[role]) for role in ("student", "teacher")}}
+    return state | {
+        "format": 3,
+        **{role: _update_train_state(state[role]) for role in ("student", "teacher")},
+    }
 
 
 def _update_train_state(state: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ statistic). No pickle is involved.
 """
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,16 @@ from torch import Tensor, nn
 
 from kdgan_compress.data import DataSettings, TileGrid
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.experiment.aliases import update_names
+from kdgan_compress.experiment.checkpoint_header import (
+    FORMAT,
+    check_header_size,
+    check_statistic,
+    check_weights,
+    parse_header,
+)
 from kdgan_compress.files import atomic_path, unwritable
 from kdgan_compress.gans import Architecture, Gan, build
 from kdgan_compress.scores import FittedScorer, ScoreSettings, Statistic, load_statistic
-
-FORMAT = 2
-"""2 added the score and its statistic; a file of format 1 is scored by the generator's own score."""
 
 HEADER_KEY = "kdgan_compress"
 STATISTIC = "score"
@@ -76,6 +80,16 @@ class Checkpoint:
             raise KdganError("The model has no threshold", "it was imported without data", hint)
         return self.threshold
 
+    @property
+    def sha256(self) -> str:
+        """A hash of all weights, by their names."""
+        digest = hashlib.sha256()
+        for network, weights in sorted(self.weights.items()):
+            for name, tensor in sorted(weights.items()):
+                digest.update(f"{network}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
     def build(self) -> Gan:
         """The GAN with the weights that are scored, in evaluation mode."""
         gan = build(self.architecture)
@@ -126,36 +140,40 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise KdganError("The model must be a file", f"found none at {path}", hint)
     weights: dict[str, dict[str, Tensor]] = {}
     try:
+        check_header_size(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             for full_name in file.keys():  # noqa: SIM118
                 network, _, name = full_name.partition(".")
                 weights.setdefault(network, {})[name] = file.get_tensor(full_name)
-    except (SafetensorError, OSError) as error:
-        raise KdganError("The model file is damaged", f"{path}: {error}", hint) from None
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise KdganError("The model file is damaged", f"{path}: {first_line(error)}", hint) from None
     if HEADER_KEY not in metadata:
         raise KdganError("The model file must come from this package", f"found no such header in {path}", hint)
     try:
-        header = json.loads(metadata[HEADER_KEY])
-        if header["format"] > FORMAT:
-            problem = f"The model file must be of format {FORMAT} or older"
-            raise KdganError(problem, f"{path} has format {header['format']}", "Upgrade kdgan-compress")
-        architecture = update_names(header["architecture"], {field.name for field in dataclasses.fields(Architecture)})
-        buffers = weights.pop(STATISTIC, {})
-        checkpoint = Checkpoint(
-            architecture=Architecture(**architecture | {"channels": tuple(architecture["channels"])}),
-            data=DataSettings(**header["data"]),
-            weights=weights,
-            score=ScoreSettings(**header.get("score", {"type": "norm"})),
-            statistic=load_statistic(header["statistic"], buffers) if header.get("statistic") else None,
-            **{name: header[name] for name in PLAIN_VALUES},
-        )
-        checkpoint.build()
-        checkpoint.build_without_ema()
+        header = parse_header(path, metadata[HEADER_KEY])
     except KdganError:
         raise
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except ValueError as error:
+        raise KdganError("The model file's header must be valid", f"{path}: {error}", hint) from None
+    buffers = weights.pop(STATISTIC, {})
+    try:
+        check_weights(header.architecture, weights)
+        statistic = None if header.statistic is None else load_statistic(header.statistic, buffers)
+        if statistic is not None:
+            check_statistic(header, statistic)
+        if statistic is None and buffers:
+            raise ValueError("it has values of a score that the header does not name")
+    except KdganError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
         hint = f"{hint}; a family of your own needs the code that it was trained with"
-        reason = " ".join(str(error).split("\n\t")[:2]) or type(error).__name__
-        raise KdganError("The weights must fit the model file's header", f"{path}: {reason}", hint) from None
-    return checkpoint
+        raise KdganError("The weights must fit the model file's header", f"{path}: {first_line(error)}", hint) from None
+    return Checkpoint(
+        architecture=header.architecture,
+        data=header.data,
+        weights=weights,
+        score=header.score,
+        statistic=statistic,
+        **{name: getattr(header, name) for name in PLAIN_VALUES},
+    )

@@ -12,7 +12,7 @@ import torch
 
 from kdgan_compress.accel.cuda_graph import NUM_WARMUP_CALLS
 from kdgan_compress.accel.engine import FleetEngine, fast_engine
-from kdgan_compress.distillation.scheduler import StageRun
+from kdgan_compress.distillation.stage_run import StageRun
 from kdgan_compress.distillation.trainer import StageProgress, losses_used
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.job import Job

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.experiment.checkpoint_header import check_header_size
+from kdgan_compress.experiment.torch_file import load_torch_file
 
 SAFETENSORS = ".safetensors"
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
@@ -43,8 +44,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise KdganError("The checkpoint must be a file", f"found none at {path}", CHECKPOINT_HINT)
     if path.suffix == SAFETENSORS:
         try:
+            check_header_size(path)
             return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise KdganError("The checkpoint is damaged", f"{path}: {first_line(error)}", CHECKPOINT_HINT) from None
     return _state_dict(path, _load(path))
 
@@ -59,7 +61,7 @@ def _load(path: Path) -> Any:
         if not file.read(len(ZIP_START)).startswith((ZIP_START, PICKLE_START)):
             raise KdganError("The checkpoint is not a file of torch", f"got {path}", CHECKPOINT_HINT)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch_file(path)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)|[`']([\w.]+)[`']? was not an allowed global", str(error))
         if name is None and "Unsupported" not in str(error):

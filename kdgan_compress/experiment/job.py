@@ -21,6 +21,7 @@ from kdgan_compress.experiment.rehearsal import rehearse
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.experiment.student import student_architecture
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
+from kdgan_compress.files import expand_user
 from kdgan_compress.gans import Architecture, build, is_entry_point, to_device
 from kdgan_compress.gans.objective import Objective
 from kdgan_compress.profiling.machine import check_device, choose_threads, num_threads
@@ -45,6 +46,7 @@ class Job:
     teacher_cache: str | None = None
     messages: tuple[str, ...] = ()
     teacher_split: Split | None = None
+    teacher_sha256: str | None = None
 
     @property
     def split_of_teacher(self) -> Split:
@@ -187,7 +189,7 @@ def distillation_job(
 
     _rehearse(scheduler, training, threads, architecture, checkpoint.architecture)
     schedule = "->".join(stage.name for stage in stages)
-    cache_folder = str(Path(section.cache.folder).expanduser().resolve()) if section.cache.folder else None
+    cache_folder = str(expand_user(section.cache.folder).resolve()) if section.cache.folder else None
     name = f"{model_name(teacher)}-student-{architecture.channels_str}-seed{training.seed}"
     return Job(
         recipe=recipe.replace({"distillation": {"training": {"threads": threads}, "cache": {"folder": cache_folder}}}),
@@ -200,6 +202,7 @@ def distillation_job(
         teacher_architecture=checkpoint.architecture,
         attach_cache=attach_cache,
         teacher_split=teacher_split,
+        teacher_sha256=checkpoint.sha256,
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.checkpoint import Checkpoint, load_checkpoint
-from kdgan_compress.experiment.run_folder import MODEL_FILE
+from kdgan_compress.experiment.run_folder import MODEL_FILE, RunFolder
 
 
 def model_path(model: str | Path) -> Path:
@@ -17,6 +17,7 @@ def load_model(model: str | Path) -> Checkpoint:
     """``load_checkpoint`` of a run folder's model or a model file, with a KdganError for an unfinished run."""
     path = model_path(model)
     if not path.exists() and (path.parent / "recipe.yaml").exists():
+        RunFolder(path.parent).check_has_not_failed()
         raise KdganError("The run must be finished", f"{model} has no model yet", "Finish it with --resume")
     return load_checkpoint(path)
 

@@ -26,7 +26,9 @@ from kdgan_compress.experiment.recipe_sections import (
     TrainingSection,
     parse_objective,
 )
+from kdgan_compress.experiment.recipe_yaml import MAX_BYTES, parse_yaml
 from kdgan_compress.experiment.sweep_section import QuickSection, ReportSection, SweepSection
+from kdgan_compress.files import read_text
 from kdgan_compress.gans import FAMILIES
 from kdgan_compress.scores import ScoreSettings
 
@@ -123,14 +125,15 @@ def load_recipe(name_or_path: str = DEFAULT) -> Recipe:
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{aliases.RECIPES.get(name_or_path, name_or_path)}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
         found = f"got {name_or_path!r} ({getattr(error, 'strerror', None) or error})"
         hint = f"Choose one of {', '.join(recipe_names())}, or give a path"
         raise KdganError("The recipe must be a shipped one or a readable .yaml file", found, hint) from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise KdganError("The recipe must be YAML", f"{path}: {reason}", "Fix the file") from None
+    try:
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise KdganError("The recipe must be YAML", f"{path}: {error}", "Fix the file") from None
     return parse_recipe({} if content is None else content, str(path))
 
 
@@ -149,15 +152,15 @@ def parse_recipe(content: object, origin: str) -> Recipe:
         problems = [
             _problem(tuple(part for part in detail["loc"] if "[" not in str(part)), detail["type"], detail["msg"])
             for detail in error.errors()
-            if detail["loc"][-1] != "str"  # that a list of stages is not a string
+            if detail["loc"][-1:] != ("str",)  # that a list of stages is not a string
         ]
         found = f"found {len(problems)} problem{'s' if len(problems) > 1 else ''} in {origin}: {'; '.join(problems)}"
         raise KdganError("The settings of a recipe must be valid", found, HINT) from None
 
 
 def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
-    where = ".".join(str(part) for part in location)
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    where = ".".join(str(part) for part in location) or "one of the keys"
+    if location and kind in ("extra_forbidden", "unexpected_keyword_argument"):
         near = difflib.get_close_matches(str(location[-1]), sorted(_known_keys() - {str(location[-1])}), n=1)
         return f"{where} is not a key" + (f" (did you mean {near[0]}?)" if near else "")
     return f"{where}: {message.removeprefix('Value error, ').rstrip('.')}"

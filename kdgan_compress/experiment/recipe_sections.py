@@ -20,7 +20,7 @@ from pydantic import (
 from kdgan_compress.accel.teacher_cache import CacheDtype
 from kdgan_compress.distillation.loss import DistillationLoss
 from kdgan_compress.distillation.policies import STRUCTURES, LossSet, Stage, parse_schedule
-from kdgan_compress.distillation.scheduler import Precision, TrainingSettings
+from kdgan_compress.distillation.stage_run import Precision, TrainingSettings
 from kdgan_compress.errors import first_line
 from kdgan_compress.gans import FAMILIES, Architecture, Norm, channels_from_width, find_family, is_entry_point
 
@@ -57,7 +57,8 @@ def _check_family(family: str) -> str:
 
 
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+MAX_COUNT = 2**31 - 1
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Channels = Annotated[tuple[Count, ...], Field(min_length=1)]
 FamilyName = Annotated[str, AfterValidator(_check_family)]
@@ -169,7 +170,7 @@ class CacheSection(Section):
     enabled: bool = True
     folder: Annotated[str, Field(min_length=1)] | None = None
     dtype: CacheDtype = "float32"
-    memory_mb: Annotated[int, Field(ge=0)] = 1024
+    memory_mb: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 1024
 
 
 class StageSection(Section):

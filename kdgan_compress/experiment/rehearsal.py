@@ -5,7 +5,8 @@ import dataclasses
 import torch
 
 from kdgan_compress.accel.engine import fast_engine
-from kdgan_compress.distillation.scheduler import ProgressiveScheduler, TrainingSettings
+from kdgan_compress.distillation.scheduler import ProgressiveScheduler
+from kdgan_compress.distillation.stage_run import TrainingSettings
 from kdgan_compress.distillation.trainer import train_schedulers
 from kdgan_compress.gans.user_code import user_code
 

@@ -1,13 +1,20 @@
 """Progress and results of training runs."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from kdgan_compress.distillation.train_log import TrainRecord
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.files import read_text
+
+MAX_RESULT_BYTES = 1_000_000
+Count = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -58,18 +65,18 @@ class RunResult:
 
     run: str
     model: str
-    auc: float | None
-    auc_raw: float | None
-    epochs: int
-    num_images: int
-    seconds: float
-    images_per_s: float
-    seed: int
-    threads: int
+    auc: Finite | None
+    auc_raw: Finite | None
+    epochs: Count
+    num_images: Count
+    seconds: Finite
+    images_per_s: Finite
+    seed: Count
+    threads: Count
     machine: str
-    fleet: int = 1
+    fleet: Count = 1
     teacher_cache: str | None = None
-    best_epoch_auc_oracle: float | None = None
+    best_epoch_auc_oracle: Finite | None = None
     score: str = ""
 
 
@@ -135,8 +142,9 @@ def read_result(folder: RunFolder) -> RunResult | None:
     if not folder.result.exists():
         return None
     try:
-        result = RunResult(**json.loads(folder.result.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        text = read_text(folder.result, MAX_RESULT_BYTES)
+        result = TypeAdapter(RunResult).validate_json(text, strict=True)
+    except (OSError, ValueError):
         raise KdganError(
             "result.json is not one that train or distill wrote", f"{folder.result}", "Remove it, then use --resume"
         ) from None

@@ -1,17 +1,19 @@
 """A run folder: recipe, model, training state, scores, one line of metrics per epoch, result."""
 
-import json
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.files import atomic_path, unwritable, write_text
+from kdgan_compress.experiment.metrics_file import append_line, read_lines, write_lines
+from kdgan_compress.experiment.torch_file import load_torch_file
+from kdgan_compress.files import atomic_path, read_text, write_text
 
 MODEL_FILE = "model.safetensors"
 SCORES_FILE = "scores.npz"
+MAX_FAILURE_BYTES = 10_000
 
 
 class RunFolder:
@@ -26,6 +28,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.scores = path / SCORES_FILE
         self.result = path / "result.json"
+        self.failure = path / "failed.txt"
 
     def create(self, recipe: str) -> None:
         """Create the folder of a new run with its resolved recipe as YAML; see ``check_is_new``."""
@@ -44,30 +47,34 @@ class RunFolder:
             hint = "Check the path, or start a run"
             raise KdganError("--resume must be given a run folder", f"found no run in {self.path}", hint)
 
+    def check_has_not_failed(self) -> None:
+        """Raise a KdganError if the run diverged, since the same steps would do so again."""
+        if self.failure.exists():
+            try:
+                reason = read_text(self.failure, MAX_FAILURE_BYTES).strip()
+            except (OSError, ValueError):
+                reason = "for an unknown reason"
+            hint = "Start a new run with a lower learning rate or a larger batch; --resume would repeat the same steps"
+            raise KdganError("The run must not have failed", f"{self.path} did: {reason}", hint)
+
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise unwritable(self.metrics, error) from None
+        append_line(self.metrics, line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl`` without an incomplete last one; empty if there is no file."""
-        if not self.metrics.exists():
-            return []
-        *lines, _ = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines]
+        """The whole lines of ``metrics.jsonl``."""
+        return read_lines(self.metrics)
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Replace the lines of ``metrics.jsonl``."""
+        write_lines(self.metrics, lines)
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write the state that ``--resume`` needs."""
+        """Write the state that ``--resume`` needs; equal states give equal bytes."""
+        buffer = io.BytesIO()  # torch names the archive after the file, and calls a full disk an internal error
+        torch.save(state, buffer)
         with atomic_path(self.state) as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # a full disk, for example
-                raise unwritable(self.state, OSError(first_line(error))) from None
+            temporary.write_bytes(buffer.getbuffer())
 
     def load_state(self) -> dict[str, Any]:
         """Read the saved state; only tensors and plain values are unpickled.
@@ -75,11 +82,20 @@ class RunFolder:
         Raises:
             KdganError: There is no state, or it is damaged.
         """
-        fix = "Start the run again with another --out"
         if not self.state.exists():
-            raise KdganError("Resuming needs a finished epoch", f"found no {self.state}", fix)
+            hint = "Start the run again with another --out"
+            raise KdganError("Resuming needs a finished epoch", f"found no {self.state}", hint)
         try:
-            state: dict[str, Any] = torch.load(self.state, weights_only=True, map_location="cpu")
+            state = load_torch_file(self.state)
+        except MemoryError:
+            raise
         except Exception as error:  # torch documents no narrower class for a damaged archive
-            raise KdganError("state.pt must be whole", f"{self.state}: {first_line(error)}", fix) from None
+            raise damaged_state(self.state, first_line(error)) from None
+        if not isinstance(state, dict):
+            raise damaged_state(self.state, f"it is a {type(state).__name__}")
         return state
+
+
+def damaged_state(path: Path, reason: str) -> KdganError:
+    """The error for a state that is not whole."""
+    return KdganError("state.pt must be whole", f"{path}: {reason}", "Start the run again with another --out")

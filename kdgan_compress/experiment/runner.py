@@ -1,19 +1,25 @@
 """The runner: takes jobs to finished run folders. One job and many run the same way."""
 
 import logging
+import shlex
+import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TypedDict
 
 import torch
 
 from kdgan_compress.accel.engine import fast_engine
-from kdgan_compress.distillation.train_log import DivergedError
+from kdgan_compress.distillation.train_log import DivergedError, TrainRecord
 from kdgan_compress.distillation.trainer import train_schedulers
-from kdgan_compress.errors import KdganError
+from kdgan_compress.errors import Interrupted, KdganError
 from kdgan_compress.experiment.fleet_size import check_fleet_size, choose_fleet_size
 from kdgan_compress.experiment.job import Job
 from kdgan_compress.experiment.results import Progress, RunResult, RunResults, ShowProgress
+from kdgan_compress.experiment.run_lock import locked
+from kdgan_compress.experiment.stop_signals import StopSignals
 from kdgan_compress.experiment.training_run import TrainingRun
+from kdgan_compress.gans import is_entry_point
 from kdgan_compress.profiling.machine import num_threads
 
 logger = logging.getLogger(__name__)
@@ -51,40 +57,116 @@ def run_jobs(
     """
     _check_jobs(jobs)
     check_fleet_size(jobs, fleet_size)
-    for message in dict.fromkeys(message for job in jobs for message in job.messages):
-        logger.info(message)
-    jobs = [job.attach_teacher_cache() for job in jobs]
-    fleet_size, note = choose_fleet_size(jobs, fleet_size)
-    for job in jobs:  # all folders now, so that --resume finds those too that have not started
-        if not job.resume:
-            job.folder.create(job.recipe.to_yaml())
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(locked(job.folder.path))
+        for message in dict.fromkeys(message for job in jobs for message in job.messages):
+            logger.info(message)
+        jobs = [job.attach_teacher_cache() for job in jobs]
+        fleet_size, note = choose_fleet_size(jobs, fleet_size)
+        for job in jobs:  # all folders now, so that --resume finds those too that have not started
+            if not job.resume:
+                job.folder.create(job.recipe.to_yaml())
+        stop = stack.enter_context(StopSignals())
+        fleets = [jobs[start : start + fleet_size] for start in range(0, len(jobs), fleet_size)]
+        results: dict[str, RunResult | KdganError] = {}
+        try:
+            for fleet in fleets:
+                runs = [TrainingRun(job, track_auc, raw) for job in fleet]
+                results |= _Fleet(runs, stop, jobs, show_progress).train()
+        except _StoppedError:
+            raise _interrupted(stop, jobs, track_auc, raw) from None
+    return RunResults({str(job.folder.path): results[str(job.folder.path)] for job in jobs}, fleet_size, note)
 
-    results: dict[str, RunResult | KdganError] = {}
-    total, done_before = sum(job.num_images for job in jobs), 0
-    for start in range(0, len(jobs), fleet_size):
-        fleet = jobs[start : start + fleet_size]
-        with num_threads(fleet[0].training.threads or 1), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(fleet[0].training.seed)
-            runs = [TrainingRun(job, track_auc, raw) for job in fleet]
-            for member, record in train_schedulers([job.scheduler for job in fleet], fast_engine):
+
+class _StoppedError(Exception):
+    """All states are saved after a signal."""
+
+
+class _Fleet:
+    """Runs that are trained together.
+
+    Args:
+        runs: The runs.
+        stop: Catches signals.
+        jobs: All jobs of the command, of which the runs are some.
+        show_progress: See ``RunOptions``.
+    """
+
+    def __init__(
+        self, runs: Sequence[TrainingRun], stop: StopSignals, jobs: Sequence[Job], show_progress: ShowProgress | None
+    ) -> None:
+        self._runs, self._stop, self._show_progress = runs, stop, show_progress
+        self._total = sum(job.num_images for job in jobs)
+        first = jobs.index(runs[0].job)
+        self._done_before = sum(job.num_images for job in jobs[:first])
+        self._has_many = len(jobs) > 1
+        self._is_pausing = False
+
+    def train(self) -> dict[str, RunResult | KdganError]:
+        """Train to the end.
+
+        Raises:
+            _StoppedError: A signal was caught.
+        """
+        training = self._runs[0].job.training
+        results: dict[str, RunResult | KdganError] = {}
+        with num_threads(training.threads or 1), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(training.seed)
+            for run in self._runs:
+                try:
+                    run.restore()
+                except KdganError as error:  # the others can be continued all the same
+                    results[str(run.job.folder.path)] = error
+            runs = [run for run in self._runs if str(run.job.folder.path) not in results]
+            schedulers = [run.job.scheduler for run in runs]
+            for member, record in train_schedulers(schedulers, fast_engine, self._should_pause):
                 run = runs[member]
                 path = str(run.job.folder.path)
                 if isinstance(record, DivergedError):
                     results[path] = run.fail(record)
                     continue
-                auc = run.on_record(record)
+                auc = run.on_record(record, self._stop.received is not None)
                 if run.job.scheduler.is_finished:
-                    results[path] = run.finish(len(fleet))
-                if show_progress:
-                    images, seconds = (sum(values) for values in zip(*(r.progress for r in runs), strict=True))
-                    name = run.job.folder.path.name if len(jobs) > 1 else None
-                    show_progress(Progress(record, done_before + images, total, images / seconds, auc, name))
+                    results[path] = run.finish(len(runs))
+                self._show(run, record, auc)
             for run in runs:  # a run that was resumed at its end yields no record
                 if str(run.job.folder.path) not in results:
-                    results[str(run.job.folder.path)] = run.finish(len(fleet))
-        done_before += sum(job.num_images for job in fleet)
+                    results[str(run.job.folder.path)] = run.finish(len(runs))
+        return results
 
-    return RunResults({str(job.folder.path): results[str(job.folder.path)] for job in jobs}, fleet_size, note)
+    def _should_pause(self) -> bool:
+        """Whether the states are to be saved now; after a signal, they have been when this is asked again."""
+        if self._stop.received is not None:
+            if self._is_pausing:
+                raise _StoppedError
+            self._is_pausing = True
+        return self._is_pausing or any(run.is_save_due for run in self._runs)
+
+    def _show(self, run: TrainingRun, record: TrainRecord, auc: float | None) -> None:
+        if self._show_progress is None:
+            return
+        images, seconds = (sum(values) for values in zip(*(each.progress for each in self._runs), strict=True))
+        name = run.job.folder.path.name if self._has_many else None
+        rate = images / seconds if seconds else 0.0
+        self._show_progress(Progress(record, self._done_before + images, self._total, rate, auc, name))
+
+
+def _interrupted(stop: StopSignals, jobs: Sequence[Job], track_auc: bool, raw: bool) -> Interrupted:
+    """The exception that ends a command whose runs are saved, with the command that continues them."""
+    number = stop.received or signal.SIGINT
+    parents = {job.folder.path.parent for job in jobs}
+    path = jobs[0].folder.path if len(jobs) == 1 or len(parents) > 1 else parents.pop()
+    options = [f"--family {family}" for family in _own_families(jobs)]
+    options += ["--track-auc"] * track_auc + ["--raw"] * raw
+    command = " ".join(["kdgan-compress", jobs[0].provenance["command"], *options, "--resume", shlex.quote(str(path))])
+    message = f"Stopped by {signal.Signals(number).name}; the last step is saved in {path}. Continue with: {command}"
+    return Interrupted(number, message)
+
+
+def _own_families(jobs: Sequence[Job]) -> list[str]:
+    architectures = [each for job in jobs for each in (job.architecture, job.teacher_architecture) if each is not None]
+    return sorted({each.family for each in architectures if is_entry_point(each.family)})
 
 
 def _check_jobs(jobs: Sequence[Job]) -> None:

@@ -3,7 +3,6 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 METRICS = ("auc", "best_f1")
@@ -23,8 +22,8 @@ def parse_values(text: object) -> Any:
     values: Any = text
     if isinstance(text, str):
         try:
-            values = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            values = parse_yaml(f"[{text}]")
+        except ValueError:
             raise ValueError(f"{text!r} is not a list of values such as 1,2,8 or a range such as 0..9") from None
     if not isinstance(values, dict):
         values = [values] if not isinstance(values, list | tuple) else values

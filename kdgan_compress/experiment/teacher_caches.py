@@ -64,6 +64,8 @@ class TeacherCaches:
         else:
             folder = CacheFolder(Path(section.folder), section.memory_mb)
             loaded, note = folder.load(key)
+            if loaded is not None and (len(loaded.rows), dict(loaded.shapes)) != (len(images), shapes):
+                loaded, note = None, "that of the folder was of other images"
             if loaded is None:
                 folder.save(key, shapes, len(images), section.dtype, rows)
                 note, reason = f"computed, {size} in {section.folder} ({note})", note

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import time
 from typing import Any
 
@@ -12,14 +13,18 @@ from torch import nn
 
 from kdgan_compress.distillation.train_log import DivergedError, TrainRecord
 from kdgan_compress.distillation.train_state import TrainState
-from kdgan_compress.errors import KdganError
+from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.evaluation import Fitted, detection_metrics, fit_scorer, quantile_threshold, score_images
 from kdgan_compress.evaluation.score_file import save_scores
 from kdgan_compress.evaluation.scoring import recalibrate
 from kdgan_compress.experiment.aliases import update_state
 from kdgan_compress.experiment.checkpoint import Checkpoint, save_checkpoint
+from kdgan_compress.experiment.fingerprint import check_fingerprint, fingerprint
 from kdgan_compress.experiment.job import Job
+from kdgan_compress.experiment.metrics_file import is_epoch
 from kdgan_compress.experiment.results import RunResult
+from kdgan_compress.experiment.run_folder import damaged_state
+from kdgan_compress.experiment.saturation import warn_of
 from kdgan_compress.files import write_text
 from kdgan_compress.gans import Architecture
 from kdgan_compress.profiling.machine import machine_name, versions
@@ -31,6 +36,11 @@ NUM_CHECKED_IMAGES = 32
 
 MAX_SAVE_FRACTION = 0.1
 """Saving the state takes at most this fraction of the time."""
+
+SAVE_SECONDS = 20.0
+"""A long epoch is saved this often, or as often as ``MAX_SAVE_FRACTION`` allows."""
+
+logger = logging.getLogger(__name__)
 
 THRESHOLD_RULE = "99% quantile of {}"
 
@@ -49,12 +59,35 @@ class TrainingRun:
         self._track_auc, self._raw = track_auc, raw
         self._images_done, self._seconds = 0, 0.0
         self._record: TrainRecord | None = None
-        self._next_save = 0.0
-        self._saved_position: tuple[int, int] | None = None
+        self._saved_at, self._save_seconds = time.perf_counter(), 0.0
+        self._saved_position: tuple[int, int, int] | None = None
+        self.experiment = fingerprint(job)
         self._fitted: dict[tuple[str, tuple[int, int]], Fitted] = {}
         self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
-        if job.resume:
+
+    def restore(self) -> None:
+        """If the job is resumed, load its saved state and drop the metrics written after it.
+
+        Raises:
+            KdganError: The state is damaged or of another experiment.
+        """
+        self.job.folder.failure.unlink(missing_ok=True)
+        if self.job.resume:
             self._restore()
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether there is a state to resume from."""
+        return self.job.folder.state.exists()
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether the state should be saved even within an epoch."""
+        return time.perf_counter() >= self._saved_at + max(SAVE_SECONDS, self._min_save_interval)
+
+    @property
+    def _min_save_interval(self) -> float:
+        return self._save_seconds * (1 / MAX_SAVE_FRACTION - 1)
 
     @property
     def progress(self) -> tuple[int, float]:
@@ -65,14 +98,17 @@ class TrainingRun:
             self._seconds + (record.seconds if record else 0.0),
         )
 
-    def on_record(self, record: TrainRecord) -> float | None:
+    def on_record(self, record: TrainRecord, is_stopping: bool = False) -> float | None:
         """Write what a record says, and the state if it is time; return the AUC if it was measured."""
         self._record = record
+        warn_of(record, self.job.folder.path)
         if not record.epoch_done:
+            if record.within_epoch is not None:
+                self._save_state()
             return None
         auc, auc_raw = self._aucs() if self._track_auc else (None, None)
         self.job.folder.append_metrics(self._metrics_line(record, auc, auc_raw))
-        if time.perf_counter() >= self._next_save:
+        if is_stopping or time.perf_counter() >= self._saved_at + self._min_save_interval:
             self._save_state()
         self._images_done, self._seconds = self.progress
         self._record = None
@@ -88,16 +124,16 @@ class TrainingRun:
         job, folder = self.job, self.job.folder
         auc, auc_raw = self._aucs()
         lines = folder.read_metrics()
-        num_images = sum(line["num_images"] for line in lines)
+        num_images = job.num_images
         result = RunResult(
             run=str(folder.path),
             model=str(folder.model),
             auc=auc,
             auc_raw=auc_raw,
-            epochs=len(lines),
+            epochs=sum(stage.epochs for stage in job.scheduler.stages),
             num_images=num_images,
             seconds=round(self._seconds, 3),
-            images_per_s=round(num_images / self._seconds, 1),
+            images_per_s=round(num_images / self._seconds, 1) if self._seconds else 0.0,
             seed=job.training.seed,
             threads=torch.get_num_threads(),
             machine=machine_name(job.scheduler.student.gan.device.type),
@@ -114,8 +150,9 @@ class TrainingRun:
         """Write the model of the last saved state; return the error with what was kept."""
         folder, scheduler = self.job.folder, self.job.scheduler
         if not folder.state.exists():
+            write_text(folder.failure, f"{error.found}\n")
             return KdganError(error.problem, error.found, f"{error.hint}; nothing had been saved yet")
-        scheduler.load_state_dict(update_state(folder.load_state()))
+        self.load_state()
         self._save_models()
         stage_index, epochs_done = scheduler.position
         kept = f"{folder.model} holds the last good model, of epoch {epochs_done} of stage {stage_index + 1}"
@@ -155,6 +192,9 @@ class TrainingRun:
             recalibrate(student.gan.generator, job.split.train)
         fitted = self._fit("ema", student.ema_generator)
         normals, threshold = fitted.normal_scores, quantile_threshold(fitted.normal_scores)
+        if len(normals) > 1 and float(np.ptp(normals)) == 0:
+            text = "%s gives every normal image the same score, %.4g: it can't tell images apart; train longer"
+            logger.warning(text, folder.path, normals[0])
         save_checkpoint(folder.model, self._checkpoint(student, job.architecture, fitted))
         save_scores(folder.scores, fitted.scorer, job.recipe.data, job.split, normals, test)
         plot_scores(normals, test, job.split.test_is_anomalous, threshold, folder.path / "scores.png")
@@ -186,17 +226,17 @@ class TrainingRun:
 
     def _save_state(self) -> bool:
         """Save the state, once per position; False if it is not finite, where an older state is better."""
-        position = self.job.scheduler.position
+        scheduler, start = self.job.scheduler, time.perf_counter()
+        position = *scheduler.position, scheduler.images_done
         if position == self._saved_position:
             return True
-        if not self._is_finite():
-            return False
-        start = time.perf_counter()
-        self.job.folder.save_state(self.job.scheduler.state_dict())
-        end = time.perf_counter()
-        self._next_save = end + (end - start) * (1 / MAX_SAVE_FRACTION - 1)
-        self._saved_position = position
-        return True
+        is_finite = self._is_finite()
+        if is_finite:
+            self.job.folder.save_state(scheduler.state_dict() | {"experiment": self.experiment})
+            self._saved_position = position
+        self._saved_at = time.perf_counter()
+        self._save_seconds = self._saved_at - start
+        return is_finite
 
     def _is_finite(self) -> bool:
         """Whether everything that is trained has finite weights and gives some images finite scores."""
@@ -210,16 +250,33 @@ class TrainingRun:
         return True
 
     def _restore(self) -> None:
-        """Load the saved state, if there is one, and drop the metrics written after it."""
         folder, scheduler = self.job.folder, self.job.scheduler
         kept: list[dict[str, Any]] = []
         if folder.state.exists():
-            scheduler.load_state_dict(update_state(folder.load_state()))
-            lines = folder.read_metrics()
+            self.load_state()
+            lines = filter(is_epoch, folder.read_metrics())
             kept = [line for line in lines if (line["stage_index"], line["epoch"]) <= scheduler.position]
-        write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        self._images_done = sum(line["num_images"] for line in kept)
+        folder.write_metrics(kept)
+        self._images_done = scheduler.images_done - scheduler.images_within_epoch
         self._seconds = sum(line["seconds"] for line in kept)
+
+    def load_state(self) -> None:
+        """Continue from the saved state.
+
+        Raises:
+            KdganError: It is damaged, or of another experiment.
+        """
+        folder = self.job.folder
+        try:
+            state = update_state(folder.load_state())
+            self.job.scheduler.load_state_dict(state)
+            if "experiment" in state:
+                check_fingerprint(state["experiment"], self.job, self.experiment)
+            self._saved_position = *self.job.scheduler.position, self.job.scheduler.images_done
+        except KdganError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise damaged_state(folder.state, first_line(error)) from None
 
     def _metrics_line(self, record: TrainRecord, auc: float | None, auc_raw: float | None) -> dict[str, Any]:
         stage_index, _ = self.job.scheduler.position

@@ -6,7 +6,18 @@ from typing import Literal
 from kdgan_compress.errors import KdganError
 
 Norm = Literal["instance", "batch"]
-MIN_IMAGE_SIZE = 16
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 4096
+MAX_CHANNELS = MAX_LATENT_SIZE = 65_536
+MAX_CLUSTERS, MAX_EXTRA_LAYERS = 65_536, 100
+"""Far beyond use: they bound what a file can ask for."""
+
+
+_LIMITS = {
+    "channels": MAX_CHANNELS,
+    "latent_size": MAX_LATENT_SIZE,
+    "num_clusters": MAX_CLUSTERS,
+    "extra_layers": MAX_EXTRA_LAYERS,
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,11 @@ class Architecture(ImageFormat):
             )
         if min(self.channels) < 1:
             raise KdganError("A channel number is below 1", f"got {self.channels_str}", "Choose a width of 1 or more")
+        for name, limit in _LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and (max(value) if isinstance(value, tuple) else value) > limit:
+                found = f"got {self.channels_str if isinstance(value, tuple) else value}"
+                raise KdganError(f"{name} must be at most {limit:,}", found, "Choose less")
         if self.image_channels not in (1, 3):
             raise KdganError("Images have 1 (grey) or 3 (RGB) channels", f"got {self.image_channels}", "Choose 1 or 3")
         if self.latent_size < 1:
@@ -89,9 +105,9 @@ class Architecture(ImageFormat):
 
 def num_blocks(image_size: int) -> int:
     """Number of strided blocks that bring an image of this side (pixels) down to 4×4."""
-    if image_size < MIN_IMAGE_SIZE or image_size & (image_size - 1):
+    if not MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE or image_size & (image_size - 1):
         raise KdganError(
-            f"The image size is not a power of two of at least {MIN_IMAGE_SIZE}",
+            f"The image size is not a power of two from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}",
             f"got {image_size}",
             "Choose 16, 32, 64, 128, …; images are resized to it",
         )

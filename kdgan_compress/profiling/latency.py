@@ -1,7 +1,7 @@
 """Measure the latency of detectors in turns, so that a machine whose speed drifts does not favour one of them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from kdgan_compress.runtime.session import create_session
 
 NUM_ROUNDS = 30
 CALLS_PER_ROUND = 10
+MAX_BUSY_RATIO = 2.0
 NUM_WARMUP_CALLS = 10
 IDENTITY_OPSET, IDENTITY_IR = 18, 8
 
@@ -26,6 +27,14 @@ class Latency:
 
     median: float
     p10: float
+
+
+def busy_warning(latencies: Iterable[Latency]) -> str | None:
+    """A sentence for figures of a machine with other load; None if medians and 10 % quantiles are near each other."""
+    ratio = max(latency.median / latency.p10 for latency in latencies)
+    if ratio <= MAX_BUSY_RATIO:
+        return None
+    return f"The machine was busy (a median is {ratio:.1f} times its 10 % quantile): measure again without other load."
 
 
 def detector_call(detector: Detector) -> Callable[[], object]:

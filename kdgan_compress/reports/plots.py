@@ -97,7 +97,7 @@ def scores_figure(
     scores = np.concatenate([calibration_scores, test_scores])
     low, high = min(0.0, float(scores.min())), float(np.quantile(scores, 0.995))
     if high <= low:  # equal scores
-        high = low + 1.0
+        high = low + max(1.0, abs(low))
     edges = np.linspace(low, high, NUM_BINS).tolist()
     groups = (
         ("calibration, normal", calibration_scores),

@@ -9,13 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.files import read_bytes
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY, is_intact, read_checksum
 from kdgan_compress.runtime.images import read_image
+from kdgan_compress.runtime.model_check import check_model
 from kdgan_compress.runtime.onnx_file import has_external_data
 from kdgan_compress.runtime.scores import REQUIRED_OUTPUTS, Scores, make_scores
 from kdgan_compress.runtime.session import create_session, onnxruntime, run_session, usable_threads
 
 SCHEMA_VERSION = 2
+MAX_FILE_BYTES = 200_000_000
+MAX_SIDE, MAX_FRAME_PIXELS = 16_384, 100_000_000
+"""Of the images that a file resizes to."""
+
 EXPORT_HINT = "Give a file that `kdgan-compress export` wrote"
 MAP_OUTPUTS = {"reconstruction": "reconstruction", "anomaly_map": "anomaly_map", "error_map": "anomaly_map"}
 """Optional outputs of a file and their names in ``Scores``; older files call the anomaly map ``error_map``."""
@@ -61,7 +67,10 @@ class Detector:
         path = Path(path)
         if not path.is_file():
             raise KdganError("The detector must be a file", f"there is no file {path}", EXPORT_HINT)
-        content = path.read_bytes()
+        try:
+            content = read_bytes(path, MAX_FILE_BYTES)
+        except (OSError, ValueError) as error:
+            raise KdganError("The detector must be readable", f"{path}: {first_line(error)}", EXPORT_HINT) from None
         checksum = read_checksum(content)
         found = f"{path} was changed after its export"
         modified = KdganError("The detector file must be unmodified", found, "Export the model again")
@@ -101,6 +110,8 @@ class Detector:
             self.image_channels = int(metadata["image_channels"])
             self.image_size = int(metadata["image_size"])
             self.frame = _read_frame(metadata)
+            if not 1 <= self.image_size <= MAX_SIDE or self.image_channels not in (1, 3):
+                raise ValueError("image size or channels")
             stored = float(metadata["threshold"])
         except (KeyError, ValueError) as error:
             found = f"{path} has no valid {error.args[0]}"
@@ -130,6 +141,9 @@ class Detector:
         batches = [images[i : i + 1] for i in range(len(images))] if self._is_single else [images]
         feeds = ({"image": self.to_model_input(batch), "threshold": threshold} for batch in batches)
         results = [run_session(self.session, list(names), feed) for feed in feeds]
+        if any(array.ndim == 0 for result in results for array in result):
+            found = "an output is a single number"
+            raise KdganError("The detector must give one result per image", found, EXPORT_HINT)
         arrays = dict(zip(names.values(), map(np.concatenate, zip(*results, strict=True)), strict=True))
         return make_scores(arrays, len(images), np.float32(threshold), self.frame)
 
@@ -207,6 +221,7 @@ def _load(content: bytes, path: Path, threads: int) -> tuple[onnxruntime.Inferen
     try:
         if has_external_data(content):
             raise ValueError("it keeps weights in another file")
+        check_model(content)
         session = create_session(content, threads)
         return session, dict(session.get_modelmeta().custom_metadata_map)
     except ValueError as error:  # no protobuf, or metadata that is not UTF-8
@@ -228,9 +243,10 @@ def _read_frame(metadata: Mapping[str, str]) -> tuple[int, int] | None:
     if "frame" not in metadata:
         return None
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", metadata["frame"])
-    if match is None:
+    height, width = (int(match[1]), int(match[2])) if match else (0, 0)
+    if match is None or max(height, width) > MAX_SIDE or height * width > MAX_FRAME_PIXELS:
         raise ValueError("frame")
-    return int(match[1]), int(match[2])
+    return height, width
 
 
 def _interface_text(values: list[Any]) -> str:

@@ -67,13 +67,13 @@ def read_fields(content: bytes, begin: int = 0, end: int | None = None) -> Itera
     position = begin
     while position < end:
         start = position
-        key, position = _read_varint(content, position, end)
+        key, position = read_varint(content, position, end)
         number, wire_type = key >> 3, key & 7
         value = position
         if wire_type == VARINT:
-            _, position = _read_varint(content, position, end)
+            _, position = read_varint(content, position, end)
         elif wire_type == BYTES:
-            length, value = _read_varint(content, position, end)
+            length, value = read_varint(content, position, end)
             position = value + length
         elif wire_type in (FIXED64, FIXED32):
             position += 8 if wire_type == FIXED64 else 4
@@ -196,10 +196,10 @@ def _bytes_field(number: int, value: bytes) -> bytes:
 
 
 def _varint_of(content: bytes, field: Field) -> int:
-    return _read_varint(content, field.begin, field.end)[0]
+    return read_varint(content, field.begin, field.end)[0]
 
 
-def _read_varint(content: bytes, position: int, end: int) -> tuple[int, int]:
+def read_varint(content: bytes, position: int, end: int) -> tuple[int, int]:
     """The integer at ``position``, in groups of 7 bits from the lowest, and the position after it."""
     value = 0
     for number, byte in enumerate(content[position : min(end, position + MAX_VARINT_BYTES)]):

@@ -6,7 +6,9 @@ moment and then removed. A value set by the user is respected.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from os import PathLike, fspath
 from typing import Any
 
@@ -16,8 +18,14 @@ from numpy.typing import NDArray
 from kdgan_compress.errors import KdganError, first_line
 
 TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
-ERROR_LEVEL = 3
-"""ONNX Runtime's severity from which it logs: it would warn of every detector that its threshold is not constant."""
+FATAL_LEVEL = 4
+"""ONNX Runtime's severity from which it logs: errors are raised as exceptions too."""
+
+MAX_MEMORY_BYTES = 800_000_000
+"""What all sessions of a process may take for weights and intermediate values."""
+
+CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+"""How its messages begin."""
 
 _is_set_by_user = TELEMETRY_VARIABLE in os.environ
 os.environ.setdefault(TELEMETRY_VARIABLE, "1")
@@ -39,6 +47,20 @@ _LOAD_ERRORS = (
 )
 
 
+@cache
+def _limit_memory() -> bool:
+    """Bound the memory that sessions share; False if the program that runs this has made such an allocator itself."""
+    kind, default = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, default)
+    same_as_requested = 1
+    limits = {"max_mem": MAX_MEMORY_BYTES, "arena_extend_strategy": same_as_requested}
+    try:
+        onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg(limits))
+    except (RuntimeError, ValueError, *_LOAD_ERRORS):
+        return False
+    return True
+
+
 def create_session(model: bytes | str | PathLike[str], threads: int = 1) -> onnxruntime.InferenceSession:
     """Create an ONNX Runtime session on the CPU.
 
@@ -52,13 +74,14 @@ def create_session(model: bytes | str | PathLike[str], threads: int = 1) -> onnx
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = ERROR_LEVEL
+    options.log_severity_level = FATAL_LEVEL
+    options.add_session_config_entry("session.use_env_allocators", "1" if _limit_memory() else "0")
     content = model if isinstance(model, bytes) else fspath(model)
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except _LOAD_ERRORS as error:
         hint = "Use fp32, or another version of onnxruntime"
-        raise KdganError("ONNX Runtime cannot load the model", first_line(error), hint) from None
+        raise KdganError("ONNX Runtime cannot load the model", CODE.sub("", first_line(error)), hint) from None
 
 
 def run_session(
@@ -72,8 +95,14 @@ def run_session(
     try:
         return [np.asarray(array) for array in session.run(list(outputs), dict(inputs))]
     except _RUN_ERRORS as error:
+        text = first_line(error)
+        if "Available memory of" in text:
+            found = f"it needs more than {MAX_MEMORY_BYTES // 1_000_000} MB"
+            raise KdganError(
+                "The detector must fit into memory", found, "Score fewer or smaller images at once"
+            ) from None
         hint = "Check the image's size, or export the model again"
-        raise KdganError("ONNX Runtime cannot run the detector", first_line(error), hint) from None
+        raise KdganError("ONNX Runtime cannot run the detector", CODE.sub("", text), hint) from None
 
 
 def usable_threads(threads: int) -> int:

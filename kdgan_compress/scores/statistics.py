@@ -29,14 +29,15 @@ class Statistic(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    buffer_names: ClassVar[tuple[str, ...]] = ("projection", "offset")
+    shapes: ClassVar[dict[str, str]] = {"projection": "Dr", "offset": "r"}
+    """Buffers and their dimensions; equal letters are equal numbers."""
 
     projection: Tensor
     offset: Tensor
 
     def __init__(self, **buffers: Tensor) -> None:
         super().__init__()
-        for name in self.buffer_names:
+        for name in self.shapes:
             self.register_buffer(name, buffers[name].to(torch.get_default_dtype()))
 
     def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B r"]:
@@ -56,6 +57,14 @@ class Statistic(nn.Module, ABC):
         Raises:
             KdganError: A value is NaN or infinite, or a covariance is not positive definite.
         """
+        sides = dict(zip("Dr", self.projection.shape, strict=False))
+        for name, letters in self.shapes.items():
+            shape = tuple(getattr(self, name).shape)
+            if len(shape) != len(letters) or any(
+                sides.setdefault(k, n) != n for k, n in zip(letters, shape, strict=True)
+            ):
+                hint = "Use a model file that this version wrote"
+                raise KdganError("The score's statistics must fit each other", f"{name} has shape {shape}", hint)
         bad = [name for name, value in self.named_buffers() if not torch.isfinite(value).all()]
         if bad:
             hint = "Train or fit again with --resume, or on more images"
@@ -84,7 +93,7 @@ class PositionGaussian(Statistic):
     """
 
     name = "position-gaussian"
-    buffer_names = (*Statistic.buffer_names, "means", "whitening")
+    shapes: ClassVar[dict[str, str]] = Statistic.shapes | {"means": "Pr", "whitening": "Prr"}
 
     means: Tensor
     whitening: Tensor
@@ -118,7 +127,7 @@ class Mixture(Statistic):
     """
 
     name = "mixture"
-    buffer_names = (*Statistic.buffer_names, "means", "whitening", "log_weights")
+    shapes: ClassVar[dict[str, str]] = Statistic.shapes | {"means": "Kr", "whitening": "Krr", "log_weights": "K"}
 
     means: Tensor
     whitening: Tensor
@@ -147,7 +156,8 @@ def load_statistic(name: str, buffers: Mapping[str, Tensor]) -> Statistic:
         KdganError: An unknown kind, missing buffers, or values that are not a valid statistic.
     """
     kind = STATISTICS.get(name)
-    if kind is None or set(kind.buffer_names) != set(buffers):
+    is_float = all(buffer.is_floating_point() for buffer in buffers.values())
+    if kind is None or set(kind.shapes) != set(buffers) or not is_float:
         hint = "Use a model file that this version wrote"
         raise KdganError("The model file's score must be a known one", f"got {name} with {sorted(buffers)}", hint)
     statistic = kind(**buffers)

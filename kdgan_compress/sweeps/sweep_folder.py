@@ -8,7 +8,7 @@ import yaml
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.results import RunResult, read_result
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.experiment.sweep_file import SWEEP_FILE
+from kdgan_compress.experiment.sweep_file import SWEEP_FILE, read_sweep_yaml
 from kdgan_compress.files import write_text
 from kdgan_compress.sweeps.grid import Cell, Plan, fingerprint
 from kdgan_compress.sweeps.worker import CellError
@@ -56,9 +56,9 @@ class SweepFolder:
             KdganError: It is damaged.
         """
         try:
-            content = yaml.safe_load(self.file.read_text(encoding="utf-8"))
+            content = read_sweep_yaml(self.file)
             entries = [entry["run"] for key in ("cells", "teachers") for entry in content[key]]
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             entries, content = [None], None
         if not isinstance(content, dict) or not all(isinstance(run, str) for run in entries):
             hint = "Remove it, or give another --out"

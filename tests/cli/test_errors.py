@@ -190,7 +190,8 @@ def test_training_that_diverges_reports_the_step(cli: Cli, npz: Path, tmp_path: 
         "nothing had been saved yet",
     ]
     assert_refused(cli("train", *data, "--epochs", 1, "--learning-rate", "1e30"), *words)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["failed.txt", "recipe.yaml"]
+    assert_refused(cli("evaluate", "--model", tmp_path / "run"), words[0], "Start a new run")
 
 
 def test_training_that_diverges_later_keeps_a_model(

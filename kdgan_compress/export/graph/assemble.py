@@ -17,6 +17,9 @@ from kdgan_compress.gans import ImageFormat
 
 InputKind = Literal["uint8", "float"]
 
+MAX_SIDE = 8192
+"""Height and width of images of a fixed size, in pixels."""
+
 
 @dataclass(frozen=True)
 class IOSpec:
@@ -41,6 +44,9 @@ class IOSpec:
         if self.input_size is not None and min(self.input_size) < 1:
             found = f"got {self.input_size}"
             raise KdganError("The input size must be at least 1×1 pixel", found, "Give height and width")
+        if self.input_size is not None and max(self.input_size) > MAX_SIDE:
+            found = f"got {self.input_size}"
+            raise KdganError(f"The input size must be at most {MAX_SIDE} pixels", found, "Give a smaller one")
 
     def resolve(self, is_tiled: bool) -> "IOSpec":
         """The same with ``anomaly_map`` decided.

@@ -8,7 +8,7 @@ from kdgan_compress.export.packaging.call_examples import LANGUAGES, InputSpec
 from kdgan_compress.export.packaging.mobile import MobileCheck
 from kdgan_compress.export.validation.gate import Agreement
 from kdgan_compress.export.validation.golden import Golden
-from kdgan_compress.profiling.latency import Latency
+from kdgan_compress.profiling.latency import Latency, busy_warning
 from kdgan_compress.runtime import Detector
 
 
@@ -94,15 +94,16 @@ def replace_latency(
         threads: CPU threads of one call.
         frame: Height and width of the photos, for a detector that cuts them into tiles.
     """
-    reference = next(iter(latencies.values())).median
+    reference = next(iter(latencies.values())).p10
     rows = [
-        f"| {name} | {latency.median:.1f} | {latency.p10:.1f} | {_ratio_text(latency.median / reference)} |"
+        f"| {name} | {latency.median:.1f} | {latency.p10:.1f} | {_ratio_text(latency.p10 / reference)} |"
         for name, latency in latencies.items()
     ]
     image = "one image of the network's size" if frame is None else f"one photo of {frame[0]}×{frame[1]}"
-    header = f"| ONNX Runtime, {image} | µs median | µs p10 | compared with this file |"
+    header = f"| ONNX Runtime, {image} | µs median | µs p10 | compared with this file (p10) |"
     on = f"Measured in one run on {machine}, {threads} thread{'' if threads == 1 else 's'}; other machines differ."
-    section = "\n".join([header, "|---|---|---|---|", *rows, "", on])
+    busy = busy_warning(latencies.values())
+    section = "\n".join([header, "|---|---|---|---|", *rows, "", on if busy is None else f"{on} {busy}"])
     start = card.index("\n## Latency\n") + len("\n## Latency\n\n")
     end = card.find("\n\n## ", start)
     return card[:start] + section + (card[end:] if end >= 0 else "\n")

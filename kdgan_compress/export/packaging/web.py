@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.files import atomic_path, unwritable
+from kdgan_compress.files import atomic_path, expand_user, unwritable
 from kdgan_compress.runtime.checksum import CHECKSUM_PLACEHOLDER, is_intact
 
 ORT_WEB_VERSION = "1.30.0"
@@ -104,7 +104,7 @@ def _runtime(ort_web: str | Path | None) -> dict[str, bytes]:
     """Files of onnxruntime-web by name: from the given package, else from the cache, else downloaded."""
     if ort_web is not None:
         return _read_package(Path(ort_web))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdgan-compress"
+    cache = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "kdgan-compress"
     cache /= f"onnxruntime-web-{ORT_WEB_VERSION}"
     if all((cache / "dist" / name).is_file() for name in RUNTIME_FILES):
         return _read_package(cache)

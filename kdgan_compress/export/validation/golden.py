@@ -6,8 +6,10 @@ The images are synthetic (fixed seed), so no user image is shipped with the file
 import base64
 import io
 import json
+import math
+import re
 import zipfile
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.export.precisions import find_precision
-from kdgan_compress.files import atomic_path
+from kdgan_compress.files import atomic_path, read_arrays
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.checksum import CHECKSUM_KEY
 
@@ -25,6 +27,9 @@ SCHEMA_VERSION = 1
 IMAGES_PER_SIZE = 2
 MAP_STEP = 8
 """Golden vectors have every 8th value of every 8th row of an anomaly map."""
+
+MAX_BYTES, MAX_ARRAYS = 200_000_000, 100
+"""Bounds on a file of golden vectors: those of the largest frame take 120 MB."""
 
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time of all zip entries, so that the same vectors always give the same file."""
@@ -71,8 +76,8 @@ def make_golden(detector: Detector) -> Golden:
     """Score synthetic images one by one."""
     images = [
         image
-        for size in _golden_sizes(detector)
-        for image in sample_images(*size, detector.image_channels, IMAGES_PER_SIZE if detector.frame is None else 1)
+        for (height, width), number in _golden_sizes(detector).items()
+        for image in sample_images(height, width, detector.image_channels, number)
     ]
     scores = [detector.score(image[None], maps=detector.has_anomaly_map) for image in images]
     return Golden(
@@ -83,6 +88,12 @@ def make_golden(detector: Detector) -> Golden:
         find_precision(detector.metadata["precision"]).golden_tolerance,
         [sample_map(each.anomaly_map) for each in scores if each.anomaly_map is not None],
     )
+
+
+def golden_shapes(detector: Detector) -> list[tuple[int, int, int]]:
+    """Height, width and channels of each image that a detector's golden vectors have."""
+    sizes = _golden_sizes(detector).items()
+    return [(*size, detector.image_channels) for size, number in sizes for _ in range(number)]
 
 
 def sample_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -145,30 +156,58 @@ def read_golden(path: Path) -> Golden:
     """
     hint = "Export the model again, which writes its golden vectors too"
     try:
-        content = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(content) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"{damaged} is damaged")
-        content.seek(0)
-        with np.load(content, allow_pickle=False) as arrays:
-            number = len(arrays["score"])
-            return Golden(
-                str(arrays["file_sha256"]),
-                [arrays[f"image_{i}"] for i in range(number)],
-                arrays["score"],
-                arrays["is_anomaly"],
-                float(arrays["tolerance"]),
-                [arrays[f"map_{i}"] for i in range(number) if f"map_{i}" in arrays],
-            )
+        arrays = read_arrays(path, MAX_BYTES, max_arrays=MAX_ARRAYS)
+        return _golden(arrays)
     except FileNotFoundError:
         raise KdganError("The golden vectors of the detector are missing", f"there is no {path}", hint) from None
-    except (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except KeyError as error:
+        raise KdganError("Golden vectors must be complete", f"{path} has no {error.args[0]}", hint) from None
+    except (OSError, ValueError) as error:
         raise KdganError("Golden vectors must be complete", f"{path}: {first_line(error)}", hint) from None
 
 
-def _golden_sizes(detector: Detector) -> tuple[tuple[int, int], ...]:
-    """Heights and widths of the images; of photos, a smaller and a larger one, since they take much more space."""
+def _golden(arrays: Mapping[str, NDArray[Any]]) -> Golden:
+    """The vectors from a file's arrays.
+
+    Raises:
+        KeyError: An array is missing.
+        ValueError: One has another shape or dtype, or a value that an export does not write.
+    """
+    expected: dict[str, tuple[str, int]] = {
+        "score": ("<f4", 1),
+        "is_anomaly": ("|b1", 1),
+        "tolerance": ("<f8", 0),
+        "file_sha256": ("<U64", 0),
+    }
+    number = len(arrays["score"]) if arrays["score"].ndim else 0
+    expected |= {f"image_{i}": ("|u1", 3) for i in range(number)}
+    num_maps = number if "map_0" in arrays else 0
+    expected |= {f"map_{i}": ("<f4", 2) for i in range(num_maps)}
+    for name, (dtype, ndim) in expected.items():
+        array = arrays[name]
+        if array.dtype != np.dtype(dtype) or array.ndim != ndim or 0 in array.shape:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}")
+    golden = Golden(
+        str(arrays["file_sha256"]),
+        [arrays[f"image_{i}"] for i in range(number)],
+        arrays["score"],
+        arrays["is_anomaly"],
+        float(arrays["tolerance"]),
+        [arrays[f"map_{i}"] for i in range(num_maps)],
+    )
+    if len(golden.is_anomaly) != number or arrays.keys() - expected.keys():
+        raise ValueError("its values do not belong together")
+    if not np.isfinite(golden.score).all() or not (math.isfinite(golden.tolerance) and golden.tolerance > 0):
+        raise ValueError("a score or the tolerance is not a finite number")
+    if not re.fullmatch("[0-9a-f]{64}", golden.file_sha256):
+        raise ValueError("file_sha256 is not a checksum")
+    return golden
+
+
+def _golden_sizes(detector: Detector) -> dict[tuple[int, int], int]:
+    """Heights and widths of the images, and how many of each; photos are fewer, since they take much more space."""
+    number = IMAGES_PER_SIZE if detector.frame is None else 1
     if detector.frame is None or detector.input_size is not None:
-        return sample_sizes((detector.image_size,) * 2, detector.input_size)
+        return dict.fromkeys(sample_sizes((detector.image_size,) * 2, detector.input_size), number)
     height, width = detector.frame
-    return (height // 2 + 3, width // 2 + 5), (height * 5 // 4 + 1, width * 3 // 2)
+    return {(height // 2 + 3, width // 2 + 5): number, (height * 5 // 4 + 1, width * 3 // 2): number}

@@ -16,7 +16,7 @@ from kdgan_compress.accel import engine, teacher_cache
 from kdgan_compress.api.distill import distill
 from kdgan_compress.api.resume import resume
 from kdgan_compress.api.train import train
-from kdgan_compress.distillation import scheduler, train_log, trainer
+from kdgan_compress.distillation import stage_run, train_log, trainer
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import scoring
 from kdgan_compress.experiment import fleet_size as fleet_module
@@ -51,7 +51,7 @@ TIMES = ("seconds", "images_per_s")
 def float64():
     """Float64 throughout, since Adam and L1 amplify rounding differences of tiny gradients."""
     with pytest.MonkeyPatch.context() as patched:
-        for module in (trainer, scheduler, engine, teacher_cache, scoring):
+        for module in (trainer, stage_run, engine, teacher_cache, scoring):
             patched.setattr(module, "normalize_images", lambda images: images.double() / 127.5 - 1)
         torch.set_default_dtype(torch.float64)
         yield
@@ -460,7 +460,7 @@ def test_a_member_that_diverges_is_reported_and_the_others_finish(size, source, 
     assert run == str(out / NAMES[1])
     assert "is nan at step 2 of stage from-scratch (epoch 1). Lower the learning rate" in message
     assert message.endswith("nothing had been saved yet.")
-    assert [path.name for path in (out / NAMES[1]).iterdir()] == ["recipe.yaml"]
+    assert sorted(path.name for path in (out / NAMES[1]).iterdir()) == ["failed.txt", "recipe.yaml"]
     assert result.num_images == sum(member.num_images for member in result.members) == 160
     for name in (NAMES[0], NAMES[2]):
         assert_alike(out / name, single / name)

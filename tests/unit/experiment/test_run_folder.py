@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,11 +134,12 @@ def test_no_code_in_a_state_is_run(folder, tmp_path):
 def test_a_state_that_can_not_be_written_leaves_the_older_one(folder, monkeypatch):
     folder.save_state({"epoch": 1})
 
-    def break_off(_state, temporary):
-        temporary.write_bytes(b"half")
+    def break_off(temporary, content):
+        with temporary.open("wb") as file:
+            file.write(content[:100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", break_off)
+    monkeypatch.setattr(Path, "write_bytes", break_off)
     with pytest.raises(KeyboardInterrupt):
         folder.save_state({"epoch": 2})
     assert folder.load_state() == {"epoch": 1}
