@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from kdgan_compress.experiment.recipe_yaml import parse_yaml
+
 METRICS = ("auc", "best_f1")
 """Keys of a paper's row that are figures; all others name axes."""
 
