@@ -120,8 +120,7 @@ def search(
         if not fitting:
             _write(out, short, limits)
             raise limits.error(short)
-        best = [max((c for c in fitting if c.network == name), key=lambda c: c.auc) for name in _networks(fitting)]
-        names = survivors([Scored(c.network, c.auc, c.size_bytes) for c in best], keep, limits.max_auc_drop)
+        names = survivors([Scored(c.network, c.auc, c.size_bytes) for c in fitting], keep, limits.max_auc_drop)
         trained = train([each for each in networks if each.name in names], full=True)
         announce("measuring their files")
         final = measure([each.run for each in trained], halves, precisions, ranks, Path(scratch), is_final=True)
@@ -142,10 +141,6 @@ def search(
         full_seconds=sum(each.seconds for each in trained) / len(trained) * len(networks),
         picture=plot_search(out / "search.png", final, winner, limits.max_kb, limits.max_auc_drop),
     )
-
-
-def _networks(candidates: Sequence[Candidate]) -> list[str]:
-    return list(dict.fromkeys(each.network for each in candidates))
 
 
 def _write(out: Path, candidates: Sequence[Candidate], limits: Limits) -> None:

@@ -14,7 +14,7 @@ MIN_SURVIVORS = 2
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate after a round: its name, AUC in [0, 1] and bytes."""
+    """One file of a candidate after a round: the candidate's name, AUC in [0, 1] and bytes."""
 
     name: str
     auc: float
@@ -25,15 +25,16 @@ def survivors(candidates: Sequence[Scored], fraction: float, max_auc_drop: float
     """Names of the candidates that go on: a fraction of them, at least two, the most promising first.
 
     With an allowed drop these are the smallest of those within it of the round's best, then those that miss it by
-    least. Without one they are those of the highest AUC. Equal ones are ordered by bytes.
+    least. Without one they are those of the highest AUC. Equal ones are ordered by bytes, and the best file of a
+    candidate counts.
 
     Args:
-        candidates: At least one.
+        candidates: At least one; several files may have one name.
         fraction: In (0, 1].
         max_auc_drop: Allowed drop, ≥ 0; None for the highest AUC.
     """
     best = max(each.auc for each in candidates)
     allowed = 0.0 if max_auc_drop is None else max_auc_drop
     ranked = sorted(candidates, key=lambda each: (max(0.0, best - each.auc - allowed), each.size_bytes, each.name))
-    number = max(MIN_SURVIVORS, math.ceil(fraction * len(candidates)))
-    return [each.name for each in ranked[:number]]
+    names = list(dict.fromkeys(each.name for each in ranked))
+    return names[: max(MIN_SURVIVORS, math.ceil(fraction * len(names)))]

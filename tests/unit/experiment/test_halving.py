@@ -28,3 +28,8 @@ def test_equal_candidates_are_ordered_by_bytes():
 
 def test_one_candidate_survives():
     assert survivors([Scored("a", 0.9, 1)], 0.1, 0.01) == ["a"]
+
+
+def test_the_best_file_of_a_candidate_counts():
+    small = [Scored("2", 0.935, 9), Scored("1", 0.5, 1), Scored("8", 0.93, 30)]  # a smaller file of two candidates
+    assert survivors([*CANDIDATES, *small], 1, 0.01) == ["2", "8", "4", "1"]
