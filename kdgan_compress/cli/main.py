@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> int:
     except Interrupted as error:
         return _fail(error.message, 128 + error.signal)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("Interrupted; files that were complete are kept (continue a training with --resume).", 128 + signal.SIGINT)
+        return _fail("Interrupted; finished work is kept (continue a training with --resume).", 128 + signal.SIGINT)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         abandon(sys.stdout)
         return 0
