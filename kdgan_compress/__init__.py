@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kdgan_compress.api.profile import profile as profile
     from kdgan_compress.api.report import report as report
     from kdgan_compress.api.resume import resume as resume
+    from kdgan_compress.api.search import search as search
+    from kdgan_compress.api.search_limits import Limits as Limits
+    from kdgan_compress.api.sweep import sweep as sweep
     from kdgan_compress.api.train import train as train
     from kdgan_compress.api.trials import trials as trials
     from kdgan_compress.api.verify import verify as verify
@@ -59,6 +62,9 @@ _MODULES = {
     "api.profile": ("profile",),
     "api.report": ("report",),
     "api.resume": ("resume",),
+    "api.search": ("search",),
+    "api.search_limits": ("Limits",),
+    "api.sweep": ("sweep",),
     "api.train": ("train",),
     "api.trials": ("trials",),
     "api.verify": ("verify",),

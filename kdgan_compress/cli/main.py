@@ -26,7 +26,7 @@ OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memo
 
 COMMANDS = (
     *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
-    *("import", "pictures", "trials", "report", "bench", "recipes"),
+    *("import", "pictures", "trials", "sweep", "report", "search", "bench", "recipes"),
 )
 """The command table: ``NAME`` is the function of that name in ``cli/NAME.py``."""
 

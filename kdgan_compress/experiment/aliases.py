@@ -9,7 +9,7 @@ KEYS = {"average_decay": "ema_decay", "reduction": "distance"}
 VALUES: dict[Any, dict[str, str]] = {"norm": {"per_image": "instance"}}
 """Key → old value → current value."""
 
-RECIPES = {"alone": "from-scratch"}
+RECIPES = {"alone": "from-scratch", "mnist-2-4-8": "mnist-u2", "fashion-mnist-1-2-4": "fashion-mnist-u1"}
 """Old name → current name of a shipped recipe."""
 
 

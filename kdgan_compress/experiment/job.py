@@ -102,7 +102,7 @@ def training_job(recipe: Recipe, out: Path | None = None, parent: Path = RUNS, r
     data, message = recipe.data.absolute(), None
     if not resume:
         data, message = resolve_tiles(data, recipe.model.image_size)
-    recipe = recipe.model_copy(update={"data": data})
+    recipe = recipe.model_copy(update={"data": data, "sweep": None})
     architecture = recipe.model.architecture(recipe.model.image_channels or native_channels(recipe.data))
     split = _load_split(recipe, architecture)
     threads = training.threads or choose_threads(max(architecture.channels))
@@ -158,7 +158,7 @@ def distillation_job(
     checkpoint = load_model(teacher)
     if not resume:
         settings = checkpoint.data.relocate(data, data_root).absolute()
-        recipe = _with_teacher(recipe, checkpoint, teacher).model_copy(update={"data": settings})
+        recipe = _with_teacher(recipe, checkpoint, teacher).model_copy(update={"data": settings, "sweep": None})
     section = recipe.distillation
     training = section.training
     check_device(training.device)

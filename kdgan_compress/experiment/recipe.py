@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from kdgan_compress.data import DataSettings, TileSettings
 from kdgan_compress.distillation.loss import DistillationLoss
@@ -27,6 +27,7 @@ from kdgan_compress.experiment.recipe_sections import (
     parse_objective,
 )
 from kdgan_compress.experiment.recipe_yaml import MAX_BYTES, parse_yaml
+from kdgan_compress.experiment.sweep_section import QuickSection, ReportSection, SweepSection
 from kdgan_compress.files import read_text
 from kdgan_compress.gans import FAMILIES
 from kdgan_compress.scores import ScoreSettings
@@ -47,7 +48,10 @@ MUTUALLY_EXCLUSIVE = {"width": "channels", "channels": "width", "num_images": "e
 
 
 class Recipe(Section):
-    """One experiment: the data, the teacher and its training, the student and its distillation."""
+    """One experiment: the data, the teacher and its training, the student and its distillation.
+
+    ``sweep`` makes it a grid of experiments; only the command of that name reads it.
+    """
 
     description: str = ""
     data: DataSettings = DataSettings()
@@ -56,6 +60,7 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     distillation: DistillationSection = DistillationSection()
     score: ScoreSettings = ScoreSettings()
+    sweep: SweepSection | None = None
 
     @field_validator("data", mode="before")
     @classmethod
@@ -162,7 +167,10 @@ def _problem(location: tuple[str | int, ...], kind: str, message: str) -> str:
 
 
 def _known_keys() -> set[str]:
-    sections = (Recipe, ModelSection, StudentSection, TrainingSection, DistillationSection, CacheSection, StageSection)
+    sections: tuple[type[BaseModel], ...] = (
+        *(Recipe, ModelSection, StudentSection, TrainingSection, DistillationSection, CacheSection, StageSection),
+        *(SweepSection, QuickSection, ReportSection),
+    )
     settings = (
         DataSettings,
         TileSettings,

@@ -7,8 +7,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdgan_compress.errors import KdganError, first_line
+from kdgan_compress.files import read_text
 
 SWEEP_FILE = "sweep.yaml"
+MAX_SWEEP_BYTES = 10_000_000
 
 
 class _Entry(BaseModel):
@@ -50,6 +52,20 @@ class SweepFile(_Entry):
     cells: list[SweepCell] = []
 
 
+def read_sweep_yaml(path: Path) -> Any:
+    """The content of a ``sweep.yaml``, which has thousands of cells at most.
+
+    Raises:
+        OSError: The file can't be read.
+        ValueError: It is too large or not YAML.
+    """
+    text = read_text(path, MAX_SWEEP_BYTES)
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # PyYAML's constructors raise anything
+        raise ValueError(f"it is not YAML: {first_line(error)}") from None
+
+
 def load_sweep(folder: Path) -> SweepFile | None:
     """Read a sweep's file; None for a folder without one.
 
@@ -60,11 +76,11 @@ def load_sweep(folder: Path) -> SweepFile | None:
     if not path.is_file():
         return None
     try:
-        sweep = SweepFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        sweep = SweepFile.model_validate(read_sweep_yaml(path))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the file"
         raise _damaged(path, f"{where}: {error.errors()[0]['msg']}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(path, first_line(error)) from None
     for axis in (*sweep.report.rows, *sweep.report.columns):
         if axis not in sweep.axes:

@@ -27,7 +27,7 @@ HEAVY = (
 )
 COMMANDS = (
     *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
-    *("pictures", "trials", "report", "bench", "recipes"),
+    *("pictures", "trials", "sweep", "report", "search", "bench", "recipes"),
 )
 
 

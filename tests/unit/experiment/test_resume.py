@@ -453,7 +453,7 @@ def test_a_student_has_its_teachers_data(tmp_path):
     short = {"epochs": 1}
     photos = {"data": {"source": f"folder:{tmp_path / 'photos'}"}, "model": {"width": 1}, "training": short}
     train(parse_recipe(photos, "test"), tmp_path / "teacher")
-    of_another_set = load_recipe("mnist-2-4-8").replace({"distillation": {"training": short}})
+    of_another_set = load_recipe("mnist-u2").replace({"distillation": {"training": short}})
     distill(tmp_path / "teacher", of_another_set, tmp_path / "student")
     teacher, student = (load_checkpoint(tmp_path / run / "model.safetensors") for run in ("teacher", "student"))
     assert teacher.data.normal is None

@@ -1,0 +1,153 @@
+"""Search for the smallest student that meets limits of bytes, latency and AUC."""
+
+import dataclasses
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdgan_compress.api.distill import distill
+from kdgan_compress.api.evaluate import labelled_split
+from kdgan_compress.api.search_candidates import Candidate, Network, TestHalves, measure
+from kdgan_compress.api.search_limits import Limits, pareto_candidates
+from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment.halving import Scored, survivors
+from kdgan_compress.experiment.models import load_model
+from kdgan_compress.experiment.recipe import Recipe, load_recipe
+from kdgan_compress.experiment.results import RunResult, read_result
+from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.files import write_text
+from kdgan_compress.gans.architecture import channels_from_width
+from kdgan_compress.reports.search_plot import plot_search
+
+WIDTHS = (1, 2, 3, 4, 6, 8)
+SCREENING: dict[str, Any] = {"distillation": {"schedule": "1", "training": {"epochs": 1}}}
+"""The short training: K_l alone, one epoch."""
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """The outcome of a search.
+
+    Attributes:
+        winner: The smallest candidate within the limits or, without ``max_auc_drop``, the one of the highest AUC.
+        front: Candidates of the full training that no other beats in both bytes and AUC, from small to large.
+        candidates: All files that were measured, also those of the short training.
+        limits: The limits.
+        num_networks: Students of the short training.
+        num_trained: Students of the full training.
+        seconds: Training time of both.
+        full_seconds: What the full training of all students would have taken, by the mean of those that had it.
+        picture: AUC drop against bytes.
+    """
+
+    winner: Candidate
+    front: list[Candidate]
+    candidates: list[Candidate]
+    limits: Limits
+    num_networks: int
+    num_trained: int
+    seconds: float
+    full_seconds: float
+    picture: str
+
+
+def search(
+    teacher: str | Path,
+    limits: Limits,
+    out: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    channels: Sequence[tuple[int, ...]] = (),
+    norms: Sequence[str] = ("batch",),
+    precisions: Sequence[str] = ("fp32", "int8"),
+    ranks: Sequence[int | None] = (None,),
+    keep: float = 1 / 6,
+    data: str | None = None,
+    data_root: str | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> SearchReport:
+    """Train every student briefly, the most promising ones fully, and choose among their files.
+
+    One half of the test images chooses, and the other half reports. Finished students in ``out`` are kept.
+
+    Args:
+        teacher: Run folder or model file.
+        limits: The limits.
+        out: Output folder: run folders in ``screening`` and ``students``, ``search.json`` and ``search.png``.
+        recipe: The full training; None for the shipped ``default``.
+        channels: Channel plans; empty for widths 1, 2, 3, 4, 6 and 8.
+        norms: Normalisation layers.
+        precisions: Precisions of the files.
+        ranks: Ranks of the files (``export --rank``, or ``--latent-rank`` of a score without statistics).
+        keep: Fraction of the students that the full training gets; 1 for an exhaustive search.
+        data: Where the images are now.
+        data_root: The same for named data sets.
+        announce: Called with a line about each step.
+
+    Raises:
+        KdganError: No candidate meets the limits (the closest is named, and ``search.json`` has all), or an argument
+            is invalid.
+    """
+    recipe, out = recipe or load_recipe(), Path(out)
+    if not 0 < keep <= 1:
+        raise KdganError("The fraction to keep must be above 0 and at most 1", f"got {keep}", "Choose, say, 0.2")
+    checkpoint = load_model(teacher)
+    size = checkpoint.architecture.image_size
+    plans = channels or [channels_from_width(width, size) for width in WIDTHS]
+    networks = [Network(tuple(plan), norm) for plan, norm in itertools.product(plans, norms)]
+    split = labelled_split(checkpoint.data.relocate(data, data_root), size, checkpoint.architecture.image_channels)
+    halves = TestHalves.of(checkpoint, split)
+
+    def train(chosen: Sequence[Network], full: bool) -> list[RunResult]:
+        results = []
+        for number, network in enumerate(chosen, start=1):
+            announce(f"{'full' if full else 'short'} training {number} of {len(chosen)}: {network.name}")
+            folder = RunFolder(out / ("students" if full else "screening") / network.name)
+            student = {"channels": network.channels, "norm": network.norm}
+            changed = recipe.replace({"distillation": {"student": student}}, {} if full else SCREENING)
+            results.append(read_result(folder) or distill(teacher, changed, folder.path, data, data_root))
+        return results
+
+    with tempfile.TemporaryDirectory() as scratch:
+        screened = train(networks, full=False)
+        announce("measuring their files")
+        short = measure([each.run for each in screened], halves, precisions, ranks, Path(scratch), is_final=False)
+        fitting = [each for each in short if limits.fits_device(each)]
+        if not fitting:
+            _write(out, short, limits)
+            raise limits.error(short)
+        best = [max((c for c in fitting if c.network == name), key=lambda c: c.auc) for name in _networks(fitting)]
+        names = survivors([Scored(c.network, c.auc, c.size_bytes) for c in best], keep, limits.max_auc_drop)
+        trained = train([each for each in networks if each.name in names], full=True)
+        announce("measuring their files")
+        final = measure([each.run for each in trained], halves, precisions, ranks, Path(scratch), is_final=True)
+    _write(out, [*short, *final], limits)
+    winners = [each for each in final if limits.fits(each)]
+    if not winners:
+        raise limits.error(final)
+    by_auc = limits.max_auc_drop is None
+    winner = min(winners, key=lambda c: (-c.auc if by_auc else c.size_bytes, c.size_bytes, c.latency_us))
+    return SearchReport(
+        winner=winner,
+        front=pareto_candidates(final),
+        candidates=[*short, *final],
+        limits=limits,
+        num_networks=len(networks),
+        num_trained=len(trained),
+        seconds=sum(each.seconds for each in [*screened, *trained]),
+        full_seconds=sum(each.seconds for each in trained) / len(trained) * len(networks),
+        picture=plot_search(out / "search.png", final, winner, limits.max_kb, limits.max_auc_drop),
+    )
+
+
+def _networks(candidates: Sequence[Candidate]) -> list[str]:
+    return list(dict.fromkeys(each.network for each in candidates))
+
+
+def _write(out: Path, candidates: Sequence[Candidate], limits: Limits) -> None:
+    content = {"limits": dataclasses.asdict(limits), "candidates": [dataclasses.asdict(each) for each in candidates]}
+    write_text(out / "search.json", json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,98 @@
+"""Cells cut into fleets: cells of one shape are trained together, in as many fleets as keep all workers busy."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdgan_compress.data import native_channels
+from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment.recipe import Recipe
+from kdgan_compress.sweeps.grid import Cell
+
+MAX_FLEET_SIZE = 10
+"""Cells per fleet; larger ones are hardly faster, and lose more when a worker is lost."""
+
+MIN_WIDE = 128
+"""Networks with this many channels anywhere are trained alone on a CPU, where fleets don't make them faster."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Cells of one shape for one worker.
+
+    Attributes:
+        shape: What the cells have in common, as text.
+        cells: At least one.
+    """
+
+    shape: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def teachers(self) -> set[str]:
+        """Run folders that need to be finished before this fleet starts."""
+        return {cell.teacher for cell in self.cells if cell.teacher is not None}
+
+
+def cut_into_fleets(cells: Sequence[Cell], num_workers: int) -> list[Fleet]:
+    """Fleets in the order of their first cells.
+
+    Args:
+        cells: Those that are still to be trained.
+        num_workers: A shape's cells are cut into a multiple of this many fleets, if there are enough.
+    """
+    image_channels: dict[tuple[str, str | None], Any] = {}
+    by_shape: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_shape.setdefault(_shape(cell, image_channels), []).append(cell)
+    fleets = []
+    for shape, members in by_shape.items():
+        is_wide = max(_channels(members[0])) >= MIN_WIDE and _device(members[0]) == "cpu"
+        fleets += [Fleet(shape, part) for part in _cut(members, 1 if is_wide else MAX_FLEET_SIZE, num_workers)]
+    position = {cell.run: index for index, cell in enumerate(cells)}
+    return sorted(fleets, key=lambda fleet: position[fleet.cells[0].run])
+
+
+def _cut(cells: list[Cell], max_size: int, num_workers: int) -> list[tuple[Cell, ...]]:
+    """The cells in parts of nearly equal size."""
+    num_parts = -(-len(cells) // max_size)
+    num_parts = min(len(cells), -(-num_parts // num_workers) * num_workers)
+    bounds = [len(cells) * part // num_parts for part in range(num_parts + 1)]
+    return [tuple(cells[start:end]) for start, end in itertools.pairwise(bounds)]
+
+
+def _shape(cell: Cell, image_channels: dict[tuple[str, str | None], Any]) -> str:
+    """Everything that members of a fleet share, as text: all but data, seeds, learning rates and loss weights."""
+    recipe = cell.recipe
+    content = recipe.model_dump(mode="json", exclude={"description", "sweep", "data"})
+    for training in (content["training"], content["distillation"]["training"], content["distillation"]):
+        training.pop("seed", None), training.pop("learning_rate", None), training.pop("teacher_learning_rate", None)
+    for section in (content, content["distillation"]):
+        for name in ("objective", "loss"):
+            section[name] = {
+                key: weight != 0 if isinstance(weight, float) else weight
+                for key, weight in (section.get(name) or {}).items()
+            }
+    source = (recipe.data.source, recipe.data.root)
+    if source not in image_channels:
+        image_channels[source] = _image_channels(recipe)
+    is_student = cell.teacher is not None
+    return json.dumps([is_student, image_channels[source], recipe.data.tiles is not None, content], sort_keys=True)
+
+
+def _image_channels(recipe: Recipe) -> int | str:
+    try:
+        return recipe.model.image_channels or native_channels(recipe.data)
+    except KdganError as error:  # the worker reports it for each of these cells
+        return str(error)
+
+
+def _channels(cell: Cell) -> tuple[int, ...]:
+    section = cell.recipe.model if cell.teacher is None else cell.recipe.distillation.student
+    return section.channels_for(cell.recipe.model.image_size)
+
+
+def _device(cell: Cell) -> str:
+    return cell.recipe.training.device if cell.teacher is None else cell.recipe.distillation.training.device

@@ -1,0 +1,103 @@
+"""The folder of a sweep: ``sweep.yaml``, ``runs/``, ``teachers/`` and a log for each cell that failed."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment.results import RunResult, read_result
+from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.experiment.sweep_file import SWEEP_FILE, read_sweep_yaml
+from kdgan_compress.files import write_text
+from kdgan_compress.sweeps.grid import Cell, Plan, fingerprint
+from kdgan_compress.sweeps.worker import CellError
+
+
+class SweepFolder:
+    """Paths and files of one sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path / SWEEP_FILE
+
+    def write(self, plan: Plan) -> None:
+        """Write ``sweep.yaml``; the cells of an earlier sweep in this folder stay in it.
+
+        Raises:
+            KdganError: A cell of the same name was trained with other settings; nothing is written.
+        """
+        earlier = self.read() if self.file.exists() else {}
+        known = {entry["run"]: entry for key in ("cells", "teachers") for entry in earlier.get(key, [])}
+        for cell in (*plan.cells, *plan.teachers):
+            if known.get(cell.run, {}).get("fingerprint", fingerprint(cell.recipe)) != fingerprint(cell.recipe):
+                found = f"{self.path / cell.run} was planned with others"
+                hint = "Give another --out, or the settings of the first command"
+                raise KdganError("A sweep continues with the same settings only", found, hint)
+        old_axes = earlier.get("axes", {})
+        axes = {name: _union(old_axes.get(name, []), values) for name, values in plan.axes.items()}
+        content = {
+            "name": plan.name,
+            "description": plan.description,
+            "variant": plan.variant,
+            "command": plan.command,
+            "axes": axes,
+            "set": plan.settings,
+            "report": plan.report.model_dump(mode="json"),
+            "cells": _merge(earlier.get("cells", []), plan.cells),
+            "teachers": _merge(earlier.get("teachers", []), plan.teachers),
+        }
+        write_text(self.file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def read(self) -> dict[str, Any]:
+        """The content of ``sweep.yaml``.
+
+        Raises:
+            KdganError: It is damaged.
+        """
+        try:
+            content = read_sweep_yaml(self.file)
+            entries = [entry["run"] for key in ("cells", "teachers") for entry in content[key]]
+        except (OSError, ValueError, KeyError, TypeError):
+            entries, content = [None], None
+        if not isinstance(content, dict) or not all(isinstance(run, str) for run in entries):
+            hint = "Remove it, or give another --out"
+            raise KdganError("sweep.yaml must be one that sweep wrote", f"{self.file} is not", hint)
+        return content
+
+    def result(self, cell: Cell) -> RunResult | None:
+        """The result of a finished cell; None if it is not finished, or its result is damaged."""
+        try:
+            return read_result(RunFolder(self.path / cell.run))
+        except KdganError:
+            return None
+
+    def is_started(self, cell: Cell) -> bool:
+        """Whether a worker has begun with a cell."""
+        return RunFolder(self.path / cell.run).recipe.exists()
+
+    def log_path(self, run: str) -> Path:
+        """Where the error of a failed cell is written."""
+        return self.path / "logs" / f"{run.replace('/', '-')}.txt"
+
+    def write_log(self, run: str, error: CellError) -> Path:
+        """Write a failed cell's error with its traceback."""
+        path = self.log_path(run)
+        write_text(path, f"{error.message}\n\n{error.details}")
+        return path
+
+
+def _merge(earlier: list[dict[str, Any]], cells: tuple[Cell, ...]) -> list[dict[str, Any]]:
+    entries = {entry["run"]: entry for entry in earlier}
+    for cell in cells:
+        entries[cell.run] = {
+            "run": cell.run,
+            "teacher": cell.teacher,
+            "axes": cell.axes,
+            "fingerprint": fingerprint(cell.recipe),
+        }
+    return list(entries.values())
+
+
+def _union(earlier: list[Any], values: list[Any]) -> list[Any]:
+    return [*earlier, *(value for value in values if value not in earlier)]

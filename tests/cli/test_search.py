@@ -1,0 +1,71 @@
+"""``search``: the smallest student within limits, by a plain loop over what it measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Cli, only_json
+
+OPTIONS = ("--width", "1,2", "--set", "distillation.training.epochs=1", "--norm", "instance")
+
+
+def test_the_smallest_student_within_the_limits_is_chosen(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
+    arguments = ("search", "--teacher", runs["teacher"], *OPTIONS, "--precision", "fp32,int8-weights")
+    limits = ("--max-kb", 1000, "--max-auc-drop", 1)
+    code, out, err = cli(*arguments, *limits, "--out", tmp_path / "search", "--json")
+    report = only_json(out)
+    assert code == 0
+    assert "short training 1 of 2: 1-2-4-instance" in err
+    final = [each for each in report["candidates"] if each["is_final"]]
+    assert {(each["network"], each["precision"]) for each in final} == {
+        (network, precision)
+        for network in ("1-2-4-instance", "2-4-8-instance")
+        for precision in ("fp32", "int8-weights")
+    }
+    assert report["winner"] == min(final, key=lambda each: each["size_bytes"])
+    beaten = [
+        each for each in final
+        if any(o["size_bytes"] < each["size_bytes"] and o["auc"] >= each["auc"] for o in final)
+    ]  # fmt: skip
+    assert all(each in report["front"] or each in beaten for each in final)
+    assert json.loads((tmp_path / "search" / "search.json").read_text())["candidates"] == report["candidates"]
+    assert (tmp_path / "search" / "search.png").stat().st_size > 5000
+
+    winner = report["winner"]
+    detector = tmp_path / "winner.onnx"
+    code, out, _ = cli("export", "--model", winner["run"], "-o", detector, "--precision", winner["precision"])
+    assert code == 0
+    assert detector.stat().st_size == winner["size_bytes"]
+
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "search").rglob("result.json")}
+    code, out, _ = cli(*arguments, *limits, "--out", tmp_path / "search")  # finished students are kept
+    assert code == 0
+    assert "chosen" in out
+    assert f"--model {winner['run']}" in out
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+@pytest.mark.parametrize("limit", [("--max-kb", 1), ("--max-latency-us", 0.001)])
+def test_limits_that_nothing_meets_show_the_closest(cli: Cli, runs: dict[str, Path], tmp_path: Path, limit) -> None:
+    options = ("--width", 1, "--precision", "fp32", "--norm", "instance")
+    code, _, err = cli("search", "--teacher", runs["teacher"], *options, *limit, "--out", tmp_path / "search")
+    assert code == 1
+    assert f"No student meets {limit[0]} {limit[1]}" in err
+    assert "the closest is 1-2-4-instance fp32" in err
+    assert (tmp_path / "search" / "search.json").exists()
+    assert not (tmp_path / "search" / "students").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ((), 2, "at least one of --max-kb"),
+        (("--max-kb", -1), 2, "--max-kb"),
+        (("--max-kb", 9, "--keep", 0), 1, "fraction to keep"),
+        (("--max-kb", 9, "--width", "1,x"), 2, "whole numbers"),
+    ],
+)
+def test_invalid_options(cli: Cli, runs: dict[str, Path], tmp_path: Path, options, code, message) -> None:
+    result, _, err = cli("search", "--teacher", runs["teacher"], "--out", tmp_path / "search", *options)
+    assert (result, message in err) == (code, True)
+    assert not (tmp_path / "search").exists()
