@@ -89,9 +89,9 @@ def export_detector(
         card = _card_data(written, model, checkpoint, settings, report)
         prefix = sidecar_prefix(path)
         names = write_sidecars(written, prefix, report, card, settings.mobile)
+        page = None if web is None else write_page(web, written, Path(folder, f"{prefix}golden.json"), ort_web)
         files = [path.with_name(name) for name in (*names, path.name)]
         write_together({file: Path(folder, file.name).read_bytes() for file in files})
-        page = None if web is None else write_page(web, written, Path(folder, f"{prefix}golden.json"), ort_web)
     return ExportResult(
         **vars(report) | {"path": str(path)},
         auc=card.auc,

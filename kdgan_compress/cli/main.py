@@ -13,7 +13,7 @@ import click
 
 from kdgan_compress.cli.output import show_messages
 from kdgan_compress.cli.streams import abandon, one_line, prepare_streams
-from kdgan_compress.errors import Interrupted, KdganError, first_line
+from kdgan_compress.errors import Interrupted, KdganError
 
 TRAIN_EXTRA = "kdgan-compress[train]"
 TRAIN_MODULES = (
@@ -23,6 +23,8 @@ TRAIN_MODULES = (
 
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory", re.IGNORECASE)
 """What torch's errors say for which it has no class of their own."""
+
+ALLOCATION = re.compile(r"tried to allocate [\d.]+ \w+", re.IGNORECASE)
 
 COMMANDS = (
     *("demo", "train", "distill", "evaluate", "profile", "export", "verify", "score", "calibrate"),
@@ -83,9 +85,7 @@ def run(arguments: list[str]) -> int:
     except Interrupted as error:
         return _fail(error.message, 128 + error.signal)
     except (KeyboardInterrupt, click.Abort):
-        return _fail(
-            "Interrupted; files that were complete are kept (continue a training with --resume).", 128 + signal.SIGINT
-        )
+        return _fail("Interrupted; finished work is kept (continue a training with --resume).", 128 + signal.SIGINT)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         abandon(sys.stdout)
         return 0
@@ -102,8 +102,10 @@ def run(arguments: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
+        wanted = ALLOCATION.search(str(error))
+        found = "could not get it" if wanted is None else wanted[0]
         hint = "Use a smaller model, batch, fleet or image, or a machine with more memory"
-        return _fail(f"Error: The command needs more memory than there is; {first_line(error)}. {hint}.")
+        return _fail(f"Error: The command needs more memory than there is; it {found}. {hint}.")
 
 
 def _invoke(arguments: list[str]) -> int:

@@ -105,9 +105,11 @@ class Architecture(ImageFormat):
 
 def num_blocks(image_size: int) -> int:
     """Number of strided blocks that bring an image of this side (pixels) down to 4×4."""
-    if not MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE or image_size & (image_size - 1):
+    if image_size > MAX_IMAGE_SIZE:
+        raise KdganError(f"The image size is more than {MAX_IMAGE_SIZE}", f"got {image_size}", "Choose a smaller one")
+    if image_size < MIN_IMAGE_SIZE or image_size & (image_size - 1):
         raise KdganError(
-            f"The image size is not a power of two from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}",
+            f"The image size is not a power of two of at least {MIN_IMAGE_SIZE}",
             f"got {image_size}",
             "Choose 16, 32, 64, 128, …; images are resized to it",
         )
