@@ -79,7 +79,7 @@ def search(
         limits: The limits.
         out: Output folder: run folders in ``screening`` and ``students``, ``search.json`` and ``search.png``.
         recipe: The full training; None for the shipped ``default``.
-        channels: Channel plans; empty for widths 1, 2, 3, 4, 6 and 8.
+        channels: Channels of each student; empty for widths 1, 2, 3, 4, 6 and 8.
         norms: Normalisation layers.
         precisions: Precisions of the files.
         ranks: Ranks of the files (``export --rank``, or ``--latent-rank`` of a score without statistics).

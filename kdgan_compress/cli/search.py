@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--max-latency-us", type=click.FloatRange(0, min_open=True), help="Microseconds for one image here.")
 @click.option("--max-auc-drop", type=click.FloatRange(0, 1), help="Teacher's AUC minus the student's.")
 @click.option("--width", "widths", type=Channels(), metavar="U,V,…", help="Widths to try.  [default: 1,2,3,4,6,8]")
-@click.option("--channels", type=Channels(), multiple=True, help="Instead: a channel plan; may be repeated.")
+@click.option("--channels", type=Channels(), multiple=True, help="Instead: channels of one student; may be repeated.")
 @click.option("--norm", "norms", type=ListOrRange(), metavar="NORM,…", default="batch", show_default=True)
 @click.option("--precision", "precisions", type=ListOrRange(), metavar="P,…", default="fp32,int8", show_default=True)
 @click.option("--rank", "ranks", type=Channels(), metavar="K,L,…", help="Also files of these ranks (see export).")
