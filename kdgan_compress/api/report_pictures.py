@@ -244,15 +244,11 @@ def _tracked(runs: Sequence[Sequence[Mapping[str, object]]]) -> list[list[float]
 
 
 def _metrics(run: PlacedRun, problems: list[str]) -> list[dict[str, Any]]:
-    """The lines of the run's metrics; empty, with a problem, if the file is damaged."""
-    try:
-        lines = RunFolder(run.run.path).read_metrics()
-        if all(isinstance(line, dict) and "stage_index" in line for line in lines):
-            return lines
-    except (OSError, ValueError, KdganError):
-        pass
-    problems.append(f"{run.run.path}: training curves are left out, metrics.jsonl is damaged")
-    return []
+    """The whole lines of the run's metrics; a problem if there are none."""
+    lines = RunFolder(run.run.path).read_metrics()
+    if not lines:
+        problems.append(f"{run.run.path}: training curves are left out, metrics.jsonl is missing or damaged")
+    return lines
 
 
 def _labelled(is_anomalous: NDArray[np.bool_]) -> bool:

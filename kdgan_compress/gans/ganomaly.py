@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kdgan_compress.errors import KdganError
 from kdgan_compress.gans.architecture import Architecture
 from kdgan_compress.gans.blocks import LEAKY_SLOPE, init_weights, norm_layer
 from kdgan_compress.gans.ede import GanomalyObjective
@@ -19,6 +20,9 @@ from kdgan_compress.gans.gan import Family, Gan
 PUBLIC_CODE, ANOMALIB = "ganomaly", "ganomaly-anomalib"
 ANOMALIB_PADDING = 4
 """Of the first convolution in anomalib, where the public code pads by 1."""
+
+MIN_ANOMALIB_SIZE = 32
+"""With that padding the blocks end at 4×4 only from 32 pixels on."""
 
 STUDENT_FAMILY = "ede"
 
@@ -163,7 +167,14 @@ def set_normalization(gan: Gan, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def build(architecture: Architecture) -> Gan:
-    """A freshly initialised GAN, with images in [−1, 1] left as they are."""
+    """A freshly initialised GAN, with images in [−1, 1] left as they are.
+
+    Raises:
+        KdganError: The images are too small for anomalib's padding.
+    """
+    if architecture.family == ANOMALIB and architecture.image_size < MIN_ANOMALIB_SIZE:
+        problem = f"{ANOMALIB} needs images of at least {MIN_ANOMALIB_SIZE} pixels"
+        raise KdganError(problem, f"got {architecture.image_size}", f"Use --image-size {MIN_ANOMALIB_SIZE} or more")
     generator = Generator(architecture).apply(init_weights)
     discriminator = Discriminator(architecture).apply(init_weights)
     taps = {"z1": "encoder1", "x_hat": "denormalizer", "z2": "encoder2"}

@@ -123,7 +123,7 @@ def test_trials_end_to_end(cli: Cli, pool: Path, tmp_path: Path) -> None:
     assert report["data"] == "pool-0-gpnd-5fold-trial0"
     assert [line.split(":")[0] for line in err.splitlines()] == ["trial 0", "trial 1"]
     for trial in report["trials"]:
-        assert trial.keys() == {"trial", "run", "seconds", "figures"}
+        assert trial.keys() == {"trial", "run", "seconds", "figures", "baseline_bytes"}
         evaluation = only_json(cli("evaluate", "--model", trial["run"], "--json")[1])
         assert trial["figures"]["model"] == {"auc": evaluation["auc"], "best_f1": evaluation["best_f1"]}
     values = [trial["figures"]["model"]["auc"] for trial in report["trials"]]

@@ -149,7 +149,7 @@ def test_a_step_runs_each_network_no_more_often_than_it_needs(structure, of_stud
                 calls[key] += 1
 
             network.register_forward_hook(count)
-    scheduler = make_scheduler(gans, STRUCTURES.get(structure, FROM_SCRATCH), make_images(10), 3, 2)
+    scheduler = make_scheduler(gans, STRUCTURES.get(structure, FROM_SCRATCH), make_images(11), 3, 2)
     next(train_schedulers([scheduler]))  # what the beginning of a stage needs is not counted
     before, running = dict(calls), train_schedulers([scheduler])
     next(running)

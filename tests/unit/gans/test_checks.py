@@ -198,7 +198,7 @@ def test_a_discriminator_that_ganomalys_losses_cannot_read_is_refused(output, fo
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_families_of_the_package_pass(family, norm):
     clusters = 2 if FAMILIES[family].has_clusters else None
-    architecture = Architecture(family=family, channels=(2, 4), image_size=16, norm=norm, num_clusters=clusters)
+    architecture = Architecture(family=family, channels=(2, 4, 8), norm=norm, num_clusters=clusters)
     check_gan(build(architecture), architecture)
 
 

@@ -73,3 +73,8 @@ def test_other_families_have_no_extra_layers():
         build(Architecture(extra_layers=1))
     with pytest.raises(KdganError, match="below 1"):
         Architecture(family="ganomaly", extra_layers=0)
+
+
+def test_images_that_are_too_small_for_anomalibs_padding_are_refused():
+    with pytest.raises(KdganError, match="at least 32 pixels"):
+        build(Architecture(family="ganomaly-anomalib", channels=(2, 4), image_size=16))
