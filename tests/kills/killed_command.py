@@ -1,7 +1,8 @@
 """Run command lines in forks of a process that has imported everything, and kill them at a write or at a time.
 
 Python tells an audit hook about each file that is opened for writing, renamed or removed, so the package needs no
-hooks of its own. A kill ends the whole process group, as a lack of power or memory would.
+hooks of its own. A kill at a write ends the whole process group, as a loss of power would; a kill at a time ends the
+command's first process alone, as somebody's ``kill -9`` does.
 """
 
 import mmap
@@ -13,20 +14,14 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-
-PRELOADED = (
-    *("kdgan_compress.cli.main", "kdgan_compress.api.train", "kdgan_compress.api.distill", "kdgan_compress.api.sweep"),
-    *("kdgan_compress.api.export", "kdgan_compress.api.calibrate", "kdgan_compress.api.resume", "kdgan_compress.runtime"),
-    *("matplotlib.backends.backend_agg", "sklearn.metrics", "onnxscript", "onnx", "onnxruntime", "pytest"),
-)
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(list(PRELOADED))
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
 TORN_LINE = b'{"stage_index": 0, "sta'
 MAX_SECONDS = 120
+FORK = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
@@ -43,56 +38,123 @@ class Ended:
         return self.code == -signal.SIGKILL
 
 
-def run_command(
-    arguments: list[str], watched: Path, kill_at: int | None = None, kill_after: float | None = None
-) -> Ended:
-    """Run a command; kill it before its n-th write in a folder (1 is the first), or after so many seconds."""
-    log = watched.with_name(f"{watched.name}.log")
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_command, args=(arguments, str(watched), kill_at, str(log), sender))
-    process.start()
-    sender.close()
-    receiver.recv()  # it has been prepared
-    start = time.perf_counter()
-    try:
-        if kill_after is not None:
-            process.join(kill_after)
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)  # alone: processes that it has started must end by themselves
-        process.join(MAX_SECONDS)
-        seconds = time.perf_counter() - start
-        assert not process.is_alive(), f"{arguments} hangs: {log.read_text()}"
-        num_writes = receiver.recv() if receiver.poll() else 0
-    except EOFError:  # killed
-        num_writes = 0
-    finally:
-        if process.is_alive():
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
-    return Ended(process.exitcode, num_writes, seconds, log.read_text())
+class ForkServer:
+    """A process that forks for each command, so that none of them has to import torch; ``close`` ends it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other,))
+        self._process.start()
+        other.close()
+
+    def run(
+        self, arguments: list[str], watched: Path, kill_at: int | None = None, kill_after: float | None = None
+    ) -> Ended:
+        """Run a command; kill it before its n-th write in a folder (1 is the first), or after so many seconds."""
+        self._connection.send((list(map(str, arguments)), str(watched), kill_at, kill_after))
+        return self._connection.recv()
+
+    def warm_up(self, arguments: list[str]) -> None:
+        """Run a command in the server itself, so that its forks have what it loads at first use; no training after it."""
+        self._connection.send((list(map(str, arguments)), None, None, None))
+        self._connection.recv()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join(10)
+        self._process.kill()
 
 
-def _command(arguments: list[str], watched: str, kill_at: int | None, log: str, sender) -> None:
+def _serve(connection: Connection) -> None:
+    import torch._dynamo  # noqa: F401 (the first optimizer imports it, in seconds)
+
+    import kdgan_compress.api.export  # noqa: F401
+    import kdgan_compress.api.sweep  # noqa: F401
     from kdgan_compress.cli.main import run
+
+    torch.set_num_threads(1)  # a fork has no other threads
+    _prepare()
+    while True:
+        try:
+            arguments, watched, kill_at, kill_after = connection.recv()
+        except EOFError:
+            return
+        if watched is None:
+            connection.send(run(arguments))
+        else:
+            connection.send(_run(arguments, watched, kill_at, kill_after))
+
+
+def _prepare() -> None:
+    """As many saves in a tiny run as in a long one; plots that take no time; workers that import nothing."""
+    from traces import trace_once
+
     from kdgan_compress.distillation import train_log
     from kdgan_compress.experiment import training_run
+    from kdgan_compress.export import detector_file
     from kdgan_compress.sweeps import workers
+
+    detector_file.trace = trace_once  # takes seconds, and torch forbids a backward pass in forks of a process that had one
+    detector_file.count = _count_once
+    train_log.RECORD_EVERY_IMAGES = 8
+    training_run.SAVE_SECONDS, training_run.MAX_SAVE_FRACTION = 0.0, 1.0
+    training_run.plot_curves = training_run.plot_scores = _quick_plot
+    get_context = multiprocessing.get_context
+    workers.multiprocessing.get_context = lambda method: FORK if method == "spawn" else get_context(method)
+
+
+_COUNTS: dict[str, object] = {}
+
+
+def _count_once(generator, image_format):
+    from kdgan_compress.evaluation import weights_sha256
+    from kdgan_compress.profiling.counts import count
+
+    key = weights_sha256(generator)
+    if key not in _COUNTS:
+        _COUNTS[key] = count(generator, image_format)
+    return _COUNTS[key]
+
+
+def _quick_plot(*arguments) -> None:
+    from PIL import Image
+
+    from kdgan_compress.files import atomic_path
+
+    with atomic_path(arguments[-1]) as temporary:
+        Image.new("L", (1, 1)).save(temporary, "png")
+
+
+def _run(arguments: list[str], watched: str, kill_at: int | None, kill_after: float | None) -> Ended:
+    log = Path(f"{watched}.log")
+    counter = mmap.mmap(-1, 8)  # shared with the command and its workers
+    process = FORK.Process(target=_command, args=(arguments, watched, counter, kill_at, log))
+    start = time.perf_counter()
+    process.start()
+    if kill_after is not None:
+        process.join(kill_after)
+        process.kill()
+    process.join(MAX_SECONDS)
+    seconds = time.perf_counter() - start
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        return Ended(1, 0, seconds, f"it hangs: {log.read_text()}")
+    return Ended(process.exitcode, _get(counter), seconds, log.read_text() if log.exists() else "")
+
+
+def _command(arguments: list[str], watched: str, counter: mmap.mmap, kill_at: int | None, log: Path) -> None:
+    from kdgan_compress.cli.main import run
 
     os.setpgid(0, 0)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    train_log.RECORD_EVERY_IMAGES = 8
-    training_run.SAVE_SECONDS, training_run.MAX_SAVE_FRACTION = 0.0, 1.0  # as many saves as a long run
-    forking = multiprocessing.get_context("fork")
-    workers.multiprocessing.get_context = lambda _: forking  # its workers need not import everything again
     tempfile.tempdir = os.path.join(watched, "tmp")
     os.makedirs(tempfile.tempdir, exist_ok=True)
-    counter = mmap.mmap(-1, 8)  # also counts the writes of its workers
-    sender.send(None)
     sys.addaudithook(lambda event, values: _count(event, values, watched, counter, kill_at))
     code = run(arguments)
-    sender.send(_get(counter))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -104,9 +166,7 @@ def _get(counter: mmap.mmap) -> int:
 
 def _count(event: str, values: tuple, watched: str, counter: mmap.mmap, kill_at: int | None) -> None:
     is_open = event == "open"
-    if not is_open and event not in CHANGES:
-        return
-    if is_open and not values[2] & WRITING:
+    if not (values[2] & WRITING if is_open else event in CHANGES):
         return
     path = values[0]
     if not isinstance(path, str | bytes | os.PathLike) or not os.fsdecode(path).startswith(watched):
