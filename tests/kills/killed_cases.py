@@ -63,7 +63,7 @@ def write_inputs(base: Path) -> None:
 def cases(base: Path) -> dict[str, Case]:
     """All cases; those after the first need ``base / "teacher"``, and calibrate needs ``base / "detector"``."""
     data = ("--data", f"npz:{base / 'set.npz'}")
-    teacher = ("--teacher", base / "teacher")
+    teacher, detector = ("--teacher", base / "teacher"), base / "detector" / "d.onnx"
 
     def distil(schedule: str, epochs: int, *more: object) -> Callable[[Path], list[object]]:
         options = ("--schedule", schedule, "--epochs", epochs, *more)
@@ -94,7 +94,13 @@ def cases(base: Path) -> dict[str, Case]:
         ),
         Case(
             "calibrate",
-            lambda folder: ["calibrate", base / "detector" / "d.onnx", base / "photos", "-o", folder / "out" / "d.onnx"],
+            lambda folder: [
+                "calibrate",
+                base / "detector" / "d.onnx",
+                base / "photos",
+                "-o",
+                folder / "out" / "d.onnx",
+            ],
             is_training=False,
         ),
     ]

@@ -56,7 +56,7 @@ class ForkServer:
         return self._connection.recv()
 
     def warm_up(self, arguments: list[str]) -> None:
-        """Run a command in the server itself, so that its forks have what it loads at first use; no training after it."""
+        """Run a command in the server itself, so that its forks have what it loads first; they can't train then."""
         self._connection.send((list(map(str, arguments)), None, None, None))
         self._connection.recv()
 
@@ -67,9 +67,9 @@ class ForkServer:
 
 
 def _serve(connection: Connection) -> None:
-    import torch._dynamo  # noqa: F401 (the first optimizer imports it, in seconds)
+    import torch._dynamo
 
-    import kdgan_compress.api.export  # noqa: F401
+    import kdgan_compress.api.export
     import kdgan_compress.api.sweep  # noqa: F401
     from kdgan_compress.cli.main import run
 
@@ -95,7 +95,9 @@ def _prepare() -> None:
     from kdgan_compress.export import detector_file
     from kdgan_compress.sweeps import workers
 
-    detector_file.trace = trace_once  # takes seconds, and torch forbids a backward pass in forks of a process that had one
+    detector_file.trace = (
+        trace_once  # takes seconds, and torch forbids a backward pass in forks of a process that had one
+    )
     detector_file.count = _count_once
     train_log.RECORD_EVERY_IMAGES = 8
     training_run.SAVE_SECONDS, training_run.MAX_SAVE_FRACTION = 0.0, 1.0
@@ -151,8 +153,9 @@ def _command(arguments: list[str], watched: str, counter: mmap.mmap, kill_at: in
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    tempfile.tempdir = os.path.join(watched, "tmp")
-    os.makedirs(tempfile.tempdir, exist_ok=True)
+    scratch = Path(watched, "tmp")
+    scratch.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(scratch)
     sys.addaudithook(lambda event, values: _count(event, values, watched, counter, kill_at))
     code = run(arguments)
     sys.stdout.flush()
