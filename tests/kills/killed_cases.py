@@ -96,7 +96,7 @@ def cases(base: Path) -> dict[str, Case]:
             "calibrate",
             lambda folder: [
                 "calibrate",
-                base / "detector" / "d.onnx",
+                detector,
                 base / "photos",
                 "-o",
                 folder / "out" / "d.onnx",

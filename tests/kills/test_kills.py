@@ -1,6 +1,6 @@
 """SIGKILL at writes and at random times: what is left is whole, and the next command ends as if nothing had happened.
 
-``make test`` kills each command a few times; ``make kills`` at every write, or KILLS=N times in all.
+``make test`` kills each command a few times; ``make kills`` at every write and KILL_TIMES=10 times in between.
 """
 
 import os
