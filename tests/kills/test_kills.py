@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from killed_cases import cases, write_inputs
@@ -21,6 +22,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIG
 
 CI_WRITES, CI_TIMES = 2, 1
 MAX_WRITES = int(os.environ.get("KILL_WRITES", "1000"))
+LOG = Path(os.environ["KILL_LOG"]) if "KILL_LOG" in os.environ else None
+"""A file with one line per kill, to be read while a long run is on its way."""
+
 TIMES = int(os.environ.get("KILL_TIMES", "10"))
 
 
@@ -51,7 +55,7 @@ def exports(base, trainings):
     server.close()
 
 
-def kill_and_compare(case, server, folder, num_writes, num_times):
+def kill_and_compare(case, server, folder, num_writes, num_times, log=None):
     """Kill the command at so many of its writes, and at random times; returns how often it was killed."""
 
     def fresh():
@@ -71,6 +75,7 @@ def kill_and_compare(case, server, folder, num_writes, num_times):
     kills += [{"kill_after": rng.uniform(0, whole.seconds)} for _ in range(num_times)]
     num_killed, failures = 0, []
     for kill in kills:
+        bad = len(failures)
         fresh()
         killed = server.run(case.start(folder), folder, **kill)
         num_killed += killed.was_killed
@@ -85,6 +90,11 @@ def kill_and_compare(case, server, folder, num_writes, num_times):
             assert not different, f"different: {different}"
         except Exception as error:
             failures.append(f"{kill}: {type(error).__name__}: {error}")
+        if log is not None:
+            with log.open("a") as file:
+                file.write(
+                    f"{case.name} {kill} of {whole.num_writes}: {failures[-1:] if len(failures) > bad else 'ok'}\n"
+                )
     assert not failures, f"{len(failures)} of {len(kills)}:\n" + "\n".join(failures)
     return num_killed
 
@@ -99,6 +109,6 @@ def test_a_few_kills(base, trainings, exports, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kill_at_every_write(base, trainings, exports, name, capsys):
     case = cases(base)[name]
-    num = kill_and_compare(case, trainings if case.is_training else exports, base / "w", MAX_WRITES, TIMES)
+    num = kill_and_compare(case, trainings if case.is_training else exports, base / "w", MAX_WRITES, TIMES, LOG)
     with capsys.disabled():
         print(f"{name}: killed {num} times")
