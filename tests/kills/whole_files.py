@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import yaml
 from PIL import Image
+from safetensors.numpy import load_file
 
 from kdgan_compress.experiment.checkpoint import load_checkpoint
 from kdgan_compress.experiment.run_folder import RunFolder
@@ -15,8 +16,11 @@ from kdgan_compress.files import read_arrays
 from kdgan_compress.runtime import Detector
 
 TEMPORARY = re.compile(r".*\.tmp|\.lock")
-UNLIKE = ("seconds", "images_per_s", "teacher_cache")
-"""Times, and whether teacher features were computed or read."""
+TOLERANCE = 1e-5
+"""Of weights in fleets: a member that is resumed in a smaller fleet is rounded in another order."""
+
+UNLIKE = ("seconds", "images_per_s", "teacher_cache", "fleet")
+"""Times, whether teacher features were computed or read, and how many were trained together at last."""
 
 
 def check_whole(folder: Path) -> None:
@@ -60,14 +64,18 @@ def leftovers(folder: Path) -> list[str]:
     return names + ([path.name for path in scratch.iterdir()] if scratch.is_dir() else [])
 
 
-def contents(folder: Path) -> dict[str, object]:
+def contents(folder: Path, is_exact: bool = True) -> dict[str, object]:
     """Every file's content by relative path, without times, measured latencies and this folder's path."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if not path.is_file() or name.startswith("tmp/") or path.suffix == ".png":
             continue
-        if path.suffix == ".jsonl":
+        if not is_exact and path.suffix == ".safetensors":
+            found[name] = load_file(path)
+        elif not is_exact and path.suffix in (".jsonl", ".json", ".pt", ".npz"):
+            found[name] = None
+        elif path.suffix == ".jsonl":
             found[name] = [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
         elif path.name == "result.json":
             found[name] = _without_times(json.loads(path.read_text()))
@@ -76,6 +84,15 @@ def contents(folder: Path) -> dict[str, object]:
         else:
             found[name] = path.read_bytes()
     return found
+
+
+def is_same(found: object, expected: object) -> bool:
+    """Whether two of ``contents`` are equal, weights up to ``TOLERANCE``."""
+    if not isinstance(expected, dict) or not all(isinstance(each, np.ndarray) for each in expected.values()):
+        return found == expected
+    return found.keys() == expected.keys() and all(
+        np.allclose(found[name], expected[name], rtol=0, atol=TOLERANCE) for name in expected
+    )
 
 
 def _without_times(values: dict[str, object]) -> dict[str, object]:
