@@ -23,7 +23,7 @@ class Case:
         start: Its command line, which writes to a folder.
         resume: The first words of the command that continues it; None where the same command does.
         is_training: Whether it needs a process that torch lets train.
-        is_exact: Whether everything ends bit for bit as without a kill; members of fleets differ, which is not fixed yet.
+        is_exact: Whether everything ends bit for bit as without a kill; fleets do not yet.
     """
 
     name: str
