@@ -1,10 +1,10 @@
-# make demo | make test | make check | make test-slow | make fuzz | make gpu; needs python3 >= 3.11 and a package index, nothing else
+# make demo | make test | make check | make test-slow | make fuzz | make kills | make gpu; needs python3 >= 3.11 and a package index, nothing else
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow fuzz check gpu wheel clean
+.PHONY: demo test test-slow fuzz kills check gpu wheel clean
 
 demo: $(READY)
 	$(BIN)/kdgan-compress demo
@@ -18,6 +18,10 @@ test-slow: $(READY)
 # Changed files against every parser; FUZZ_INPUTS=N tries another number than 100,000.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/fuzz
+
+# SIGKILL at every write of every command and at random times; KILL_WRITES=N and KILL_TIMES=N bound them per command.
+kills: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/kills
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from kdgan_compress.accel.teacher_cache import TeacherCache
 from kdgan_compress.errors import KdganError
-from kdgan_compress.files import atomic_path, check_regular, parse_json, read_array_header, read_text, unwritable
+from kdgan_compress.files import (
+    atomic_path,
+    check_regular,
+    parse_json,
+    read_array_header,
+    read_text,
+    remove_stale_files,
+    unwritable,
+)
 
 MAX_METADATA_BYTES = 1_000_000
 MAX_DIMENSIONS, MAX_SIDE = 8, 1 << 31
@@ -65,6 +73,7 @@ class CacheFolder:
         """
         rows_path, metadata_path = self._paths(key)
         shape = _rows_shape(shapes, num_images)
+        remove_stale_files(self.path)
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         with atomic_path(rows_path) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)

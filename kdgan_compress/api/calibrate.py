@@ -1,7 +1,6 @@
 """Give a detector a new threshold from good photos, with the runtime alone: no torch, no onnx."""
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.export.packaging.card_update import CardEntries, update_card
 from kdgan_compress.export.packaging.sidecar_names import card_sidecar, golden_sidecar, sidecar_prefix
 from kdgan_compress.export.validation.golden import read_golden, write_golden
-from kdgan_compress.files import read_text, write_together
+from kdgan_compress.files import read_text, scratch_folder, write_together
 from kdgan_compress.runtime import Detector, score_files
 from kdgan_compress.runtime.calibration import (
     MIN_PHOTOS,
@@ -98,8 +97,7 @@ def _write(old: Path, loaded: Detector, new: Path, found: Calibration) -> tuple[
     """Write the new detector, its golden vectors and its card; returns their paths, and what was not written."""
     is_same_folder = new.parent.resolve() == old.parent.resolve()
     prefix = f"{new.stem}." if is_same_folder else sidecar_prefix(new)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         written = folder / new.name
         written.write_bytes(replace_threshold(old.read_bytes(), found.threshold, found.threshold_rule))
         calibrated = Detector(written)

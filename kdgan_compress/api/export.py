@@ -1,7 +1,6 @@
 """Export a trained model as a detector file, with card, golden vectors and, on request, files for phones or the web."""
 
 import dataclasses
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from kdgan_compress.export.packaging.sidecars import write_sidecars
 from kdgan_compress.export.packaging.web import write_page
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.gate import ThresholdRule, ValidationData
-from kdgan_compress.files import write_together
+from kdgan_compress.files import scratch_folder, write_together
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,15 @@ def export_detector(
         rule = ThresholdRule()
     needs_data = rule is not None or settings.rank is not None or not settings.is_exact
     validation = load_validation_data(checkpoint, data, data_root) if needs_data else None
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder, path.name)
+    with scratch_folder() as folder:
+        written = folder / path.name
         report = write_checkpoint(written, checkpoint, settings, validation, rule)
         card = _card_data(written, model, checkpoint, settings, report)
         prefix = sidecar_prefix(path)
         names = write_sidecars(written, prefix, report, card, settings.mobile)
-        page = None if web is None else write_page(web, written, Path(folder, f"{prefix}golden.json"), ort_web)
+        page = None if web is None else write_page(web, written, folder / f"{prefix}golden.json", ort_web)
         files = [path.with_name(name) for name in (*names, path.name)]
-        write_together({file: Path(folder, file.name).read_bytes() for file in files})
+        write_together({file: (folder / file.name).read_bytes() for file in files})
     return ExportResult(
         **vars(report) | {"path": str(path)},
         auc=card.auc,

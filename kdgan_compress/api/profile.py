@@ -1,7 +1,6 @@
 """Profile models: exact counts, and size and latency of their detector files."""
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from kdgan_compress.api.export import write_checkpoint
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_name, model_path
 from kdgan_compress.export.detector_file import write_detector
+from kdgan_compress.files import scratch_folder
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.profiling.counts import Counts
 from kdgan_compress.profiling.latency import Latency, detector_call, identity_model_call, measure_latency
@@ -81,8 +81,8 @@ def profile(model: Profilable, against: Profilable | None = None) -> ProfileRepo
 
 def profile_all(models: Sequence[Profilable]) -> list[ModelProfile]:
     """Profile several models; their latencies are measured in turns."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return profile_files([detector_file(model, Path(scratch) / f"{i}.onnx") for i, model in enumerate(models)])[0]
+    with scratch_folder() as scratch:
+        return profile_files([detector_file(model, scratch / f"{i}.onnx") for i, model in enumerate(models)])[0]
 
 
 def profile_files(

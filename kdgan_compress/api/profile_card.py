@@ -1,6 +1,5 @@
 """Measure an exported detector's latency and write it into its model card."""
 
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from kdgan_compress.export.packaging.card import replace_latency
 from kdgan_compress.export.packaging.card_update import read_detector_name
 from kdgan_compress.export.precisions import is_exact
 from kdgan_compress.export.settings import ExportSettings
-from kdgan_compress.files import atomic_path, read_text
+from kdgan_compress.files import atomic_path, read_text, scratch_folder
 from kdgan_compress.profiling.latency import Latency, working_size
 from kdgan_compress.profiling.machine import machine_name
 from kdgan_compress.runtime import Detector
@@ -70,8 +69,8 @@ def profile_card(model: str | Path, card: str | Path, against: str | Path | None
     except (OSError, ValueError) as error:
         raise KdganError("The card must be a readable text file", f"{card}: {first_line(error)}", "Check it") from None
     path = card.with_name(read_detector_name(text))
-    with tempfile.TemporaryDirectory() as folder:
-        files = [(THIS_FILE, path), *_files_to_compare(path, model, against, Path(folder))]
+    with scratch_folder() as folder:
+        files = [(THIS_FILE, path), *_files_to_compare(path, model, against, folder)]
         detector = Detector(path)
         profiles, identities = profile_files(files, [detector.image_channels], working_size(detector))
     (identity,) = identities.values()

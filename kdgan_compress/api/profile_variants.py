@@ -1,6 +1,5 @@
 """Profile every variant in which models can be exported: each precision, and fp32 without graph passes."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from kdgan_compress.export.detector_file import ExportReport, resolve_settings, 
 from kdgan_compress.export.precisions import PRECISIONS
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.export.validation.gate import Agreement, ValidationData
+from kdgan_compress.files import scratch_folder
 from kdgan_compress.gans import Architecture, build
 from kdgan_compress.profiling.latency import Latency
 from kdgan_compress.profiling.machine import machine_name
@@ -81,7 +81,7 @@ def profile_variants(model: str | Path | None = None, against: str | Path | None
         ]
     else:
         subjects = [_load(each) for each in (teacher_of(load_model(model), against), model) if each is not None]
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         rows: list[tuple[str, ExportReport]] = []
         files: list[tuple[str, Path]] = []
         for name, scorer, architecture, threshold, data in subjects:

@@ -19,7 +19,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import detection_metrics, mean_over_classes
 from kdgan_compress.evaluation.baselines import BASELINES
 from kdgan_compress.experiment.arrangement import Arrangement, PlacedRun
-from kdgan_compress.files import write_text
+from kdgan_compress.files import scratch_folder, write_text
 from kdgan_compress.profiling.latency import detector_call, measure_latency
 from kdgan_compress.reports.paper_figures import paper_auc, paper_auc_of_class
 from kdgan_compress.reports.results import Entry
@@ -73,11 +73,11 @@ def with_costs(
     entries: Mapping[Key, Entry], cells: Mapping[Key, Sequence[PlacedRun]], latency: bool, problems: list[str]
 ) -> list[Entry]:
     """The entries with the counts, bytes and latency of their first run's detector; problems are added to the list."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         detectors: dict[Key, tuple[Detector, int]] = {}
         for number, key in enumerate(entries):
             try:
-                _, path = detector_file(cells[key][0].run.path, Path(scratch) / f"{number}.onnx")
+                _, path = detector_file(cells[key][0].run.path, scratch / f"{number}.onnx")
                 detectors[key] = Detector(path), path.stat().st_size
             except KdganError as error:
                 problems.append(f"{entries[key].name}: bytes and latency are left out. {error}")

@@ -1,9 +1,7 @@
 """The pictures of a report: charts of numbers, and images that a few of its runs have scored."""
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from kdgan_compress.experiment.arrangement import PlacedRun
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model
 from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.files import scratch_folder
 from kdgan_compress.reports import (
     Reconstruction,
     ScoredPhotos,
@@ -175,8 +174,8 @@ def _images_of(
         chosen = _chosen(shown)
         classes = [f"{shown.test_classes[i]}{'*' if shown.test_is_anomalous[i] else ''}" for i in chosen]
         title = f"{data}, {_which(next(iter(runs.values())))}: test images and their reconstructions"
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "rows.png"
+        with scratch_folder() as scratch:
+            path = scratch / "rows.png"
             plot_reconstructions(
                 shown.test[chosen], classes, rows, "* is anomalous; a score in red is above the threshold", path
             )
@@ -204,8 +203,8 @@ def _maps_picture(name: str, run: PlacedRun, checkpoint: Checkpoint, split: Spli
     classes = [str(each) for each in split.test_classes]
     photos = ScoredPhotos(split.test, maps, masks, scores, split.test_is_anomalous, classes)
     title = f"{name}; best and worst cases with their anomaly maps"
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "cases.png"
+    with scratch_folder() as scratch:
+        path = scratch / "cases.png"
         plot_cases(photos, threshold, path, map_threshold=threshold)
         return Picture(MAPS, title, title, path.read_bytes())
 

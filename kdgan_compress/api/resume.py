@@ -9,6 +9,7 @@ from kdgan_compress.experiment.job import resumed_job
 from kdgan_compress.experiment.recipe import load_recipe
 from kdgan_compress.experiment.results import FleetResult, RunResult, RunResults, read_result
 from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.experiment.run_lock import remove_leftovers
 from kdgan_compress.experiment.runner import RunOptions, run_jobs
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
 
@@ -40,6 +41,8 @@ def resume(
     for folder in folders:
         _check_command(folder, command)
     finished = {folder: result for folder in folders if (result := read_result(folder)) is not None}
+    for folder in finished:
+        remove_leftovers(folder.path)
     caches = TeacherCaches()
     jobs = [resumed_job(folder, caches) for folder in folders if folder not in finished]
     resumed = run_jobs(jobs, **options) if jobs else RunResults({})

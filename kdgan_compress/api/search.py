@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from kdgan_compress.experiment.models import load_model
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.results import RunResult, read_result
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.files import write_text
+from kdgan_compress.files import scratch_folder, write_text
 from kdgan_compress.gans.architecture import channels_from_width
 from kdgan_compress.reports.search_plot import plot_search
 
@@ -112,10 +111,10 @@ def search(
             results.append(read_result(folder) or distill(teacher, changed, folder.path, data, data_root))
         return results
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         screened = train(networks, full=False)
         announce("measuring their files")
-        short = measure([each.run for each in screened], halves, precisions, ranks, Path(scratch), is_final=False)
+        short = measure([each.run for each in screened], halves, precisions, ranks, scratch, is_final=False)
         fitting = [each for each in short if limits.fits_device(each)]
         if not fitting:
             _write(out, short, limits)
@@ -123,7 +122,7 @@ def search(
         names = survivors([Scored(c.network, c.auc, c.size_bytes) for c in fitting], keep, limits.max_auc_drop)
         trained = train([each for each in networks if each.name in names], full=True)
         announce("measuring their files")
-        final = measure([each.run for each in trained], halves, precisions, ranks, Path(scratch), is_final=True)
+        final = measure([each.run for each in trained], halves, precisions, ranks, scratch, is_final=True)
     _write(out, [*short, *final], limits)
     winners = [each for each in final if limits.fits(each)]
     if not winners:

@@ -14,6 +14,7 @@ from kdgan_compress.files import atomic_path, read_text, write_text
 MODEL_FILE = "model.safetensors"
 SCORES_FILE = "scores.npz"
 MAX_FAILURE_BYTES = 10_000
+MAX_RECIPE_BYTES = 1_000_000
 
 
 class RunFolder:
@@ -32,14 +33,27 @@ class RunFolder:
 
     def create(self, recipe: str) -> None:
         """Create the folder of a new run with its resolved recipe as YAML; see ``check_is_new``."""
-        self.check_is_new()
+        self.check_is_new(recipe)
         write_text(self.recipe, recipe)
+        self.metrics.unlink(missing_ok=True)
 
-    def check_is_new(self) -> None:
-        """Raise a KdganError if the folder has a run already."""
-        if self.recipe.exists():
+    def check_is_new(self, recipe: str | None = None) -> None:
+        """Raise a KdganError if the folder has a run already.
+
+        One of this recipe that has saved nothing does not count: a process that was killed while it created the
+        folders of several runs leaves such runs, and the same command is to begin again.
+        """
+        if self.recipe.exists() and not self._has_only(recipe):
             hint = "Give another --out, or continue that run with --resume"
             raise KdganError("A new run needs a new folder", f"found a run in {self.path}", hint)
+
+    def _has_only(self, recipe: str | None) -> bool:
+        if recipe is None or any(path.exists() for path in (self.state, self.model, self.result, self.failure)):
+            return False
+        try:
+            return read_text(self.recipe, MAX_RECIPE_BYTES) == recipe
+        except (OSError, ValueError):
+            return False
 
     def check_is_run(self) -> None:
         """Raise a KdganError if the folder has no run that can be resumed."""

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdgan_compress.errors import KdganError
@@ -38,6 +38,13 @@ def locked(folder: Path) -> Iterator[None]:
         for each in new:
             if each.is_dir() and not any(each.iterdir()):  # nothing came of it
                 each.rmdir()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left in the folder of a finished run, in which nobody trains again."""
+    if (folder / LOCK_FILE).exists():
+        with suppress(KdganError), locked(folder):
+            pass
 
 
 def _acquire(path: Path) -> int:

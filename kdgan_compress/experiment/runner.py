@@ -181,6 +181,6 @@ def _check_jobs(jobs: Sequence[Job]) -> None:
                 "Use one command per run name, each with another --out",
             )
         if not job.resume:
-            job.folder.check_is_new()
+            job.folder.check_is_new(job.recipe.to_yaml())
     for job in jobs:
         job.scheduler.check()

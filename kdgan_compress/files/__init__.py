@@ -4,6 +4,7 @@ from kdgan_compress.files.arrays import ArrayHeader, read_array_header, read_arr
 from kdgan_compress.files.atomic import atomic_path, atomic_paths, unwritable, write_text, write_together
 from kdgan_compress.files.home import expand_user
 from kdgan_compress.files.reading import BoundedFile, check_regular, parse_json, read_bytes, read_text
+from kdgan_compress.files.scratch import scratch_folder
 from kdgan_compress.files.stale import lock, remove_stale_files
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "read_bytes",
     "read_text",
     "remove_stale_files",
+    "scratch_folder",
     "unwritable",
     "write_text",
     "write_together",

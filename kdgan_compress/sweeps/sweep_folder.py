@@ -8,8 +8,9 @@ import yaml
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.results import RunResult, read_result
 from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.experiment.run_lock import remove_leftovers
 from kdgan_compress.experiment.sweep_file import SWEEP_FILE, read_sweep_yaml
-from kdgan_compress.files import write_text
+from kdgan_compress.files import remove_stale_files, write_text
 from kdgan_compress.sweeps.grid import Cell, Plan, fingerprint
 from kdgan_compress.sweeps.worker import CellError
 
@@ -47,7 +48,17 @@ class SweepFolder:
             "cells": _merge(earlier.get("cells", []), plan.cells),
             "teachers": _merge(earlier.get("teachers", []), plan.teachers),
         }
+        self._remove_leftovers(plan)
         write_text(self.file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def _remove_leftovers(self, plan: Plan) -> None:
+        """Remove what a killed sweep left in its folder and in those of its finished runs."""
+        for path in (self.path, self.path / "logs", self.path / "progress"):
+            remove_stale_files(path)
+        for progress in (self.path / "progress").glob("*.txt"):
+            progress.unlink(missing_ok=True)
+        for cell in (*plan.cells, *plan.teachers):
+            remove_leftovers(self.path / cell.run)
 
     def read(self) -> dict[str, Any]:
         """The content of ``sweep.yaml``.

@@ -12,6 +12,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.job import Job, distillation_job, resumed_job, training_job
 from kdgan_compress.experiment.results import Progress, RunResult, read_result
 from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.experiment.run_lock import remove_leftovers
 from kdgan_compress.experiment.runner import run_jobs
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
 from kdgan_compress.files import write_text
@@ -101,6 +102,7 @@ def _prepare(task: FleetTask, cell: Cell, caches: TeacherCaches) -> Job | RunRes
     folder = RunFolder(out / cell.run)
     result = read_result(folder)
     if result is not None:
+        remove_leftovers(folder.path)
         return result
     if folder.recipe.exists():
         return resumed_job(folder, caches)

@@ -1,8 +1,5 @@
 """Convert a core to a lower precision: fp16 in all layers, int8 in the layers with enough weights."""
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -18,6 +15,7 @@ from kdgan_compress.export.graph.nodes import (
     only_consumer,
 )
 from kdgan_compress.export.graph.trace import IMAGES, quiet
+from kdgan_compress.files import scratch_folder
 from kdgan_compress.gans import normalize_images
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -81,8 +79,8 @@ def to_int8(model: ir.Model, normals: NDArray[np.uint8]) -> ir.Model:
     nodes = layers + [node for layer in layers for node in _fusable_neighbours(layer)]
     for number, node in enumerate(model.graph):
         node.name = f"n{number}"
-    with quiet(), tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+    with quiet(), scratch_folder() as folder:
+        before, after = folder / "float.onnx", folder / "int8.onnx"
         ir.save(model, before)
         quantize_static(
             before,

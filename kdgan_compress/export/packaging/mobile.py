@@ -1,6 +1,5 @@
 """Files for phones: ONNX Runtime's mobile usability check, the ORT format, the operators that a small build needs."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.export.graph.trace import quiet
 from kdgan_compress.export.validation.golden import make_golden, sample_map
 from kdgan_compress.export.validation.parity import map_difference, relative_difference
-from kdgan_compress.files import atomic_path
+from kdgan_compress.files import atomic_path, scratch_folder
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.session import create_session, onnxruntime
 
@@ -49,11 +48,11 @@ def check_mobile(path: Path) -> list[MobileCheck]:
     Returns:
         One result per mobile runtime.
     """
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), scratch_folder() as folder:
         from onnxruntime.tools.mobile_helpers.usability_checker import check_coreml_partitions, check_nnapi_partitions
         from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
 
-        optimized = Path(folder) / "optimized.onnx"
+        optimized = folder / "optimized.onnx"
         optimize_model(path, optimized)
         model = ModelProtoWithShapeInfo(optimized).model_with_shape_info
         results = {
@@ -84,19 +83,19 @@ def write_ort(path: Path, ort: Path, config: Path) -> None:
     Raises:
         KdganError: The scores differ.
     """
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), scratch_folder() as folder:
         from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
-        source = Path(folder) / "detector.onnx"
+        source = folder / "detector.onnx"
         source.write_bytes(path.read_bytes())
         onnxruntime.set_default_logger_severity(LOG_ERRORS)  # it would warn that the threshold is not constant
         convert_onnx_models_to_ort(source, optimization_styles=[OptimizationStyle.Fixed], target_platform="arm")
         onnxruntime.set_default_logger_severity(LOG_WARNINGS)
-        (converted,) = Path(folder).glob("*.ort")
-        (operators,) = Path(folder).glob("*.config")
+        (converted,) = folder.glob("*.ort")
+        (operators,) = folder.glob("*.config")
         content, needed = converted.read_bytes(), operators.read_text(encoding="utf-8")
     _check_same_scores(content, path)
-    needed = "".join(line for line in needed.splitlines(keepends=True) if folder not in line)
+    needed = "".join(line for line in needed.splitlines(keepends=True) if str(folder) not in line)
     with atomic_path(ort) as temporary:
         temporary.write_bytes(content)
     with atomic_path(config) as temporary:

@@ -8,13 +8,12 @@ import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 import zlib
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from kdgan_compress.errors import KdganError, first_line
-from kdgan_compress.files import atomic_path, expand_user, unwritable
+from kdgan_compress.files import atomic_path, expand_user, scratch_folder, unwritable
 from kdgan_compress.runtime.checksum import CHECKSUM_PLACEHOLDER, is_intact
 
 ORT_WEB_VERSION = "1.30.0"
@@ -124,14 +123,14 @@ def _download() -> dict[str, bytes]:
     if npm is None:
         raise KdganError(problem, "npm was not found", hint)
     command = [npm, "pack", PACKAGE, "--ignore-scripts", "--loglevel=error", "--fetch-retries=1"]
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         try:
             done = subprocess.run(
                 command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", timeout=NPM_TIMEOUT_S
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise KdganError(problem, f"npm pack failed: {first_line(error)}", hint) from None
-        archives = list(Path(folder).glob("*.tgz"))
+        archives = list(folder.glob("*.tgz"))
         if done.returncode or not archives:
             reason = next((line for line in done.stderr.splitlines() if line.strip()), f"exit status {done.returncode}")
             raise KdganError(problem, f"npm pack failed: {reason}", hint)
@@ -170,14 +169,14 @@ def _write(directory: Path, files: dict[str, bytes]) -> None:
     is_new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=directory) as temporary:
+        with scratch_folder(directory) as temporary:
             for name, content in files.items():
-                path = Path(temporary, name)
+                path = temporary / name
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(content)
             for name in files:
                 (directory / name).parent.mkdir(exist_ok=True)
-                Path(temporary, name).replace(directory / name)
+                (temporary / name).replace(directory / name)
     except OSError as error:
         if is_new:
             shutil.rmtree(directory, ignore_errors=True)

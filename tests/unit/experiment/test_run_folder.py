@@ -144,3 +144,16 @@ def test_a_state_that_can_not_be_written_leaves_the_older_one(folder, monkeypatc
         folder.save_state({"epoch": 2})
     assert folder.load_state() == {"epoch": 1}
     assert [path.name for path in folder.path.iterdir()] == ["state.pt"]
+
+
+def test_a_run_that_was_killed_before_it_saved_anything_can_be_created_again(tmp_path):
+    folder = RunFolder(tmp_path / "one")
+    folder.create("a: 1\n")
+    folder.append_metrics({"stage_index": 0})
+    folder.create("a: 1\n")
+    assert not folder.metrics.exists()
+    with pytest.raises(KdganError, match="needs a new folder"):
+        folder.create("a: 2\n")
+    folder.state.write_bytes(b"")
+    with pytest.raises(KdganError, match="needs a new folder"):
+        folder.create("a: 1\n")

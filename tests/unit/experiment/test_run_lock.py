@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.experiment.run_lock import LOCK_FILE, locked
+from kdgan_compress.experiment.run_lock import LOCK_FILE, locked, remove_leftovers
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="starts processes as on Unix")
 
@@ -20,6 +20,18 @@ def test_the_second_one_learns_who_holds_it(tmp_path):
         assert json.loads((tmp_path / "run" / LOCK_FILE).read_text())["pid"] == os.getpid()
     with locked(tmp_path / "run"):
         pass
+
+
+def test_leftovers_of_a_finished_run_are_removed_unless_somebody_holds_its_lock(tmp_path):
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    for name in (LOCK_FILE, ".state.pt.01234567.tmp", "result.json"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    with locked(tmp_path):
+        remove_leftovers(tmp_path)
+        assert (tmp_path / LOCK_FILE).exists()
 
 
 def test_a_folder_of_which_nothing_came_is_removed(tmp_path):

@@ -1,0 +1,96 @@
+"""What a kill may leave: under their own names, only files that are whole; and what the next run must have removed."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import yaml
+from PIL import Image
+from safetensors.numpy import load_file
+
+from kdgan_compress.experiment.checkpoint import load_checkpoint
+from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.files import read_arrays
+from kdgan_compress.runtime import Detector
+
+TEMPORARY = re.compile(r".*\.tmp|\.lock")
+UNLIKE = ("seconds", "images_per_s", "teacher_cache", "fleet")
+"""Times, whether teacher features were computed or read, and how many were trained together at last."""
+
+
+def check_whole(folder: Path) -> None:
+    """Read every file that has its final name."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not TEMPORARY.fullmatch(path.name) and "tmp" not in path.relative_to(folder).parts:
+            _check(path)
+
+
+def _check(path: Path) -> None:
+    kind = path.suffix
+    if path.name == "state.pt":
+        RunFolder(path.parent).load_state()
+    elif kind == ".safetensors":
+        load_checkpoint(path)
+    elif kind == ".json":
+        json.loads(path.read_text())
+    elif kind == ".jsonl":
+        RunFolder(path.parent).read_metrics()
+    elif kind == ".yaml":
+        assert isinstance(yaml.safe_load(path.read_text()), dict)
+    elif kind == ".npz":
+        assert read_arrays(path, 10**8)
+    elif kind == ".npy":
+        np.load(path, allow_pickle=False)
+    elif kind == ".png":
+        with Image.open(path) as image:
+            image.load()
+    elif kind == ".onnx":
+        onnx.checker.check_model(onnx.load(path))
+        Detector(path)
+    else:
+        assert kind in (".md", ".txt"), f"{path} is of no known kind"
+        assert path.read_text()
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files and folders, and locks."""
+    names = [path.name for path in folder.rglob("*") if TEMPORARY.fullmatch(path.name)]
+    scratch = folder / "tmp"
+    return names + ([path.name for path in scratch.iterdir()] if scratch.is_dir() else [])
+
+
+def contents(folder: Path, is_exact: bool = True) -> dict[str, object]:
+    """Every file's content by relative path, without times, measured latencies and this folder's path."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if not path.is_file() or name.startswith("tmp/") or path.suffix == ".png":
+            continue
+        if not is_exact and path.suffix == ".safetensors":
+            found[name] = load_file(path)
+        elif not is_exact and path.suffix in (".jsonl", ".json", ".pt", ".npz"):
+            found[name] = None
+        elif path.suffix == ".jsonl":
+            found[name] = [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.name == "result.json":
+            found[name] = _without_times(json.loads(path.read_text()))
+        elif path.name == "card.md":
+            found[name] = re.sub(r"[\d.,]+ (µs|ms)", "", path.read_text())
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def is_same(found: object, expected: object) -> bool:
+    """Whether two of ``contents`` are equal, of the weights of fleets only that they are there and finite."""
+    if not isinstance(expected, dict) or not all(isinstance(each, np.ndarray) for each in expected.values()):
+        return found == expected
+    return found.keys() == expected.keys() and all(
+        found[name].shape == expected[name].shape and np.isfinite(found[name]).all() for name in expected
+    )
+
+
+def _without_times(values: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in values.items() if key not in UNLIKE}
