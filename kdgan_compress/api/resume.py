@@ -1,5 +1,6 @@
 """Resume interrupted trainings and distillations from their run folders."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -49,6 +50,19 @@ def resume(
     by_run = {str(folder.path): result for folder, result in finished.items()} | dict(resumed.by_run)
     results = RunResults({str(f.path): by_run[str(f.path)] for f in folders}, resumed.fleet, resumed.note)
     return results.single() if is_run else results.all()
+
+
+def start_or_resume(path: str | Path, start: Callable[[], RunResult]) -> RunResult:
+    """The result of a run: start it, or finish it if its folder has one already.
+
+    Raises:
+        KdganError: As ``resume`` or ``start``.
+    """
+    if not RunFolder(Path(path)).recipe.exists():
+        return start()
+    result = resume(path)
+    assert isinstance(result, RunResult)
+    return result
 
 
 def _check_command(folder: RunFolder, command: str | None) -> None:

@@ -1,6 +1,7 @@
 """Search for the smallest student that meets limits of bytes, latency and AUC."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -10,16 +11,19 @@ from typing import Any
 
 from kdgan_compress.api.distill import distill
 from kdgan_compress.api.evaluate import labelled_split
+from kdgan_compress.api.resume import start_or_resume
 from kdgan_compress.api.search_candidates import Candidate, Network, TestHalves, measure
-from kdgan_compress.api.search_limits import Limits, pareto_candidates
+from kdgan_compress.api.search_limits import Limits
 from kdgan_compress.errors import KdganError
+from kdgan_compress.evaluation import weights_sha256
 from kdgan_compress.experiment.halving import Scored, survivors
 from kdgan_compress.experiment.models import load_model
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
-from kdgan_compress.experiment.results import RunResult, read_result
-from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.experiment.results import RunResult
+from kdgan_compress.export.precisions import find_precision
 from kdgan_compress.files import scratch_folder, write_text
 from kdgan_compress.gans.architecture import channels_from_width
+from kdgan_compress.reports.results import pareto_front
 from kdgan_compress.reports.search_plot import plot_search
 
 WIDTHS = (1, 2, 3, 4, 6, 8)
@@ -76,7 +80,8 @@ def search(
     Args:
         teacher: Run folder or model file.
         limits: The limits.
-        out: Output folder: run folders in ``screening`` and ``students``, ``search.json`` and ``search.png``.
+        out: Output folder: run folders in ``screening`` and ``students``, ``search.json``, ``search.yaml``
+            and ``search.png``.
         recipe: The full training; None for the shipped ``default``.
         channels: Channels of each student; empty for widths 1, 2, 3, 4, 6 and 8.
         norms: Normalisation layers.
@@ -94,21 +99,25 @@ def search(
     recipe, out = recipe or load_recipe(), Path(out)
     if not 0 < keep <= 1:
         raise KdganError("The fraction to keep must be above 0 and at most 1", f"got {keep}", "Choose, say, 0.2")
+    for precision in precisions:
+        find_precision(precision)
     checkpoint = load_model(teacher)
     size = checkpoint.architecture.image_size
     plans = channels or [channels_from_width(width, size) for width in WIDTHS]
     networks = [Network(tuple(plan), norm) for plan, norm in itertools.product(plans, norms)]
     split = labelled_split(checkpoint.data.relocate(data, data_root), size, checkpoint.architecture.image_channels)
     halves = TestHalves.of(checkpoint, split)
+    _check_folder(out, recipe, weights_sha256(checkpoint.scorer()))
 
     def train(chosen: Sequence[Network], full: bool) -> list[RunResult]:
         results = []
         for number, network in enumerate(chosen, start=1):
             announce(f"{'full' if full else 'short'} training {number} of {len(chosen)}: {network.name}")
-            folder = RunFolder(out / ("students" if full else "screening") / network.name)
+            folder = out / ("students" if full else "screening") / network.name
             student = {"channels": network.channels, "norm": network.norm}
             changed = recipe.replace({"distillation": {"student": student}}, {} if full else SCREENING)
-            results.append(read_result(folder) or distill(teacher, changed, folder.path, data, data_root))
+            start = functools.partial(distill, teacher, changed, folder, data, data_root)
+            results.append(start_or_resume(folder, start))
         return results
 
     with scratch_folder() as scratch:
@@ -116,6 +125,9 @@ def search(
         announce("measuring their files")
         short = measure([each.run for each in screened], halves, precisions, ranks, scratch, is_final=False)
         fitting = [each for each in short if limits.fits_device(each)]
+        if not short:
+            hint = "Choose other --precision or --rank"
+            raise KdganError("No student has a file in any of the precisions and ranks", f"tried {len(screened)}", hint)
         if not fitting:
             _write(out, short, limits)
             raise limits.error(short)
@@ -131,7 +143,7 @@ def search(
     winner = min(winners, key=lambda c: (-c.auc if by_auc else c.size_bytes, c.size_bytes, c.latency_us))
     return SearchReport(
         winner=winner,
-        front=pareto_candidates(final),
+        front=pareto_front(final, lambda each: each.size_bytes, lambda each: each.auc),
         candidates=[*short, *final],
         limits=limits,
         num_networks=len(networks),
@@ -140,6 +152,15 @@ def search(
         full_seconds=sum(each.seconds for each in trained) / len(trained) * len(networks),
         picture=plot_search(out / "search.png", final, winner, limits.max_kb, limits.max_auc_drop),
     )
+
+
+def _check_folder(out: Path, recipe: Recipe, teacher_sha256: str) -> None:
+    """Note the recipe and the teacher in ``out``, or check that they are those of the search that is continued."""
+    path, text = out / "search.yaml", f"# teacher {teacher_sha256}\n{recipe.to_yaml()}"
+    if path.exists() and path.read_bytes() != text.encode():
+        found = f"{out} has students of another teacher or recipe"
+        raise KdganError("A search continues with the same teacher and recipe", found, "Give another --out")
+    write_text(path, text)
 
 
 def _write(out: Path, candidates: Sequence[Candidate], limits: Limits) -> None:

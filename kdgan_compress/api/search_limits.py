@@ -1,4 +1,4 @@
-"""Limits of a search, and the candidates that no other beats."""
+"""Limits of a search."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -42,12 +42,3 @@ class Limits:
         if with_auc and self.max_auc_drop is not None:
             excess += max(0.0, candidate.auc_drop - self.max_auc_drop) / max(self.max_auc_drop, 0.001)
         return excess
-
-
-def pareto_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that no other beats in bytes and AUC, from small to large."""
-    front: list[Candidate] = []
-    for each in sorted(candidates, key=lambda c: (c.size_bytes, -c.auc)):
-        if not front or each.auc > front[-1].auc:
-            front.append(each)
-    return front

@@ -12,15 +12,13 @@ from pathlib import Path
 
 from kdgan_compress.api.distill import distill
 from kdgan_compress.api.evaluate import evaluate, labelled_split
-from kdgan_compress.api.resume import resume
+from kdgan_compress.api.resume import start_or_resume
 from kdgan_compress.api.train import train
 from kdgan_compress.data import native_channels
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import DetectionMetrics, MeanStd, detection_metrics, mean_std
 from kdgan_compress.evaluation.baselines import BASELINES
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
-from kdgan_compress.experiment.results import RunResult
-from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.files import write_text
 from kdgan_compress.gans import FAMILIES, is_entry_point, load_family
 from kdgan_compress.profiling.machine import machine_name
@@ -137,10 +135,10 @@ def _run(task: tuple[Recipe, int, str, bool]) -> Trial:
     architecture = recipe.model.architecture(native_channels(recipe.data))
     whole_images = dataclasses.replace(recipe.data, tiles=None)
     split = labelled_split(whole_images, architecture.image_size, architecture.image_channels)
-    runs = {"model": _finish(path, lambda: train(recipe, path))}
+    runs = {"model": start_or_resume(path, lambda: train(recipe, path))}
     if with_student:
         out = f"{path}-student"
-        runs["student"] = _finish(out, lambda: distill(path, recipe, out))
+        runs["student"] = start_or_resume(out, lambda: distill(path, recipe, out))
     metrics: dict[str, DetectionMetrics] = {name: evaluate(result.run) for name, result in runs.items()}
     baselines = {name: baseline(split.train, split.test) for name, baseline in BASELINES.items()}
     for name, result in baselines.items():
@@ -148,10 +146,3 @@ def _run(task: tuple[Recipe, int, str, bool]) -> Trial:
     figures = {name: TrialMetrics(values.auc, values.best_f1) for name, values in metrics.items()}
     size_bytes = {name: result.size_bytes for name, result in baselines.items()}
     return Trial(number, path, sum(result.seconds for result in runs.values()), figures, size_bytes)
-
-
-def _finish(path: str, start: Callable[[], RunResult]) -> RunResult:
-    """Start a run, or resume it if its folder has one."""
-    result = resume(path) if RunFolder(Path(path)).recipe.exists() else start()
-    assert isinstance(result, RunResult)
-    return result

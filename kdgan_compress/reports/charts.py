@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import matplotlib as mpl
@@ -112,7 +113,7 @@ def pareto_figure(entries: Sequence[Entry], cost: Cost) -> Figure:
     known = [entry for entry in known if entry.auc.mean >= lowest or not entry.is_baseline]
     figure, axis = _new_figure(COST_LABELS[cost], "AUC in %")
     axis.set_xscale("log")
-    front = pareto_front(known, cost)
+    front = pareto_front(known, attrgetter(cost), lambda entry: entry.auc.mean)
     axis.step(
         [getattr(entry, cost) for entry in front],
         [100 * entry.auc.mean for entry in front],

@@ -1,10 +1,12 @@
 """The content of a report as data: one entry per row and column, arranged in tables, and the Pareto front."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from kdgan_compress.evaluation import ClassMean
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -153,15 +155,16 @@ def _with_axis(axis: str, label: str) -> str:
     return f"{axis.rsplit('.', 1)[-1].replace('_', ' ')} {label}" if is_number else label
 
 
-def pareto_front(entries: Sequence[Entry], cost: Cost) -> list[Entry]:
-    """The entries that no other beats: none costs at most as much at a higher AUC, or less at the same; cheapest first.
+def pareto_front(
+    items: Sequence[Item], cost: Callable[[Item], float | None], auc: Callable[[Item], float]
+) -> list[Item]:
+    """The items that no other beats: none costs at most as much at a higher AUC, or less at the same; cheapest first.
 
-    Entries of unknown cost are left out.
+    Items of unknown cost, None, are left out.
     """
-    costs = {id(entry): getattr(entry, cost) for entry in entries}
-    known = [entry for entry in entries if costs[id(entry)] is not None]
-    front: list[Entry] = []
-    for entry in sorted(known, key=lambda entry: (costs[id(entry)], -entry.auc.mean)):
-        if not front or entry.auc.mean > front[-1].auc.mean:
-            front.append(entry)
+    known = [(value, item) for item in items if (value := cost(item)) is not None]
+    front: list[Item] = []
+    for _, item in sorted(known, key=lambda pair: (pair[0], -auc(pair[1]))):
+        if not front or auc(item) > auc(front[-1]):
+            front.append(item)
     return front

@@ -33,6 +33,13 @@ def test_the_smallest_student_within_the_limits_is_chosen(cli: Cli, runs: dict[s
     assert code == 0
     assert detector.stat().st_size == winner["size_bytes"]
 
+    (tmp_path / "search" / "students" / "1-2-4-instance" / "result.json").unlink()  # as if killed before its end
+    code, out, _ = cli(*arguments, *limits, "--out", tmp_path / "search", "--json")
+    assert code == 0
+    assert [each["auc"] for each in only_json(out)["candidates"]] == [each["auc"] for each in report["candidates"]]
+    code, _, err = cli(*arguments, *limits, "--out", tmp_path / "search", "--set", "distillation.training.epochs=2")
+    assert (code, "same teacher and recipe" in err) == (1, True)
+
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "search").rglob("result.json")}
     code, out, _ = cli(*arguments, *limits, "--out", tmp_path / "search")  # finished students are kept
     assert code == 0
@@ -58,6 +65,7 @@ def test_limits_that_nothing_meets_show_the_closest(cli: Cli, runs: dict[str, Pa
         ((), 2, "at least one of --max-kb"),
         (("--max-kb", -1), 2, "--max-kb"),
         (("--max-kb", 9, "--keep", 0), 1, "fraction to keep"),
+        (("--max-kb", 9, "--precision", "fp33"), 1, "precision must be one of"),
         (("--max-kb", 9, "--width", "1,x"), 2, "whole numbers"),
     ],
 )
