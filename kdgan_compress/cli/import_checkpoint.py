@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdgan_compress.cli.options import (
+    NUMBERS,
     PROTOCOL_OPTIONS,
-    Numbers,
     data_option,
     data_root_option,
     json_option,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @normal_option
 @protocol_options
 @data_root_option
-@click.option("--mean", type=Numbers(), help="Mean of the channels of images in 0 … 1.  [default: the project's]")
-@click.option("--std", type=Numbers(), help="Standard deviation of the channels.  [default: the project's]")
+@click.option("--mean", type=NUMBERS, help="Mean of the channels of images in 0 … 1.  [default: the project's]")
+@click.option("--std", type=NUMBERS, help="Standard deviation of the channels.  [default: the project's]")
 @json_option
 def import_checkpoint(checkpoint: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Make a run folder of a GANomaly that another project trained: its public code (netG.pth) or anomalib (.ckpt).

@@ -37,37 +37,30 @@ class ListOrRange(click.ParamType):  # type: ignore[type-arg]  # not generic bef
         return values
 
 
-class Channels(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
-    """Channel numbers separated by commas."""
+class NumberList(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
+    """Finite numbers of one kind, separated by commas."""
 
     name = "A,B,C"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """``"8,16,64"`` → ``[8, 16, 64]``."""
+    def __init__(self, kind: Callable[[str], float], what: str) -> None:
+        self.kind = kind
+        self.what = what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        """With ``int``: ``"8,16,64"`` → ``[8, 16, 64]``."""
         if isinstance(value, list):
             return value
         try:
-            return [int(number) for number in str(value).split(",")]
-        except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers such as 8,16,64", param, ctx)
-
-
-class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
-    """Finite numbers separated by commas."""
-
-    name = "A,B,C"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
-        """``"0.485,0.456,0.406"`` → ``[0.485, 0.456, 0.406]``."""
-        if isinstance(value, list):
-            return value
-        try:
-            numbers = [float(number) for number in str(value).split(",")]
+            numbers = [self.kind(number) for number in str(value).split(",")]
         except ValueError:
             numbers = [math.nan]
         if not all(map(math.isfinite, numbers)):
-            self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
+            self.fail(f"{value!r} is not a list of {self.what}", param, ctx)
         return numbers
+
+
+WHOLE_NUMBERS = NumberList(int, "whole numbers such as 8,16,64")
+NUMBERS = NumberList(float, "numbers such as 0.485,0.456,0.406")
 
 
 class Setting(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
@@ -105,7 +98,7 @@ normals_option = click.option(
     "--normal", type=ListOrRange(), metavar="CLASS", help="Normal class; 0..9 or a,b: one model per class."
 )
 
-channels_option = click.option("--channels", type=Channels(), help="Channels as numbers, such as 8,16,64.")
+channels_option = click.option("--channels", type=WHOLE_NUMBERS, help="Channels as numbers, such as 8,16,64.")
 set_option = click.option(
     "--set", "settings", type=Setting(), multiple=True, help="Any recipe key, such as objective.w_adv=0."
 )

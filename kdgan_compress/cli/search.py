@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdgan_compress.cli.options import Channels, ListOrRange, data_option, data_root_option, json_option, set_option
+from kdgan_compress.cli.options import (
+    WHOLE_NUMBERS,
+    ListOrRange,
+    data_option,
+    data_root_option,
+    json_option,
+    set_option,
+)
 from kdgan_compress.cli.output import print_report
 
 if TYPE_CHECKING:
@@ -17,11 +24,13 @@ if TYPE_CHECKING:
 @click.option("--max-kb", type=click.FloatRange(0, min_open=True), help="Kilobytes of the file (1,000 bytes).")
 @click.option("--max-latency-us", type=click.FloatRange(0, min_open=True), help="Microseconds for one image here.")
 @click.option("--max-auc-drop", type=click.FloatRange(0, 1), help="Teacher's AUC minus the student's.")
-@click.option("--width", "widths", type=Channels(), metavar="U,V,…", help="Widths to try.  [default: 1,2,3,4,6,8]")
-@click.option("--channels", type=Channels(), multiple=True, help="Instead: channels of one student; may be repeated.")
+@click.option("--width", "widths", type=WHOLE_NUMBERS, metavar="U,V,…", help="Widths to try.  [default: 1,2,3,4,6,8]")
+@click.option(
+    "--channels", type=WHOLE_NUMBERS, multiple=True, help="Instead: channels of one student; may be repeated."
+)
 @click.option("--norm", "norms", type=ListOrRange(), metavar="NORM,…", default="batch", show_default=True)
 @click.option("--precision", "precisions", type=ListOrRange(), metavar="P,…", default="fp32,int8", show_default=True)
-@click.option("--rank", "ranks", type=Channels(), metavar="K,L,…", help="Also files of these ranks (see export).")
+@click.option("--rank", "ranks", type=WHOLE_NUMBERS, metavar="K,L,…", help="Also files of these ranks (see export).")
 @click.option("--keep", type=float, default=1 / 6, help="Fraction to train fully; 1: all.  [default: a sixth]")
 @click.option("--recipe", metavar="NAME|FILE", default="default", show_default=True, help="The full training.")
 @set_option
