@@ -36,18 +36,22 @@ class Fleet:
         return {cell.teacher for cell in self.cells if cell.teacher is not None}
 
 
-def cut_into_fleets(cells: Sequence[Cell], num_workers: int) -> list[Fleet]:
+def cut_into_fleets(cells: Sequence[Cell], num_workers: int, begun: Sequence[Sequence[str]] = ()) -> list[Fleet]:
     """Fleets in the order of their first cells.
 
     Args:
         cells: Those that are still to be trained.
         num_workers: A shape's cells are cut into a multiple of this many fleets, if there are enough.
+        begun: The run folders of each fleet of an earlier command, which stays one: weights depend on it by rounding.
     """
     image_channels: dict[tuple[str, str | None], Any] = {}
+    by_run, fleets = {cell.run: cell for cell in cells}, []
+    for runs in begun:
+        if members := [by_run.pop(run) for run in runs if run in by_run]:
+            fleets.append(Fleet(_shape(members[0], image_channels), tuple(members)))
     by_shape: dict[str, list[Cell]] = {}
-    for cell in cells:
+    for cell in by_run.values():
         by_shape.setdefault(_shape(cell, image_channels), []).append(cell)
-    fleets = []
     for shape, members in by_shape.items():
         is_wide = max(_channels(members[0])) >= MIN_WIDE and _device(members[0]) == "cpu"
         fleets += [Fleet(shape, part) for part in _cut(members, 1 if is_wide else MAX_FLEET_SIZE, num_workers)]
