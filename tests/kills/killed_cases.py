@@ -23,14 +23,12 @@ class Case:
         start: Its command line, which writes to a folder.
         resume: The first words of the command that continues it; None where the same command does.
         is_training: Whether it needs a process that torch lets train.
-        is_exact: Whether everything ends bit for bit as without a kill; fleets do not yet.
     """
 
     name: str
     start: Callable[[Path], list[object]]
     resume: str | None = None
     is_training: bool = True
-    is_exact: bool = True
 
     def go_on(self, server: ForkServer, folder: Path) -> Ended:
         """Continue after a kill: with the same command, or with --resume if that says that there is a run."""
@@ -84,12 +82,10 @@ def cases(base: Path) -> dict[str, Case]:
             "fleet",
             lambda folder: [*trained, "--epochs", 1, "--normal", "0..2", "--fleet", 3, "--out", folder / "out"],
             "train",
-            is_exact=False,
         ),
         Case(
             "sweep",
             lambda folder: ["sweep", base / "grid.yaml", "--distill", "--workers", 1, "--out", folder / "out"],
-            is_exact=False,
         ),
         Case(
             "export",
