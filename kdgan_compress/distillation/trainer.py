@@ -105,7 +105,11 @@ class Saver:
         return False
 
     def after_records(self, can_save: bool) -> None:
-        """Called when all records of a step have been yielded; they can be saved if it is due or a model's stage ends."""
+        """Called when all records of a step have been yielded.
+
+        Args:
+            can_save: Whether all schedulers can be saved now: where it is due, and where a model ends its stage.
+        """
 
 
 def train_schedulers(

@@ -13,8 +13,8 @@ from kdgan_compress.accel.engine import fast_engine
 from kdgan_compress.distillation.train_log import DivergedError, TrainRecord
 from kdgan_compress.distillation.trainer import Saver, train_schedulers
 from kdgan_compress.errors import Interrupted, KdganError
-from kdgan_compress.experiment.fleet_size import check_fleet_size, choose_fleet_size
 from kdgan_compress.experiment.fleet_record import record_fleet, recorded_fleet, restore_fleets
+from kdgan_compress.experiment.fleet_size import check_fleet_size, choose_fleet_size
 from kdgan_compress.experiment.fleet_states import FleetSaver, StoppedError, settle_states
 from kdgan_compress.experiment.job import Job
 from kdgan_compress.experiment.results import Progress, RunResult, RunResults, ShowProgress

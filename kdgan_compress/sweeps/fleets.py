@@ -45,10 +45,9 @@ def cut_into_fleets(cells: Sequence[Cell], num_workers: int, begun: Sequence[Seq
         begun: The run folders of each fleet of an earlier command, which stays one: weights depend on it by rounding.
     """
     image_channels: dict[tuple[str, str | None], Any] = {}
-    by_run, fleets = {cell.run: cell for cell in cells}, []
-    for runs in begun:
-        if members := [by_run.pop(run) for run in runs if run in by_run]:
-            fleets.append(Fleet(_shape(members[0], image_channels), tuple(members)))
+    by_run = {cell.run: cell for cell in cells}
+    parts = [tuple(by_run.pop(run) for run in runs if run in by_run) for runs in begun]
+    fleets = [Fleet(_shape(part[0], image_channels), part) for part in parts if part]
     by_shape: dict[str, list[Cell]] = {}
     for cell in by_run.values():
         by_shape.setdefault(_shape(cell, image_channels), []).append(cell)
