@@ -32,7 +32,10 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training that is ready to start, or to resume in its folder."""
+    """A training that is ready to start, or to resume in its folder.
+
+    With ``trained_in`` it has been trained there, by a recipe that differs only in how the model is evaluated.
+    """
 
     recipe: Recipe
     folder: RunFolder
@@ -47,6 +50,7 @@ class Job:
     messages: tuple[str, ...] = ()
     teacher_split: Split | None = None
     teacher_sha256: str | None = None
+    trained_in: RunFolder | None = None
 
     @property
     def split_of_teacher(self) -> Split:

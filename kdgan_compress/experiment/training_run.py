@@ -22,7 +22,7 @@ from kdgan_compress.experiment.fingerprint import check_fingerprint, fingerprint
 from kdgan_compress.experiment.job import Job
 from kdgan_compress.experiment.metrics_file import is_epoch
 from kdgan_compress.experiment.results import RunResult
-from kdgan_compress.experiment.run_folder import damaged_state
+from kdgan_compress.experiment.run_folder import RunFolder, damaged_state
 from kdgan_compress.experiment.saturation import warn_of
 from kdgan_compress.files import write_text
 from kdgan_compress.gans import Architecture
@@ -63,14 +63,16 @@ class TrainingRun:
         self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
 
     def restore(self) -> None:
-        """If the job is resumed, load its saved state and drop the metrics written after it.
+        """If the job is resumed or trained elsewhere, load the saved state and drop the metrics written after it.
 
         Raises:
             KdganError: The state is damaged or of another experiment.
         """
         self.job.folder.failure.unlink(missing_ok=True)
-        if self.job.resume:
-            self._restore()
+        if self.job.trained_in is not None:
+            self._restore(self.job.trained_in)
+        elif self.job.resume:
+            self._restore(self.job.folder)
 
     @property
     def is_saved(self) -> bool:
@@ -104,6 +106,8 @@ class TrainingRun:
         Args:
             fleet: How many models were trained together.
         """
+        if self.job.trained_in is not None:
+            self.save_state(self.fleet_images, is_next=False)
         if not self.is_saved:
             return self.fail(
                 DivergedError("Weights must stay finite", "they are not after the last step", "Lower the learning rate")
@@ -140,7 +144,7 @@ class TrainingRun:
         if not folder.state.exists():
             write_text(folder.failure, f"{error.found}\n")
             return KdganError(error.problem, error.found, f"{error.hint}; nothing had been saved yet")
-        self.load_state()
+        self._load_state(folder)
         self._save_models()
         stage_index, epochs_done = scheduler.position
         kept = f"{folder.model} holds the last good model, of epoch {epochs_done} of stage {stage_index + 1}"
@@ -234,37 +238,38 @@ class TrainingRun:
                 return False
         return True
 
-    def _restore(self) -> None:
-        folder, scheduler = self.job.folder, self.job.scheduler
+    def _restore(self, source: RunFolder) -> None:
+        scheduler = self.job.scheduler
         kept: list[dict[str, Any]] = []
-        if folder.state.exists():
-            self.load_state()
-            lines = filter(is_epoch, folder.read_metrics())
+        if source.state.exists():
+            self._load_state(source)
+            lines = filter(is_epoch, source.read_metrics())
             kept = [line for line in lines if (line["stage_index"], line["epoch"]) <= scheduler.position]
-        folder.write_metrics(kept)
+        self.job.folder.write_metrics(kept)
         self._images_done = scheduler.images_done - scheduler.images_within_epoch
         self._seconds = sum(line["seconds"] for line in kept)
 
-    def load_state(self) -> None:
-        """Continue from the saved state.
+    def _load_state(self, source: RunFolder) -> None:
+        """Continue from a saved state; the job's own must be of the same experiment.
 
         Raises:
             KdganError: It is damaged, or of another experiment.
         """
-        folder = self.job.folder
+        is_own = source is self.job.folder
         try:
-            state = update_state(folder.load_state())
+            state = update_state(source.load_state())
             self.job.scheduler.load_state_dict(state)
-            if "experiment" in state:
+            if "experiment" in state and is_own:
                 check_fingerprint(state["experiment"], self.job, self.experiment)
-            self._num_images_saved = self.job.scheduler.images_done
+            if is_own:
+                self._num_images_saved = self.job.scheduler.images_done
             self.fleet_images, self.random_state = state.get("fleet_images", 0), state["random_state"]
             if type(self.fleet_images) is not int:
                 raise TypeError("its number of images is not a number")
         except KdganError:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise damaged_state(folder.state, first_line(error)) from None
+            raise damaged_state(source.state, first_line(error)) from None
 
     def _metrics_line(self, record: TrainRecord, auc: float | None, auc_raw: float | None) -> dict[str, Any]:
         stage_index, _ = self.job.scheduler.position
