@@ -1,6 +1,6 @@
 """Saves the runs of a fleet at one step, as a two-phase commit: after a kill, all are there or all at the save before.
 
-First each run's next state is written beside its state; then a file says that all are written; then they replace the
+First each run's next state is written next to its state; then a file says that all are written; then they replace the
 states.
 """
 
