@@ -1,13 +1,18 @@
 """The commands that are killed: how each begins, how it is continued, and what must be equal in the end."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from killed_command import Ended, ForkServer
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
+from ganomaly_networks import PublicNetG, random_weights
 
 MODEL = ("--channels", "1,1", "--norm", "instance", "--batch-size", "4")
 NEW = ("--image-size", "16", "--latent", "4")
@@ -39,10 +44,11 @@ class Case:
 
 
 def write_inputs(base: Path) -> None:
-    """A data set of three classes, photos, and the recipe of a sweep."""
+    """A data set of three classes of different sizes, photos, a foreign checkpoint, and the recipe of a sweep."""
     rng = np.random.default_rng(0)
-    labels = np.repeat(range(3), 10)
-    images = rng.integers(0, 256, (30, 16, 16), dtype=np.uint8)
+    labels = np.repeat(range(3), (9, 10, 13))
+    images = rng.integers(0, 256, (32, 16, 16), dtype=np.uint8)
+    torch.save({"state_dict": random_weights(PublicNetG(32, nz=4, nc=1, ngf=2)).state_dict()}, base / "netG.pth")
     np.savez(base / "set.npz", x_train=images, y_train=labels, x_test=images[::2], y_test=labels[::2])
     (base / "photos").mkdir()
     for number in range(3):
@@ -101,6 +107,27 @@ def cases(base: Path) -> dict[str, Case]:
                 "-o",
                 folder / "out" / "d.onnx",
             ],
+            is_training=False,
+        ),
+        Case(
+            "search",
+            lambda folder: [
+                *("search", *teacher, "--channels", "1,1", "--norm", "instance", "--precision", "fp32"),
+                *("--max-kb", 9999, "--set", "distillation.training.epochs=1", "--out", folder / "out"),
+            ],
+        ),
+        Case(
+            "report",
+            lambda folder: [
+                *("report", base / "teacher", "--no-baselines", "--no-latency"),
+                *("-o", folder / "out" / "r.md", "-o", folder / "out" / "r.csv"),
+            ],
+            is_training=False,
+        ),
+        Case(
+            "import",
+            lambda folder: ["import", base / "netG.pth", *data, "--normal", 0, "--out", folder / "out"],
+            "train",
             is_training=False,
         ),
     ]

@@ -16,7 +16,7 @@ from whole_files import check_whole, contents, leftovers
 
 NAMES = (
     *("train", "distill-1", "distill-2", "distill-2-3", "distill-2-4", "cache", "fleet", "sweep"),
-    *("export", "calibrate"),
+    *("export", "calibrate", "search", "report", "import"),
 )
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL and no fork")
 

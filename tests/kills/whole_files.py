@@ -16,7 +16,7 @@ from kdgan_compress.files import read_arrays
 from kdgan_compress.runtime import Detector
 
 TEMPORARY = re.compile(r".*\.tmp|\.lock")
-UNLIKE = ("seconds", "images_per_s", "teacher_cache")
+UNLIKE = ("seconds", "images_per_s", "latency_us", "teacher_cache")
 """Times, and whether teacher features were computed or read."""
 
 
@@ -52,7 +52,7 @@ def _check(path: Path) -> None:
         onnx.checker.check_model(onnx.load(path))
         Detector(path)
     else:
-        assert kind in (".md", ".txt"), f"{path} is of no known kind"
+        assert kind in (".md", ".txt", ".csv"), f"{path} is of no known kind"
         assert path.read_text()
 
 
@@ -72,7 +72,7 @@ def contents(folder: Path) -> dict[str, object]:
             continue
         if path.suffix == ".jsonl":
             found[name] = [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
-        elif path.name == "result.json":
+        elif path.suffix == ".json":
             found[name] = _without_times(json.loads(path.read_text()))
         elif path.name == "card.md":
             found[name] = re.sub(r"[\d.,]+ (µs|ms)", "", path.read_text())
@@ -81,5 +81,9 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
-def _without_times(values: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in values.items() if key not in UNLIKE}
+def _without_times(values: object) -> object:
+    if isinstance(values, list):
+        return [_without_times(each) for each in values]
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_times(value) for key, value in values.items() if key not in UNLIKE}
