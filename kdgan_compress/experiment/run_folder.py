@@ -29,6 +29,7 @@ class RunFolder:
         self.next_state = path / "next_state.pt"
         self.commit = path / "next_state.commit"
         self.fleet = path / "fleet.json"
+        self.cache = path / "teacher-cache"
         self.metrics = path / "metrics.jsonl"
         self.scores = path / SCORES_FILE
         self.result = path / "result.json"

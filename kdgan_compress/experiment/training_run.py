@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,7 @@ class TrainingRun:
             score=self._fit("ema", job.scheduler.student.ema_generator).description,
         )
         plot_curves(lines, folder.path / "curves.png")
+        shutil.rmtree(folder.cache, ignore_errors=True)
         write_text(folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
         return result
 

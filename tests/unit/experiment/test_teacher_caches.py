@@ -56,7 +56,7 @@ def get(section, teacher, images, caches=None, stages=STAGES, k_l=None):
     """The cache that a scheduler gets, or None, and the note."""
     student = TrainState(make_teacher(9))
     scheduler = ProgressiveScheduler(stages, student, images, TrainState(teacher), k_l or DistillationLoss())
-    note = (caches or TeacherCaches()).attach(section, scheduler)
+    note = (caches or TeacherCaches()).attach(section, scheduler, kept)
     cache = scheduler.stage_run(0).targets
     assert (scheduler.teacher is None) == (cache is not None and not scheduler.trains_teacher)
     return cache, note
