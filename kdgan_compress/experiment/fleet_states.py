@@ -54,9 +54,8 @@ class FleetSaver:
         start = time.perf_counter()
         moved = [run for run in self._runs if run.job.scheduler.in_stage and not run.is_saved]
         moved = [run for run in moved if run not in self.failed and run.is_finite()]
-        images = sum(run.job.scheduler.images_done for run in self._runs)
         for run in moved:
-            run.save_state(images, is_next=len(moved) > 1)
+            run.save_state(is_next=len(moved) > 1)
         if len(moved) > 1:
             self._runs[0].job.folder.commit.touch()
             settle_states([run.job.folder for run in self._runs])

@@ -137,9 +137,6 @@ class _Fleet(Saver):
                     results[_path(run)] = error
                     self._saver.failed.append(run)
             runs = [run for run in self._runs if _path(run) not in results]
-            latest = max(runs, key=lambda run: run.fleet_images, default=None)
-            if latest is not None and latest.fleet_images >= 0:
-                torch.set_rng_state(latest.random_state)
             size = self._count(runs)
             schedulers = [run.job.scheduler for run in runs]
             for member, record in train_schedulers(schedulers, fast_engine, self):

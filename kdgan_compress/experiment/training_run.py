@@ -46,10 +46,6 @@ class TrainingRun:
         job: With its folder made.
         track_auc: Measure AUC after every epoch.
         raw: Also measure it for the weights without EMA.
-
-    Attributes:
-        fleet_images: Of the state that was loaded: images that all models trained together had seen; -1 without one.
-        random_state: The random state then.
     """
 
     def __init__(self, job: Job, track_auc: bool, raw: bool) -> None:
@@ -58,7 +54,6 @@ class TrainingRun:
         self._images_done, self._seconds = 0, 0.0
         self._record: TrainRecord | None = None
         self._num_images_saved: int | None = None
-        self.fleet_images, self.random_state = -1, torch.get_rng_state()
         self.experiment = fingerprint(job)
         self._fitted: dict[tuple[str, tuple[int, int]], Fitted] = {}
         self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
@@ -108,7 +103,7 @@ class TrainingRun:
             fleet: How many models were trained together.
         """
         if self.job.trained_in is not None:
-            self.save_state(self.fleet_images, is_next=False)
+            self.save_state()
         if not self.is_saved:
             return self.fail(
                 DivergedError("Weights must stay finite", "they are not after the last step", "Lower the learning rate")
@@ -218,15 +213,9 @@ class TrainingRun:
             statistic=scorer.statistic if isinstance(scorer, FittedScorer) else None,
         )
 
-    def save_state(self, fleet_images: int, is_next: bool) -> None:
-        """Save the state.
-
-        Args:
-            fleet_images: Images that all models trained together have seen by now: the latest state has the most.
-            is_next: Whether it counts only after ``RunFolder.use_next_state``.
-        """
-        more = {"experiment": self.experiment, "fleet_images": fleet_images}
-        self.job.folder.save_state(self.job.scheduler.state_dict() | more, is_next)
+    def save_state(self, is_next: bool = False) -> None:
+        """Save the state, or the next one, which counts after ``RunFolder.use_next_state``."""
+        self.job.folder.save_state(self.job.scheduler.state_dict() | {"experiment": self.experiment}, is_next)
         self._num_images_saved = self.job.scheduler.images_done
 
     def is_finite(self) -> bool:
@@ -265,9 +254,6 @@ class TrainingRun:
                 check_fingerprint(state["experiment"], self.job, self.experiment)
             if is_own:
                 self._num_images_saved = self.job.scheduler.images_done
-            self.fleet_images, self.random_state = state.get("fleet_images", 0), state["random_state"]
-            if type(self.fleet_images) is not int:
-                raise TypeError("its number of images is not a number")
         except KdganError:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:

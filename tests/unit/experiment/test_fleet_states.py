@@ -23,7 +23,7 @@ class Run:
     def is_finite(self):
         return True
 
-    def save_state(self, fleet_images, is_next):
+    def save_state(self, is_next):
         folder = self.job.folder
         (folder.next_state if is_next else folder.state).write_text(str(self.job.scheduler.images_done))
 

@@ -365,7 +365,7 @@ def test_saving_takes_at_most_a_tenth_of_the_time(monkeypatch):
             self.job = SimpleNamespace(scheduler=SimpleNamespace(in_stage=True, images_done=0), folder=None)
             self.is_saved, self.is_finite = False, lambda: True
 
-        def save_state(self, fleet_images, is_next):
+        def save_state(self, is_next):
             saved.append(now[0])
             now[0] += 2.0
 
