@@ -16,8 +16,9 @@ from whole_files import check_whole, contents, leftovers
 
 NAMES = (
     *("train", "distill-1", "distill-2", "distill-2-3", "distill-2-4", "cache", "fleet", "sweep"),
-    *("export", "calibrate", "search", "report", "import"),
+    *("export", "calibrate", "report", "import"),
 )
+SLOW_NAMES = (*NAMES, "search")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL and no fork")
 
 CI_WRITES, CI_TIMES = 2, 1
@@ -106,7 +107,7 @@ def test_a_few_kills(base, trainings, exports, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SLOW_NAMES)
 def test_a_kill_at_every_write(base, trainings, exports, name, capsys):
     case = cases(base)[name]
     num = kill_and_compare(case, trainings if case.is_training else exports, base / "w", MAX_WRITES, TIMES, LOG)
