@@ -171,7 +171,8 @@ class TrainingRun:
         key = name, self.job.scheduler.position
         if key not in self._fitted:
             self._fitted = {k: v for k, v in self._fitted.items() if k[1] == key[1]}
-            self._fitted[key] = fit_scorer(generator, self.job.split, self.job.recipe.score, self.job.grid)
+            job, gan = self.job, self.job.scheduler.student.gan
+            self._fitted[key] = fit_scorer(generator, job.split, job.recipe.score, job.grid, gan.discriminator)
         return self._fitted[key]
 
     def _save_models(self) -> None:
@@ -191,7 +192,8 @@ class TrainingRun:
         if teacher is not None and job.teacher_architecture is not None and job.scheduler.trains_teacher:
             if teacher.gan.generator is not teacher.ema_generator:
                 recalibrate(teacher.gan.generator, job.split_of_teacher.train)
-            fitted = fit_scorer(teacher.ema_generator, job.split_of_teacher, job.recipe.score, job.grid)
+            gan, split = teacher.gan, job.split_of_teacher
+            fitted = fit_scorer(teacher.ema_generator, split, job.recipe.score, job.grid, gan.discriminator)
             save_checkpoint(folder.teacher, self._checkpoint(teacher, job.teacher_architecture, fitted))
 
     def _checkpoint(self, state: TrainState, architecture: Architecture, fitted: Fitted) -> Checkpoint:

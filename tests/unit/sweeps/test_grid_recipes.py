@@ -11,7 +11,7 @@ from kdgan_compress.sweeps.grid import plan_sweep
 from kdgan_compress.sweeps.summary import summarize
 
 CELLS = {
-    "table4": (3 * 10, 3 * 10 * 3, 0, 0),
+    "table4": (3 * 3 * 10, 3 * 3 * 10 * 3, 0, 0),
     "table5": (3 * 5 * 2, 3 * 10 * 2 * 3, 3 * 5, 3 * 10 * 3),
     "table6": (2 * 2 * 7 * 2, 3 * 10 * 7 * 3, 2 * 2 * 2, 3 * 10 * 3),
     "fig1": (3 * 7, 3 * 10 * 7 * 3, 0, 0),
