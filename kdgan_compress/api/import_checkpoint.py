@@ -20,6 +20,7 @@ from kdgan_compress.experiment.import_ganomaly import Imported, import_ganomaly
 from kdgan_compress.experiment.recipe import load_recipe
 from kdgan_compress.experiment.results import RunResult
 from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.experiment.run_lock import locked
 from kdgan_compress.experiment.training_run import THRESHOLD_RULE
 from kdgan_compress.files import write_text
 from kdgan_compress.gans import Architecture
@@ -128,7 +129,8 @@ def import_checkpoint(
         missing=NO_DATA if data is None else None,
     )
     split = None if data is None else load_split(settings, architecture.image_size, architecture.image_channels)
-    return _write(folder, imported, settings, split, result)
+    with locked(folder.path):
+        return _write(folder, imported, settings, split, result)
 
 
 def _per_channel(name: str, values: Sequence[float], architecture: Architecture) -> tuple[float, ...]:
@@ -171,10 +173,10 @@ def _write(
         provenance={"command": "import", "project": result.project, "versions": versions()},
         weights={name: network.state_dict() for name, network in imported.gan.networks().items()},
     )
-    folder.create(recipe.to_yaml())
     save_checkpoint(folder.model, checkpoint)
     if split is not None:
         _write_scores(folder, checkpoint, split, normals, test, result)
+    folder.create(recipe.to_yaml())  # last: before that there is no run, so the same command can be repeated
     return result
 
 

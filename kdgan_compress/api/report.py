@@ -10,7 +10,7 @@ from kdgan_compress.api.report_pictures import cost_pictures, image_pictures, ru
 from kdgan_compress.api.report_runs import commands_of, environment_of, recipes_of
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.arrangement import arrange_runs
-from kdgan_compress.files import write_text
+from kdgan_compress.files import remove_stale_files, write_text
 from kdgan_compress.reports.html_page import html_page
 from kdgan_compress.reports.results import Report
 from kdgan_compress.reports.tables import csv_text, markdown_text
@@ -97,6 +97,7 @@ def report(
         pictures += image_pictures(cells, models, data_root, problems)
         content = dataclasses.replace(content, pictures=pictures)
     for path in files:
+        remove_stale_files(path.parent)
         write_text(path, WRITERS[path.suffix](content))
     results: dict[str, dict[str, float]] = {}
     for entry in entries:

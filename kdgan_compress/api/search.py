@@ -21,7 +21,7 @@ from kdgan_compress.experiment.models import load_model
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.results import RunResult
 from kdgan_compress.export.precisions import find_precision
-from kdgan_compress.files import scratch_folder, write_text
+from kdgan_compress.files import remove_stale_files, scratch_folder, write_text
 from kdgan_compress.gans.architecture import channels_from_width
 from kdgan_compress.reports.results import pareto_front
 from kdgan_compress.reports.search_plot import plot_search
@@ -160,6 +160,7 @@ def _check_folder(out: Path, recipe: Recipe, teacher_sha256: str) -> None:
     if path.exists() and path.read_bytes() != text.encode():
         found = f"{out} has students of another teacher or recipe"
         raise KdganError("A search continues with the same teacher and recipe", found, "Give another --out")
+    remove_stale_files(out)
     write_text(path, text)
 
 

@@ -13,7 +13,6 @@ from kdgan_compress.gans import FAMILIES, is_entry_point
 from kdgan_compress.sweeps.axes import parse_axes
 from kdgan_compress.sweeps.downloads import download_data
 from kdgan_compress.sweeps.execution import ShowSweep, SweepExecution
-from kdgan_compress.sweeps.fleets import cut_into_fleets
 from kdgan_compress.sweeps.grid import Plan, plan_sweep
 from kdgan_compress.sweeps.sweep_folder import SweepFolder
 from kdgan_compress.sweeps.teachers import reuse_teachers
@@ -121,7 +120,7 @@ def sweep(
         families = tuple(name for name in FAMILIES if is_entry_point(name))
         task = FleetTask(str(folder.path), (), track_auc or plan.track_auc, families)
         download_data(unfinished)
-        fleets = cut_into_fleets(unfinished, opened.num)
+        fleets = folder.cut_into_fleets(unfinished, opened.num)
         num_finished = len(everything) - len(unfinished)
         ended = SweepExecution(folder, fleets, opened, num_finished, task, show_progress).run()
     trained = [each.result for each in ended if each.result is not None and each.cell.trained_in is None]

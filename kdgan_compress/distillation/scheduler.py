@@ -35,6 +35,9 @@ class ProgressiveScheduler:
         teacher: The GAN it is distilled from; structures ③ and ④ train it in place.
         k_l: The distillation loss.
         settings: Batch size, decay, seed, precision.
+
+    Attributes:
+        in_stage: Whether a stage has begun and not ended; in between there is no valid ``state_dict()``.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class ProgressiveScheduler:
         self._stage_index = self._epochs_done = 0
         self._within_epoch: EpochPosition | None = None
         self._restored = False
+        self.in_stage = False
 
     @property
     def images_done(self) -> int:
@@ -115,6 +119,7 @@ class ProgressiveScheduler:
         if not self._restored:
             run.begin()
         self._restored = False
+        self.in_stage = True
         return run
 
     def advance(self, record: TrainRecord) -> None:
@@ -127,6 +132,7 @@ class ProgressiveScheduler:
         """Move to the next stage."""
         self._stage_index += 1
         self._epochs_done = 0
+        self.in_stage = False
 
     def stage_run(self, stage_index: int) -> StageRun:
         """One of the stages, from the current number of finished epochs."""

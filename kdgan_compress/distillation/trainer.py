@@ -97,15 +97,23 @@ def live_targets(run: StageRun, stack: ExitStack) -> Targets:
     return targets
 
 
-ShouldPause = Callable[[], bool]
+class Saver:
+    """Saves a training between two of its steps; this one never does."""
 
+    def is_due(self, is_epoch_end: bool) -> bool:
+        """Whether to save now; asked after every step, with whether it was the last of a model's epoch."""
+        return False
 
-def _never() -> bool:
-    return False
+    def after_records(self, can_save: bool) -> None:
+        """Called when all records of a step have been yielded.
+
+        Args:
+            can_save: Whether all schedulers can be saved now: where it is due, and where a model ends its stage.
+        """
 
 
 def train_schedulers(
-    schedulers: Sequence[ProgressiveScheduler], engine: MakeEngine = Engine, should_pause: ShouldPause = _never
+    schedulers: Sequence[ProgressiveScheduler], engine: MakeEngine = Engine, saver: Saver | None = None
 ) -> Iterator[tuple[int, TrainRecord | DivergedError]]:
     """Run schedulers from their positions to their ends, stage by stage.
 
@@ -115,14 +123,14 @@ def train_schedulers(
     Args:
         schedulers: One, or several of one shape.
         engine: ``Engine``, or ``accel.engine.fast_engine``, which several schedulers need.
-        should_pause: Asked after every step; where it returns true, each running scheduler yields a record at which
-            its state can be saved.
+        saver: Saves the schedulers that are ``in_stage``, all at one step.
 
     Yields:
         Index of a scheduler and a record, about every 512 images and at each epoch's end; at one with ``epoch_done``
         or ``within_epoch`` its ``state_dict()`` is valid. A scheduler that diverged yields its error and is left out
         from then on.
     """
+    saver = saver or Saver()
     active = set(range(len(schedulers)))
     for stage_index in range(max((len(scheduler.stages) for scheduler in schedulers), default=0)):
         groups: dict[tuple[bool, ...], list[int]] = defaultdict(list)
@@ -133,7 +141,7 @@ def train_schedulers(
         for members in groups.values():
             progress = {member: StageProgress(schedulers[member].begin_stage()) for member in members}
             while running := [member for member in members if not progress[member].is_done]:
-                for index, record in train_stage([progress[member] for member in running], engine, should_pause):
+                for index, record in train_stage([progress[member] for member in running], engine, saver):
                     member = running[index]
                     if isinstance(record, TrainRecord):
                         schedulers[member].advance(record)
@@ -145,13 +153,14 @@ def train_schedulers(
 
 
 def train_stage(
-    models: Sequence["StageProgress"], make_engine: MakeEngine = Engine, should_pause: ShouldPause = _never
+    models: Sequence["StageProgress"], make_engine: MakeEngine = Engine, saver: Saver | None = None
 ) -> Iterator[tuple[int, TrainRecord | DivergedError]]:
     """Train one model, or several together, until the first of them finishes its stage.
 
     Yields:
         Index of a model and its record or error, as ``train_schedulers`` does.
     """
+    saver = saver or Saver()
     with ExitStack() as stack:
         start = time.perf_counter()
         engine, buffer = make_engine([model.run for model in models], stack), LossBuffer()
@@ -162,7 +171,8 @@ def train_stage(
             losses = engine.train_step(engine.models, indices, steps[0])
             buffer.add(steps, [len(batch) for batch in batches], losses)
 
-            is_pause = should_pause()
+            is_pause = saver.is_due(any(model.ends_epoch for model in models))
+            is_pause |= any(model.at_end for model in models)
             due = {index for index, model in enumerate(models) if is_pause or model.ends_epoch or model.log.is_due}
             if not due:
                 continue
@@ -175,6 +185,7 @@ def train_stage(
             for model in models:
                 model.log.seconds += (time.perf_counter() - start) / len(models)
             yield from [(index, models[index].record(is_pause)) for index in sorted(due)]
+            saver.after_records(is_pause)
             start = time.perf_counter()
 
 

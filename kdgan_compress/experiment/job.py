@@ -189,17 +189,19 @@ def distillation_job(
         settings=training.settings(),
     )
 
+    name = f"{model_name(teacher)}-student-{architecture.channels_str}-seed{training.seed}"
+    folder = RunFolder(out or parent / name)
+
     def attach_cache() -> str:
         with num_threads(training.threads or choose_threads(max(checkpoint.architecture.channels))):
-            return (caches or TeacherCaches()).attach(section.cache, scheduler)
+            return (caches or TeacherCaches()).attach(section.cache, scheduler, folder.cache)
 
     _rehearse(scheduler, training, threads, architecture, checkpoint.architecture)
     schedule = "->".join(stage.name for stage in stages)
     cache_folder = str(expand_user(section.cache.folder).resolve()) if section.cache.folder else None
-    name = f"{model_name(teacher)}-student-{architecture.channels_str}-seed{training.seed}"
     return Job(
         recipe=recipe.replace({"distillation": {"training": {"threads": threads}, "cache": {"folder": cache_folder}}}),
-        folder=RunFolder(out or parent / name),
+        folder=folder,
         resume=resume,
         split=split,
         scheduler=scheduler,

@@ -26,6 +26,10 @@ class RunFolder:
         self.model = path / MODEL_FILE
         self.teacher = path / "teacher.safetensors"
         self.state = path / "state.pt"
+        self.next_state = path / "next_state.pt"
+        self.commit = path / "next_state.commit"
+        self.fleet = path / "fleet.json"
+        self.cache = path / "teacher-cache"
         self.metrics = path / "metrics.jsonl"
         self.scores = path / SCORES_FILE
         self.result = path / "result.json"
@@ -36,6 +40,7 @@ class RunFolder:
         self.check_is_new(recipe)
         write_text(self.recipe, recipe)
         self.metrics.unlink(missing_ok=True)
+        self.fleet.unlink(missing_ok=True)
 
     def check_is_new(self, recipe: str | None = None) -> None:
         """Raise a KdganError if the folder has a run already.
@@ -48,7 +53,8 @@ class RunFolder:
             raise KdganError("A new run needs a new folder", f"found a run in {self.path}", hint)
 
     def _has_only(self, recipe: str | None) -> bool:
-        if recipe is None or any(path.exists() for path in (self.state, self.model, self.result, self.failure)):
+        traces = (self.state, self.next_state, self.model, self.result, self.failure)
+        if recipe is None or any(path.exists() for path in traces):
             return False
         try:
             return read_text(self.recipe, MAX_RECIPE_BYTES) == recipe
@@ -83,12 +89,17 @@ class RunFolder:
         """Replace the lines of ``metrics.jsonl``."""
         write_lines(self.metrics, lines)
 
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Write the state that ``--resume`` needs; equal states give equal bytes."""
+    def save_state(self, state: dict[str, Any], is_next: bool = False) -> None:
+        """Write the state that ``--resume`` needs, or the next one; equal states give equal bytes."""
         buffer = io.BytesIO()  # torch names the archive after the file, and calls a full disk an internal error
         torch.save(state, buffer)
-        with atomic_path(self.state) as temporary:
+        with atomic_path(self.next_state if is_next else self.state) as temporary:
             temporary.write_bytes(buffer.getbuffer())
+
+    def use_next_state(self) -> None:
+        """Replace the state by the next one, if there is one."""
+        if self.next_state.exists():
+            self.next_state.replace(self.state)
 
     def load_state(self) -> dict[str, Any]:
         """Read the saved state; only tensors and plain values are unpickled.

@@ -11,9 +11,11 @@ import torch
 
 from kdgan_compress.accel.engine import fast_engine
 from kdgan_compress.distillation.train_log import DivergedError, TrainRecord
-from kdgan_compress.distillation.trainer import train_schedulers
+from kdgan_compress.distillation.trainer import Saver, train_schedulers
 from kdgan_compress.errors import Interrupted, KdganError
+from kdgan_compress.experiment.fleet_record import record_fleet, recorded_fleet, restore_fleets
 from kdgan_compress.experiment.fleet_size import check_fleet_size, choose_fleet_size
+from kdgan_compress.experiment.fleet_states import FleetSaver, StoppedError, settle_states
 from kdgan_compress.experiment.job import Job
 from kdgan_compress.experiment.results import Progress, RunResult, RunResults, ShowProgress
 from kdgan_compress.experiment.run_lock import locked
@@ -63,27 +65,41 @@ def run_jobs(
         for message in dict.fromkeys(message for job in jobs for message in job.messages):
             logger.info(message)
         jobs = [job.attach_teacher_cache() for job in jobs]
-        fleet_size, note = choose_fleet_size(jobs, fleet_size)
-        for job in jobs:  # all folders now, so that --resume finds those too that have not started
-            if not job.resume:
-                job.folder.create(job.recipe.to_yaml())
+        fleets, note = _cut_into_fleets(jobs, fleet_size)
         stop = stack.enter_context(StopSignals())
-        fleets = [jobs[start : start + fleet_size] for start in range(0, len(jobs), fleet_size)]
         results: dict[str, RunResult | KdganError] = {}
         try:
             for fleet in fleets:
                 runs = [TrainingRun(job, track_auc, raw) for job in fleet]
                 results |= _Fleet(runs, stop, jobs, show_progress).train()
-        except _StoppedError:
+        except StoppedError:
             raise _interrupted(stop, jobs, track_auc, raw) from None
-    return RunResults({str(job.folder.path): results[str(job.folder.path)] for job in jobs}, fleet_size, note)
+    by_run = {str(job.folder.path): results[str(job.folder.path)] for job in jobs}
+    return RunResults(by_run, max(map(len, fleets)), note)
 
 
-class _StoppedError(Exception):
-    """All states are saved after a signal."""
+def _cut_into_fleets(jobs: Sequence[Job], fleet_size: int | None) -> tuple[list[list[Job]], str | None]:
+    """The fleets that were begun, in parts if they are too large, and new ones, noted in their folders.
+
+    Returns:
+        The fleets, and why jobs that could be a fleet are not.
+    """
+    begun, others = restore_fleets(jobs)
+    for fleet in begun:
+        settle_states([job.folder for job in fleet])
+    size, note = choose_fleet_size(others, fleet_size) if others else (len(jobs), None)
+    for job in others:  # all folders now, so that --resume finds those too that have not started
+        if not job.resume:
+            job.folder.create(job.recipe.to_yaml())
+    new = [others[start : start + size] for start in range(0, len(others), size)]
+    for fleet in new if len(jobs) > 1 else []:
+        record_fleet([job.folder for job in fleet])
+    max_size = fleet_size or len(jobs)
+    parts = [fleet[start : start + max_size] for fleet in begun for start in range(0, len(fleet), max_size)]
+    return sorted(parts + new, key=lambda fleet: jobs.index(fleet[0])), note
 
 
-class _Fleet:
+class _Fleet(Saver):
     """Runs that are trained together.
 
     Args:
@@ -96,18 +112,19 @@ class _Fleet:
     def __init__(
         self, runs: Sequence[TrainingRun], stop: StopSignals, jobs: Sequence[Job], show_progress: ShowProgress | None
     ) -> None:
-        self._runs, self._stop, self._show_progress = runs, stop, show_progress
+        self._runs, self._show_progress = runs, show_progress
+        self._saver = FleetSaver(runs, stop)
         self._total = sum(job.num_images for job in jobs)
         first = jobs.index(runs[0].job)
         self._done_before = sum(job.num_images for job in jobs[:first])
         self._has_many = len(jobs) > 1
-        self._is_pausing = False
+        self._recorded: list[tuple[TrainingRun, TrainRecord, float | None]] = []
 
     def train(self) -> dict[str, RunResult | KdganError]:
-        """Train to the end.
+        """Train all to the end, and only then finish them, so that after a kill none of them trains without another.
 
         Raises:
-            _StoppedError: A signal was caught.
+            StoppedError: A signal was caught.
         """
         training = self._runs[0].job.training
         results: dict[str, RunResult | KdganError] = {}
@@ -117,31 +134,41 @@ class _Fleet:
                 try:
                     run.restore()
                 except KdganError as error:  # the others can be continued all the same
-                    results[str(run.job.folder.path)] = error
-            runs = [run for run in self._runs if str(run.job.folder.path) not in results]
+                    results[_path(run)] = error
+                    self._saver.failed.append(run)
+            runs = [run for run in self._runs if _path(run) not in results]
+            size = self._count(runs)
             schedulers = [run.job.scheduler for run in runs]
-            for member, record in train_schedulers(schedulers, fast_engine, self._should_pause):
+            for member, record in train_schedulers(schedulers, fast_engine, self):
                 run = runs[member]
-                path = str(run.job.folder.path)
                 if isinstance(record, DivergedError):
-                    results[path] = run.fail(record)
-                    continue
-                auc = run.on_record(record, self._stop.received is not None)
-                if run.job.scheduler.is_finished:
-                    results[path] = run.finish(len(runs))
-                self._show(run, record, auc)
-            for run in runs:  # a run that was resumed at its end yields no record
-                if str(run.job.folder.path) not in results:
-                    results[str(run.job.folder.path)] = run.finish(len(runs))
-        return results
+                    self._saver.failed.append(run)
+                    results[_path(run)] = run.fail(record)
+                else:
+                    self._recorded.append((run, record, run.on_record(record)))
+            return results | {_path(run): run.finish(size) for run in runs if _path(run) not in results}
 
-    def _should_pause(self) -> bool:
-        """Whether the states are to be saved now; after a signal, they have been when this is asked again."""
-        if self._stop.received is not None:
-            if self._is_pausing:
-                raise _StoppedError
-            self._is_pausing = True
-        return self._is_pausing or any(run.is_save_due for run in self._runs)
+    def is_due(self, is_epoch_end: bool) -> bool:
+        """See ``Saver``."""
+        return self._saver.is_due(is_epoch_end)
+
+    def after_records(self, can_save: bool) -> None:
+        """See ``Saver``; progress that is shown has been saved if it can be."""
+        if can_save:
+            self._saver.save()
+        for recorded in self._recorded:
+            self._show(*recorded)
+        self._recorded.clear()
+
+    def _count(self, runs: Sequence[TrainingRun]) -> int:
+        """How many models are trained together; of runs at their end, how many were."""
+        begun = len(recorded_fleet(self._runs[0].job.folder))
+        if all(run.job.scheduler.is_finished for run in runs):
+            return max(begun, 1)
+        if begun > len(runs):
+            text = "%s was trained together with %d others and continues with %d: its weights can differ by rounding"
+            logger.warning(text, self._runs[0].job.folder.path, begun - 1, len(runs) - 1)
+        return len(runs)
 
     def _show(self, run: TrainingRun, record: TrainRecord, auc: float | None) -> None:
         if self._show_progress is None:
@@ -150,6 +177,10 @@ class _Fleet:
         name = run.job.folder.path.name if self._has_many else None
         rate = images / seconds if seconds else 0.0
         self._show_progress(Progress(record, self._done_before + images, self._total, rate, auc, name))
+
+
+def _path(run: TrainingRun) -> str:
+    return str(run.job.folder.path)
 
 
 def _interrupted(stop: StopSignals, jobs: Sequence[Job], track_auc: bool, raw: bool) -> Interrupted:

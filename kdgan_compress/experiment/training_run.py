@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-import time
+import shutil
 from typing import Any
 
 import numpy as np
@@ -34,12 +34,6 @@ from kdgan_compress.scores import FittedScorer
 NUM_CHECKED_IMAGES = 32
 """Normal and test images that need finite scores before a state is saved."""
 
-MAX_SAVE_FRACTION = 0.1
-"""Saving the state takes at most this fraction of the time."""
-
-SAVE_SECONDS = 20.0
-"""A long epoch is saved this often, or as often as ``MAX_SAVE_FRACTION`` allows."""
-
 logger = logging.getLogger(__name__)
 
 THRESHOLD_RULE = "99% quantile of {}"
@@ -59,8 +53,7 @@ class TrainingRun:
         self._track_auc, self._raw = track_auc, raw
         self._images_done, self._seconds = 0, 0.0
         self._record: TrainRecord | None = None
-        self._saved_at, self._save_seconds = time.perf_counter(), 0.0
-        self._saved_position: tuple[int, int, int] | None = None
+        self._num_images_saved: int | None = None
         self.experiment = fingerprint(job)
         self._fitted: dict[tuple[str, tuple[int, int]], Fitted] = {}
         self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
@@ -78,18 +71,9 @@ class TrainingRun:
             self._restore(self.job.folder)
 
     @property
-    def has_saved(self) -> bool:
-        """Whether there is a state to resume from."""
-        return self.job.folder.state.exists()
-
-    @property
-    def is_save_due(self) -> bool:
-        """Whether the state should be saved even within an epoch."""
-        return time.perf_counter() >= self._saved_at + max(SAVE_SECONDS, self._min_save_interval)
-
-    @property
-    def _min_save_interval(self) -> float:
-        return self._save_seconds * (1 / MAX_SAVE_FRACTION - 1)
+    def is_saved(self) -> bool:
+        """Whether the saved state is where the training is."""
+        return self._num_images_saved == self.job.scheduler.images_done
 
     @property
     def progress(self) -> tuple[int, float]:
@@ -100,25 +84,27 @@ class TrainingRun:
             self._seconds + (record.seconds if record else 0.0),
         )
 
-    def on_record(self, record: TrainRecord, is_stopping: bool = False) -> float | None:
-        """Write what a record says, and the state if it is time; return the AUC if it was measured."""
+    def on_record(self, record: TrainRecord) -> float | None:
+        """Write what a record says; return the AUC if it was measured."""
         self._record = record
         warn_of(record, self.job.folder.path)
         if not record.epoch_done:
-            if record.within_epoch is not None:
-                self._save_state()
             return None
         auc, auc_raw = self._aucs() if self._track_auc else (None, None)
         self.job.folder.append_metrics(self._metrics_line(record, auc, auc_raw))
-        if is_stopping or time.perf_counter() >= self._saved_at + self._min_save_interval:
-            self._save_state()
         self._images_done, self._seconds = self.progress
         self._record = None
         return auc
 
     def finish(self, fleet: int) -> RunResult | KdganError:
-        """Write the model, the scores, the plots and the result."""
-        if not self._save_state():
+        """Write the model, the scores, the plots and the result.
+
+        Args:
+            fleet: How many models were trained together.
+        """
+        if self.job.trained_in is not None:
+            self.save_state()
+        if not self.is_saved:
             return self.fail(
                 DivergedError("Weights must stay finite", "they are not after the last step", "Lower the learning rate")
             )
@@ -145,6 +131,7 @@ class TrainingRun:
             score=self._fit("ema", job.scheduler.student.ema_generator).description,
         )
         plot_curves(lines, folder.path / "curves.png")
+        shutil.rmtree(folder.cache, ignore_errors=True)
         write_text(folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
         return result
 
@@ -228,21 +215,12 @@ class TrainingRun:
             statistic=scorer.statistic if isinstance(scorer, FittedScorer) else None,
         )
 
-    def _save_state(self) -> bool:
-        """Save the state, once per position; False if it is not finite, where an older state is better."""
-        scheduler, start = self.job.scheduler, time.perf_counter()
-        position = *scheduler.position, scheduler.images_done
-        if position == self._saved_position:
-            return True
-        is_finite = self._is_finite()
-        if is_finite:
-            self.job.folder.save_state(scheduler.state_dict() | {"experiment": self.experiment})
-            self._saved_position = position
-        self._saved_at = time.perf_counter()
-        self._save_seconds = self._saved_at - start
-        return is_finite
+    def save_state(self, is_next: bool = False) -> None:
+        """Save the state, or the next one, which counts after ``RunFolder.use_next_state``."""
+        self.job.folder.save_state(self.job.scheduler.state_dict() | {"experiment": self.experiment}, is_next)
+        self._num_images_saved = self.job.scheduler.images_done
 
-    def _is_finite(self) -> bool:
+    def is_finite(self) -> bool:
         """Whether everything that is trained has finite weights and gives some images finite scores."""
         for state, split in zip(self.job.trained, (self.job.split, self.job.split_of_teacher), strict=False):
             images = split.train[:NUM_CHECKED_IMAGES]
@@ -277,7 +255,7 @@ class TrainingRun:
             if "experiment" in state and is_own:
                 check_fingerprint(state["experiment"], self.job, self.experiment)
             if is_own:
-                self._saved_position = *self.job.scheduler.position, self.job.scheduler.images_done
+                self._num_images_saved = self.job.scheduler.images_done
         except KdganError:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -36,18 +36,21 @@ class Fleet:
         return {run for cell in self.cells for run in (cell.teacher, cell.trained_in) if run is not None}
 
 
-def cut_into_fleets(cells: Sequence[Cell], num_workers: int) -> list[Fleet]:
+def cut_into_fleets(cells: Sequence[Cell], num_workers: int, begun: Sequence[Sequence[str]] = ()) -> list[Fleet]:
     """Fleets in the order of their first cells.
 
     Args:
         cells: Those that are still to be trained.
         num_workers: A shape's cells are cut into a multiple of this many fleets, if there are enough.
+        begun: The run folders of each fleet of an earlier command, which stays one: weights depend on it by rounding.
     """
     image_channels: dict[tuple[str, str | None], Any] = {}
+    by_run = {cell.run: cell for cell in cells}
+    parts = [tuple(by_run.pop(run) for run in runs if run in by_run) for runs in begun]
+    fleets = [Fleet(_shape(part[0], image_channels), part) for part in parts if part]
     by_shape: dict[str, list[Cell]] = {}
-    for cell in cells:
+    for cell in by_run.values():
         by_shape.setdefault(_shape(cell, image_channels), []).append(cell)
-    fleets = []
     for shape, members in by_shape.items():
         is_wide = max(_channels(members[0])) >= MIN_WIDE and _device(members[0]) == "cpu"
         fleets += [Fleet(shape, part) for part in _cut(members, 1 if is_wide else MAX_FLEET_SIZE, num_workers)]

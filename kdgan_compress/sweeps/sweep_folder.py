@@ -1,18 +1,24 @@
 """The folder of a sweep: ``sweep.yaml``, ``runs/``, ``teachers/`` and a log for each cell that failed."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.results import RunResult, read_result
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.experiment.run_lock import remove_leftovers
 from kdgan_compress.experiment.sweep_file import SWEEP_FILE, read_sweep_yaml
-from kdgan_compress.files import remove_stale_files, write_text
+from kdgan_compress.files import read_text, remove_stale_files, write_text
+from kdgan_compress.sweeps.fleets import Fleet, cut_into_fleets
 from kdgan_compress.sweeps.grid import Cell, Plan, fingerprint
 from kdgan_compress.sweeps.worker import CellError
+
+MAX_FLEETS_BYTES = 10_000_000
 
 
 class SweepFolder:
@@ -21,6 +27,7 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = path / SWEEP_FILE
+        self.fleets = path / "fleets.json"
 
     def write(self, plan: Plan) -> None:
         """Write ``sweep.yaml``; the cells of an earlier sweep in this folder stay in it.
@@ -75,6 +82,23 @@ class SweepFolder:
             hint = "Remove it, or give another --out"
             raise KdganError("sweep.yaml must be one that sweep wrote", f"{self.file} is not", hint)
         return content
+
+    def cut_into_fleets(self, cells: Sequence[Cell], num_workers: int) -> list[Fleet]:
+        """Fleets of the cells that are still to be trained; those of an earlier command stay as they were."""
+        begun = self._read_fleets()
+        fleets = cut_into_fleets(cells, num_workers, begun)
+        known = {run for runs in begun for run in runs}
+        new = [[cell.run for cell in fleet.cells] for fleet in fleets if fleet.cells[0].run not in known]
+        if new:
+            write_text(self.fleets, json.dumps([*begun, *new], indent=2) + "\n")
+        return fleets
+
+    def _read_fleets(self) -> list[list[str]]:
+        """The run folders of each fleet; none if that can't be read."""
+        try:
+            return TypeAdapter(list[list[str]]).validate_json(read_text(self.fleets, MAX_FLEETS_BYTES), strict=True)
+        except (OSError, ValueError):
+            return []
 
     def result(self, cell: Cell) -> RunResult | None:
         """The result of a finished cell; None if it is not finished, or its result is damaged."""

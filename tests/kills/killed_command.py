@@ -91,7 +91,7 @@ def _prepare() -> None:
     from traces import trace_once
 
     from kdgan_compress.distillation import train_log
-    from kdgan_compress.experiment import training_run
+    from kdgan_compress.experiment import fleet_states, teacher_caches, training_run
     from kdgan_compress.export import detector_file
     from kdgan_compress.sweeps import worker, workers
 
@@ -100,8 +100,8 @@ def _prepare() -> None:
     )
     detector_file.count = _count_once
     train_log.RECORD_EVERY_IMAGES = 8
-    training_run.SAVE_SECONDS, training_run.MAX_SAVE_FRACTION = 0.0, 1.0
-    worker.PROGRESS_SECONDS = 0
+    fleet_states.SAVE_SECONDS, fleet_states.MAX_SAVE_FRACTION = 0.0, 1.0
+    worker.PROGRESS_SECONDS, teacher_caches.KEEP_SECONDS = 0, 0
     training_run.plot_curves = training_run.plot_scores = _quick_plot
     get_context = multiprocessing.get_context
     workers.multiprocessing.get_context = lambda method: FORK if method == "spawn" else get_context(method)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 import yaml
 from PIL import Image
-from safetensors.numpy import load_file
 
 from kdgan_compress.experiment.checkpoint import load_checkpoint
 from kdgan_compress.experiment.run_folder import RunFolder
@@ -16,8 +16,8 @@ from kdgan_compress.files import read_arrays
 from kdgan_compress.runtime import Detector
 
 TEMPORARY = re.compile(r".*\.tmp|\.lock")
-UNLIKE = ("seconds", "images_per_s", "teacher_cache", "fleet")
-"""Times, whether teacher features were computed or read, and how many were trained together at last."""
+UNLIKE = ("seconds", "images_per_s", "latency_us", "teacher_cache")
+"""Times, and whether teacher features were computed or read."""
 
 
 def check_whole(folder: Path) -> None:
@@ -29,8 +29,10 @@ def check_whole(folder: Path) -> None:
 
 def _check(path: Path) -> None:
     kind = path.suffix
-    if path.name == "state.pt":
-        RunFolder(path.parent).load_state()
+    if kind == ".pt":
+        torch.load(path, weights_only=True)
+    elif path.name == RunFolder(path.parent).commit.name:
+        assert not path.read_bytes()
     elif kind == ".safetensors":
         load_checkpoint(path)
     elif kind == ".json":
@@ -50,7 +52,7 @@ def _check(path: Path) -> None:
         onnx.checker.check_model(onnx.load(path))
         Detector(path)
     else:
-        assert kind in (".md", ".txt"), f"{path} is of no known kind"
+        assert kind in (".md", ".txt", ".csv"), f"{path} is of no known kind"
         assert path.read_text()
 
 
@@ -61,20 +63,16 @@ def leftovers(folder: Path) -> list[str]:
     return names + ([path.name for path in scratch.iterdir()] if scratch.is_dir() else [])
 
 
-def contents(folder: Path, is_exact: bool = True) -> dict[str, object]:
+def contents(folder: Path) -> dict[str, object]:
     """Every file's content by relative path, without times, measured latencies and this folder's path."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if not path.is_file() or name.startswith("tmp/") or path.suffix == ".png":
             continue
-        if not is_exact and path.suffix == ".safetensors":
-            found[name] = load_file(path)
-        elif not is_exact and path.suffix in (".jsonl", ".json", ".pt", ".npz"):
-            found[name] = None
-        elif path.suffix == ".jsonl":
+        if path.suffix == ".jsonl":
             found[name] = [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
-        elif path.name == "result.json":
+        elif path.suffix == ".json":
             found[name] = _without_times(json.loads(path.read_text()))
         elif path.name == "card.md":
             found[name] = re.sub(r"[\d.,]+ (µs|ms)", "", path.read_text())
@@ -83,14 +81,9 @@ def contents(folder: Path, is_exact: bool = True) -> dict[str, object]:
     return found
 
 
-def is_same(found: object, expected: object) -> bool:
-    """Whether two of ``contents`` are equal, of the weights of fleets only that they are there and finite."""
-    if not isinstance(expected, dict) or not all(isinstance(each, np.ndarray) for each in expected.values()):
-        return found == expected
-    return found.keys() == expected.keys() and all(
-        found[name].shape == expected[name].shape and np.isfinite(found[name]).all() for name in expected
-    )
-
-
-def _without_times(values: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in values.items() if key not in UNLIKE}
+def _without_times(values: object) -> object:
+    if isinstance(values, list):
+        return [_without_times(each) for each in values]
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_times(value) for key, value in values.items() if key not in UNLIKE}

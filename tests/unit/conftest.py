@@ -11,12 +11,12 @@ def quick_plot(*arguments):
 @pytest.fixture(scope="module")
 def quick_runs():
     """Runs without plots, which take most of a tiny run's time, that save their state after every epoch."""
-    from kdgan_compress.experiment import training_run
+    from kdgan_compress.experiment import fleet_states, training_run
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training_run, "plot_curves", quick_plot)
         patched.setattr(training_run, "plot_scores", quick_plot)
-        patched.setattr(training_run, "MAX_SAVE_FRACTION", 1)
+        patched.setattr(fleet_states, "MAX_SAVE_FRACTION", 1)
         yield
 
 

@@ -7,7 +7,7 @@ from kdgan_compress.api import demo as demo_module
 from kdgan_compress.api.demo import demo
 from kdgan_compress.api.demo_folder import MARKER, check_demo_folder, mark_demo_folder
 from kdgan_compress.errors import KdganError
-from kdgan_compress.experiment import training_run
+from kdgan_compress.experiment import fleet_states
 from kdgan_compress.experiment.recipe import parse_recipe
 
 RUNS = ("teacher", "student-from-scratch", "student")
@@ -31,7 +31,7 @@ def _tiny(tmp_path, monkeypatch):
         "test",
     )
     monkeypatch.setattr(demo_module, "load_recipe", lambda name="default": recipe)
-    monkeypatch.setattr(training_run, "MAX_SAVE_FRACTION", 1)
+    monkeypatch.setattr(fleet_states, "MAX_SAVE_FRACTION", 1)
 
 
 def interrupt_after(number):

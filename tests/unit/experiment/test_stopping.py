@@ -14,7 +14,7 @@ from kdgan_compress.api.resume import resume
 from kdgan_compress.api.train import train
 from kdgan_compress.distillation import train_log
 from kdgan_compress.errors import Interrupted, KdganError
-from kdgan_compress.experiment import fingerprint, training_run
+from kdgan_compress.experiment import fingerprint, fleet_states
 from kdgan_compress.experiment.recipe import parse_recipe
 from kdgan_compress.experiment.run_folder import RunFolder
 
@@ -101,12 +101,12 @@ def test_a_signal_saves_within_an_epoch(base, tmp_path, kind, number, what):
 
 
 def test_long_epochs_are_saved_in_between(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(fleet_states, "SAVE_SECONDS", 0.0)
     saved = []
 
-    def save_state(self, state):
+    def save_state(self, state, is_next):
         saved.append(state.get("within_epoch"))
-        return original(self, state)
+        return original(self, state, is_next)
 
     original = RunFolder.save_state
     monkeypatch.setattr(RunFolder, "save_state", save_state)

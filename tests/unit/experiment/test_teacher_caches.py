@@ -52,11 +52,11 @@ def images():
     return make_images()
 
 
-def get(section, teacher, images, caches=None, stages=STAGES, k_l=None):
+def get(section, teacher, images, caches=None, stages=STAGES, k_l=None, kept=Path("/nowhere")):
     """The cache that a scheduler gets, or None, and the note."""
     student = TrainState(make_teacher(9))
     scheduler = ProgressiveScheduler(stages, student, images, TrainState(teacher), k_l or DistillationLoss())
-    note = (caches or TeacherCaches()).attach(section, scheduler)
+    note = (caches or TeacherCaches()).attach(section, scheduler, kept)
     cache = scheduler.stage_run(0).targets
     assert (scheduler.teacher is None) == (cache is not None and not scheduler.trains_teacher)
     return cache, note
@@ -73,6 +73,29 @@ def features_of(teacher, images):
 
 def files_in(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_cache_that_took_long_is_kept_and_read(teacher, images, tmp_path, monkeypatch):
+    first, note = get(CacheSection(), teacher, images, kept=tmp_path / "kept")
+    assert note.startswith("computed")
+    assert not (tmp_path / "kept").exists()
+    monkeypatch.setattr(cache_module, "KEEP_SECONDS", 0.0)
+    get(CacheSection(), teacher, images, kept=tmp_path / "kept")
+    again, note = get(CacheSection(), teacher, images, kept=tmp_path / "kept")
+    assert note.startswith("kept from before")
+    assert torch.equal(again.rows, first.rows)
+    (file,) = (tmp_path / "kept").glob("*.npy")
+    file.write_bytes(file.read_bytes()[:-1])
+    again, note = get(CacheSection(), teacher, images, kept=tmp_path / "kept")
+    assert note.startswith("computed")
+    assert torch.equal(again.rows, first.rows)
+
+
+def test_a_cache_that_cannot_be_kept_is_computed_all_the_same(teacher, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "KEEP_SECONDS", 0.0)
+    (tmp_path / "file").touch()
+    cache, _ = get(CacheSection(), teacher, images, kept=tmp_path / "file" / "kept")
+    assert cache is not None
 
 
 def test_without_a_folder_it_is_in_memory(teacher, images, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from kdgan_compress.sweeps.downloads import download_data
 from kdgan_compress.sweeps.estimate import TimeEstimate
 from kdgan_compress.sweeps.fleets import MAX_FLEET_SIZE, Fleet, cut_into_fleets
 from kdgan_compress.sweeps.grid import plan_sweep
+from kdgan_compress.sweeps.sweep_folder import SweepFolder
 
 
 def cells_of(recipe, axes, **options):
@@ -46,6 +47,19 @@ def test_students_need_their_teachers(recipe):
     fleets = cut_into_fleets(cells_of(recipe, {"normal": "0..1", "schedule": "none,1"}, distill=True), 1)
     assert [len(fleet.cells) for fleet in fleets] == [2, 2, 2]
     assert [fleet.needs for fleet in fleets] == [set(), set(), {"teachers/normal-0", "teachers/normal-1"}]
+
+
+def test_fleets_of_an_earlier_command_stay_as_they_were(recipe, tmp_path):
+    cells = cells_of(recipe, {"seed": "0..6"})
+    folder = SweepFolder(tmp_path)
+    first = folder.cut_into_fleets(cells[:6], 2)
+    assert [len(fleet.cells) for fleet in first] == [3, 3]
+    rest = folder.cut_into_fleets([*cells[2:4], cells[6]], 1)  # and a new cell
+    assert [[cell.run for cell in fleet.cells] for fleet in rest] == [[c.run] for c in (*cells[2:4], cells[6])]
+    assert [fleet.shape for fleet in rest] == [first[0].shape] * 3
+    assert folder.cut_into_fleets(cells[:6], 4) == first
+    folder.fleets.write_text("[[1]]")
+    assert len(folder.cut_into_fleets(cells, 1)) == 1
 
 
 def test_unreadable_data_does_not_stop_the_cutting(recipe):
