@@ -1,5 +1,6 @@
 """Which images an experiment uses: a source, a protocol and the protocol's settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,9 +121,13 @@ class DataSettings:
 
     def absolute(self) -> "DataSettings":
         """A copy with absolute paths, which stay valid in any working directory."""
+        return self.with_paths(lambda path: str(expand_user(path).resolve()))
+
+    def with_paths(self, convert: Callable[[str], str]) -> "DataSettings":
+        """A copy with the paths of its source and root converted."""
         kind, _, path = self.source.partition(":")
-        source = f"{kind}:{expand_user(path).resolve()}" if path else self.source
-        return replace(self, source=source, root=str(expand_user(self.root).resolve()) if self.root else None)
+        source = f"{kind}:{convert(path)}" if path else self.source
+        return replace(self, source=source, root=convert(self.root) if self.root else None)
 
     @property
     def name(self) -> str:
