@@ -31,7 +31,10 @@ def test_train_reports_its_run_as_json(cli: Cli, npz: Path, tmp_path: Path) -> N
     names = {"recipe.yaml", "model.safetensors", "state.pt", "metrics.jsonl", "result.json"}
     names |= {"curves.png", "scores.png", "scores.npz"}
     assert written == names
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result | {
+        "run": ".",
+        "model": "model.safetensors",
+    }
 
 
 def test_train_without_json_prints_text(cli: Cli, npz: Path, tmp_path: Path) -> None:
