@@ -112,7 +112,9 @@ def test_run_and_file_agree_on_images_of_another_size(
     detector = Detector(tmp_path / "d.onnx")
     resized = resize(images[..., None], (32, 32)).permute(0, 2, 3, 1).contiguous().numpy()
     ratios = detector.score(images[..., None]).score / detector.score(resized).score
-    assert np.abs(ratios - 1).max() < (0.1 if name == "student" else 0.01)  # a fitted score of smooth ramps magnifies it
+    assert np.abs(ratios - 1).max() < (
+        0.1 if name == "student" else 0.01
+    )  # a fitted score of smooth ramps magnifies it
     assert abs(ratios.mean() - 1) < 0.01
 
 
