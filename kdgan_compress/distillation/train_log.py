@@ -152,7 +152,7 @@ class LossBuffer:
             totals = values.double() * weights
             for member, (total, seen) in enumerate(zip(totals.unbind(1), weights.sum(0), strict=True)):
                 logs[member].add(name, total.numpy(), int(seen))
-                logs[member].steps = steps[-1][member] + 1
+                logs[member].steps = entries[-1][0][member] + 1
             for row, member in (~values.isfinite()).nonzero().tolist():
                 entry = steps[row][member], name, float(values[row, member])
                 nonfinite[member] = min(nonfinite.get(member, entry), entry, key=lambda e: e[0])  # ties: the earlier
