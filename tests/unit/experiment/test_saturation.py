@@ -116,6 +116,24 @@ def test_a_resumed_run_reinitialises_alike(kind, make_recipe, tmp_path, monkeypa
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_run_of_a_version_without_it_can_be_resumed(make_recipe, tmp_path):
+    train(make_recipe(), tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    state = folder.load_state()
+    settings = json.loads(state["experiment"]["recipe"])
+    assert settings.pop("objective.reinit_discriminator") == 0
+    state["experiment"]["recipe"] = json.dumps(settings)
+    folder.save_state(state)
+    folder.result.unlink()
+    resume(tmp_path / "run")
+    folder.result.unlink()
+    folder.recipe.write_text(
+        folder.recipe.read_text().replace("reinit_discriminator: 0.0", "reinit_discriminator: 0.1")
+    )
+    with pytest.raises(KdganError, match=r"objective\.reinit_discriminator was None and is 0\.1"):
+        resume(tmp_path / "run")
+
+
 def test_such_models_train_one_after_the_other(make_recipe, tmp_path):
     recipe = make_recipe(reinit_discriminator=1e-5)
     recipes = [recipe, recipe.replace({"training": {"seed": 1}})]
