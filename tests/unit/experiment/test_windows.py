@@ -16,11 +16,30 @@ from kdgan_compress.experiment.run_lock import LOCK_FILE, locked
 from kdgan_compress.files import atomic_path, relative, remove_stale_files, scratch_folder, write_text
 
 
+def check_closed(path):
+    """Raise what Windows does for a file that is open."""
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if each.readlink() == path.resolve():
+                raise PermissionError(13, "The process cannot access the file", str(path))
+
+
+def checked(function):
+    """A method of ``Path`` for files that are closed."""
+
+    def call(path, *arguments, **options):
+        for each in (path, *arguments):
+            check_closed(each)
+        return function(path, *arguments, **options)
+
+    return call
+
+
 @pytest.fixture
 def windows(monkeypatch):
     """A platform with msvcrt's locks, on which an open file can be neither renamed nor removed; gives the locks."""
     locks: dict[tuple[int, int], int] = {}
-    close, unlink, replace, read_bytes = os.close, Path.unlink, Path.replace, Path.open
+    close, open_path = os.close, Path.open
 
     def locking(descriptor, mode, num_bytes):
         assert (mode, num_bytes) == (2, 1)
@@ -34,30 +53,16 @@ def windows(monkeypatch):
             del locks[place]
         close(descriptor)
 
-    def check_closed(path):
-        for each in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if each.readlink() == path.resolve():
-                    raise PermissionError(13, "The process cannot access the file", str(path))
-
     def open_unlocked(path, *arguments, **options):
         if path.exists() and any(inode == path.stat().st_ino and position < 4096 for inode, position in locks):
             raise PermissionError(13, "Permission denied")
-        return read_bytes(path, *arguments, **options)
-
-    def checked(function):
-        def call(path, *arguments, **options):
-            for each in (path, *arguments):
-                check_closed(each)
-            return function(path, *arguments, **options)
-
-        return call
+        return open_path(path, *arguments, **options)
 
     monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2))
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(os, "close", close_and_free)
-    monkeypatch.setattr(Path, "unlink", checked(unlink))
-    monkeypatch.setattr(Path, "replace", checked(replace))
+    monkeypatch.setattr(Path, "unlink", checked(Path.unlink))
+    monkeypatch.setattr(Path, "replace", checked(Path.replace))
     monkeypatch.setattr(Path, "open", open_unlocked)
     return locks
 
