@@ -190,3 +190,15 @@ def test_without_both_kinds_of_test_images_there_is_no_auc(labels, make_recipe, 
     assert json.loads((tmp_path / "run" / "result.json").read_text())["auc"] is None
     with pytest.raises(KdganError, match="needs both normal and anomalous test images"):
         evaluate(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("batch_size", "num_images"), [(1, 16), (4, 1)])
+def test_batch_norm_on_one_image_is_refused(batch_size, num_images, make_recipe, tmp_path):
+    recipe = make_recipe().replace({"model": {"norm": "batch"}, "training": {"batch_size": batch_size}})
+    with np.load(tmp_path / "set.npz") as data:
+        arrays = dict(data)
+    arrays["x_train"], arrays["y_train"] = arrays["x_train"][:num_images], arrays["y_train"][:num_images]
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(KdganError, match=f"needs batches of at least 2 images; got a batch size of {batch_size}"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
