@@ -68,6 +68,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         if isinstance(self.tiles, dict):
             object.__setattr__(self, "tiles", TileSettings(**self.tiles))
+        if "\0" in f"{self.source}{self.root}":
+            raise KdganError("The path of the data must not contain a NUL character", repr(self.source), "Remove it")
         if self.protocol not in PROTOCOLS:
             hint = f"Choose one of {', '.join(PROTOCOLS)}"
             raise KdganError("The protocol must be a known one", f"got {self.protocol!r}", hint)

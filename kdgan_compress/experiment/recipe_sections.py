@@ -168,7 +168,7 @@ class CacheSection(Section):
     """Whether and where a frozen teacher's outputs are cached; without a folder, in memory and only if they fit."""
 
     enabled: bool = True
-    folder: Annotated[str, Field(min_length=1)] | None = None
+    folder: Annotated[str, Field(min_length=1, pattern=r"\A[^\x00]*\z")] | None = None
     dtype: CacheDtype = "float32"
     memory_mb: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 1024
 
