@@ -1,4 +1,4 @@
-# make demo | make test | make check | make test-slow | make fuzz | make kills | make audit | make gpu; needs python3 >= 3.11 and a package index, nothing else
+# make demo | test | check | test-slow | fuzz | kills | soak | audit | sbom | gpu; needs python3 >= 3.11 and a package index, nothing else
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 AUDIT := build/audit
 RUNTIME := build/runtime
 
-.PHONY: demo test test-slow fuzz kills check audit sbom gpu wheel clean
+.PHONY: demo test test-slow fuzz kills soak check audit sbom gpu wheel clean
 
 demo: $(READY)
 	$(BIN)/kdgan-compress demo
@@ -24,6 +24,10 @@ fuzz: $(READY)
 # SIGKILL at every write of every command and at random times; KILL_WRITES=N and KILL_TIMES=N bound them per command.
 kills: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/kills
+
+# An hour of training and scoring with flat memory; SOAK_MINUTES=N takes another time.
+soak: $(READY)
+	SOAK_MINUTES=$(or $(SOAK_MINUTES),60) $(BIN)/python -m pytest -q -s -m slow tests/slow/test_soak.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -118,7 +118,9 @@ def evaluate(
         evaluation = _evaluation(model, settings, split, scores, checkpoint.threshold)
         evaluation = _with_maps(evaluation, checkpoint, split, scores, maps)
         if raw and (without_ema := checkpoint.build_without_ema()) is not None:
-            fitted = fit_scorer(without_ema.generator, split, checkpoint.score, checkpoint.grid)
+            fitted = fit_scorer(
+                without_ema.generator, split, checkpoint.score, checkpoint.grid, without_ema.discriminator
+            )
             auc_raw = detection_metrics(score_images(fitted.scorer, split.test), split.test_is_anomalous).auc
             evaluation = dataclasses.replace(evaluation, auc_raw=auc_raw)
         teacher = teacher or checkpoint.provenance.get("teacher")

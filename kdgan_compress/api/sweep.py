@@ -124,7 +124,7 @@ def sweep(
         fleets = cut_into_fleets(unfinished, opened.num)
         num_finished = len(everything) - len(unfinished)
         ended = SweepExecution(folder, fleets, opened, num_finished, task, show_progress).run()
-    trained = [each.result for each in ended if each.result is not None]
+    trained = [each.result for each in ended if each.result is not None and each.cell.trained_in is None]
     return SweepReport(
         out=str(folder.path),
         name=plan.name,

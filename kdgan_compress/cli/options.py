@@ -144,8 +144,8 @@ PROTOCOL_OPTIONS = ("protocol", "novel", "trial", "outliers", "num_categories")
 def protocol_options(command: Command) -> Command:
     """Which images of a named data set train and test."""
     options = [
-        click.option("--protocol", help="simo, miso-8020, gpnd-5fold, coil100 or ocgan-p1."),
-        click.option("--novel", metavar="CLASS", help="miso-8020: the one class that is novel."),
+        click.option("--protocol", help="simo, miso-8020, miso-leaky, gpnd-5fold, coil100 or ocgan-p1."),
+        click.option("--novel", metavar="CLASS", help="miso-8020, miso-leaky: the one class that is novel."),
         click.option(
             "--trial", type=int, hidden=True, help="Index of the random split, from 0 (gpnd-5fold: and fold)."
         ),

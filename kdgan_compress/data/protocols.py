@@ -28,7 +28,7 @@ NO_INDICES: Indices = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True, eq=False)
 class IndexSplit:
-    """Indices into the pool, each part ascending; the parts are disjoint and without repetition.
+    """Indices into the pool, each part ascending and without repetition; the parts are disjoint but for ``miso_leaky``.
 
     Attributes:
         train: Normal images to train on, int64 (N,).
@@ -86,6 +86,21 @@ def miso_8020(labels: Indices, novel_class: int, seed: int) -> IndexSplit:
     splits = [_split_80_20(images, label) for label, images in classes.items()]
     train, tested = (np.concatenate(parts) for parts in zip(*splits, strict=True))
     return _index_split(train, tested, novel)
+
+
+def miso_leaky(labels: Indices, novel_class: int, seed: int) -> IndexSplit:
+    """``miso_8020`` with the leak of EGBAD's public code, only to compare with figures that were measured by it.
+
+    The normal test images are drawn independently of the training images, so four of five of them were trained on.
+
+    Raises:
+        KdganError: As ``miso_8020``.
+    """
+    clean = miso_8020(labels, novel_class, seed)
+    classes = _shuffle_by_class(labels, np.random.default_rng([seed, 1]))
+    novel = classes.pop(novel_class)
+    tested = np.concatenate([_split_80_20(images, label)[1] for label, images in classes.items()])
+    return _index_split(clean.train, tested, novel)
 
 
 def gpnd_5fold(labels: Indices, normal: int, outliers: float, trial: int) -> IndexSplit:

@@ -17,6 +17,7 @@ COIL100_OUTLIERS = {1: 0.5, 4: 0.25, 7: 0.15}
 PROTOCOL_FIELDS: dict[str, frozenset[str]] = {
     "simo": frozenset({"normal"}),
     "miso-8020": frozenset({"novel"}),
+    "miso-leaky": frozenset({"novel"}),
     "gpnd-5fold": frozenset({"normal", "outliers"}),
     "coil100": frozenset({"outliers", "num_categories"}),
     "ocgan-p1": frozenset({"normal"}),
@@ -24,6 +25,8 @@ PROTOCOL_FIELDS: dict[str, frozenset[str]] = {
 """The settings of each protocol; all but ``simo`` also have a trial."""
 
 PROTOCOLS = tuple(PROTOCOL_FIELDS)
+MISO_PROTOCOLS = ("miso-8020", "miso-leaky")
+"""They have a novel class in place of a normal one, and train on the same images."""
 
 FIELD_HINTS = {
     "normal": "Leave out --normal: in miso-8020 every class but --novel is normal, coil100 selects by --trial",
@@ -42,7 +45,7 @@ class DataSettings:
         normal: The normal class, a number (from 0) or a name; for a folder always ``good``.
         root: Where named data sets are; None for the user's cache folder.
         protocol: One of ``PROTOCOLS``. ``simo`` uses the official test split, the others split a pool of all images.
-        novel: The one novel class of ``miso-8020``, which has no ``normal``.
+        novel: The one novel class of ``miso-8020`` and ``miso-leaky``, which have no ``normal``.
         trial: Index of the random split, from 0. In ``gpnd-5fold``, five trials are the five folds of one permutation;
             in ``simo`` nothing is random.
         outliers: Fraction of outliers in the test set, in (0, 1), for ``gpnd-5fold`` and ``coil100``; None for the
@@ -146,7 +149,7 @@ class DataSettings:
         if self.protocol == "coil100":
             number = self.num_categories or 1
             parts += [None if base == "coil100" else "coil100", f"{number}-categor{'y' if number == 1 else 'ies'}"]
-        elif self.protocol == "miso-8020":
+        elif self.protocol in MISO_PROTOCOLS:
             parts += [f"not-{self.novel}" if self.novel else None, self.protocol]
         else:
             parts += [self.normal or kind.default_normal, None if self.protocol == "simo" else self.protocol]

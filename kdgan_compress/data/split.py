@@ -12,8 +12,17 @@ from torch import Tensor
 from kdgan_compress.data.datasets import ArrayDataset, FileDataset
 from kdgan_compress.data.folder_summary import report_holdout
 from kdgan_compress.data.photos import are_large, load_crops, load_photos, photos_to_fit, plan_tiles
-from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, holdout_mask, miso_8020, ocgan_p1, simo
-from kdgan_compress.data.settings import DataSettings
+from kdgan_compress.data.protocols import (
+    IndexSplit,
+    coil100,
+    gpnd_5fold,
+    holdout_mask,
+    miso_8020,
+    miso_leaky,
+    ocgan_p1,
+    simo,
+)
+from kdgan_compress.data.settings import MISO_PROTOCOLS, DataSettings
 from kdgan_compress.data.sources import OTHER_CLASSES_HINT, Source, open_source
 from kdgan_compress.data.tiles import TileSettings
 from kdgan_compress.errors import KdganError
@@ -139,6 +148,8 @@ def _apply_protocol(data: DataSettings, source: Source, images: ArrayDataset | F
     match data.protocol:
         case "miso-8020":
             return miso_8020(labels, label, trial)
+        case "miso-leaky":
+            return miso_leaky(labels, label, trial)
         case "gpnd-5fold":
             return gpnd_5fold(labels, label, outliers, trial)
         case "ocgan-p1":
@@ -148,9 +159,9 @@ def _apply_protocol(data: DataSettings, source: Source, images: ArrayDataset | F
 
 
 def _label_of_class(data: DataSettings, source: Source, names: Sequence[str]) -> int:
-    """The label of the normal or, in ``miso-8020``, novel class, which the user gives by name or number."""
+    """The label of the normal or, in a MISO protocol, novel class, which the user gives by name or number."""
     role, wanted = "normal", data.normal or source.default_normal
-    if data.protocol == "miso-8020":
+    if data.protocol in MISO_PROTOCOLS:
         role, wanted = "novel", data.novel
     if wanted is None:
         hint = f"Give --{role}, for example --{role} 5"

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kdgan_compress.data import Split, TileGrid
-from kdgan_compress.evaluation.scoring import MAX_CALIBRATION_IMAGES, recalibrate, score_images, tile_features
+from kdgan_compress.evaluation.scoring import MAX_CALIBRATION_IMAGES, position_features, recalibrate, score_images
 from kdgan_compress.scores import FittedScorer, ScoreSettings
 from kdgan_compress.scores.fit import MIN_IMAGES, fit_statistic
 
@@ -29,18 +29,25 @@ class Fitted:
     description: str
 
 
-def fit_scorer(generator: nn.Module, split: Split, settings: ScoreSettings, grid: TileGrid | None = None) -> Fitted:
+def fit_scorer(
+    generator: nn.Module,
+    split: Split,
+    settings: ScoreSettings,
+    grid: TileGrid | None = None,
+    discriminator: nn.Module | None = None,
+) -> Fitted:
     """Re-estimate batch norms, fit the score's statistic to normal images and score normal images outside the fit.
 
     These are the split's held-out images. Without any, each image is scored by a statistic that was fitted without it
-    (five folds). Fewer than 10 normal images are too few for a statistic, and a generator without the method
-    ``latents`` has nothing to fit it to; then the generator's own score is used.
+    (five folds). Fewer than 10 normal images are too few for a statistic, and a network without the method
+    ``latents`` or ``position_features`` has nothing to fit it to; then the generator's own score is used.
 
     Args:
         generator: With ``anomaly_score`` and, for a fitted score, ``latents``.
         split: The images of the experiment.
         settings: The score.
         grid: How photos are cut into tiles; None without tiles.
+        discriminator: With ``position_features``, if the settings name its features.
 
     Raises:
         KdganError: The features of normal images are not finite, or all equal.
@@ -48,19 +55,22 @@ def fit_scorer(generator: nn.Module, split: Split, settings: ScoreSettings, grid
     recalibrate(generator, split.train)
     held_out = "held-out training" if split.has_holdout else "training"
     scored = f"{len(split.calibration)} {held_out} normals' scores"
-    has_latents = hasattr(generator, "latents")
-    if settings.type == "norm" or len(split.normals) < MIN_IMAGES or not has_latents:
+    network, method = (discriminator, "position_features") if settings.uses_discriminator else (generator, "latents")
+    if settings.type == "norm" or len(split.normals) < MIN_IMAGES or network is None or not hasattr(network, method):
         scorer = generator if grid is None else FittedScorer(generator, None, grid=grid, photo=settings.photo)
         description = "the generator's own score"
-        if settings.type != "norm" and not has_latents:
-            description += ": it has no method latents for a fitted one"
+        if settings.type != "norm" and not hasattr(network, method):
+            owner = "its discriminator" if settings.uses_discriminator else "it"
+            description += f": {owner} has no method {method} for a fitted one"
         elif settings.type != "norm":
             description += f": {len(split.normals)} normal images are too few for a fitted one ({MIN_IMAGES})"
         return Fitted(scorer, score_images(scorer, split.calibration), scored, description)
-    unfitted = FittedScorer(generator, None, settings.fitted_features, grid, settings.photo)
+    if network is not generator:
+        recalibrate(network, split.train)
+    unfitted = FittedScorer(network, None, settings.fitted_features, grid, settings.photo)
     chosen = split.normals[:: -(-len(split.normals) // MAX_CALIBRATION_IMAGES)]
-    fit = fit_statistic(tile_features(unfitted, chosen), settings)
-    scorer = FittedScorer(generator, fit.statistic, settings.fitted_features, grid, settings.photo)
+    fit = fit_statistic(position_features(unfitted, chosen), settings)
+    scorer = FittedScorer(network, fit.statistic, settings.fitted_features, grid, settings.photo)
     if split.has_holdout:
         return Fitted(scorer, score_images(scorer, split.calibration), scored, fit.description)
     what = "normal photos" if split.is_tiled else "training normals"

@@ -40,9 +40,9 @@ def map_photos(scorer: FittedScorer, photos: Tensor) -> NDArray[np.float32]:
     return _run(scorer, scorer.anomaly_map, photos).float().numpy()
 
 
-def tile_features(scorer: FittedScorer, images: Tensor) -> NDArray[np.float32]:
+def position_features(scorer: FittedScorer, images: Tensor) -> NDArray[np.float32]:
     """The features (N, P, D) of each tile of images uint8 (N, C, S, S) or photos (N, C, H, W), N ≥ 1."""
-    return _run(scorer, scorer.tile_features, images, Tensor.float).numpy()
+    return _run(scorer, scorer.position_features, images, Tensor.float).numpy()
 
 
 def recalibrate(generator: nn.Module, normals: Tensor) -> None:

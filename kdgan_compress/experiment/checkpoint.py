@@ -68,10 +68,14 @@ class Checkpoint:
 
     def scorer(self) -> nn.Module:
         """The module with ``anomaly_score`` that is deployed, in evaluation mode: images, or photos, to scores."""
-        generator = self.build().generator
+        gan = self.build()
         if self.statistic is None and self.grid is None:
-            return generator
-        return FittedScorer(generator, self.statistic, self.score.fitted_features, self.grid, self.score.photo).eval()
+            return gan.generator
+        network = gan.generator
+        if self.statistic is not None and self.score.uses_discriminator:
+            assert gan.discriminator is not None  # else there was nothing to fit a statistic to
+            network = gan.discriminator
+        return FittedScorer(network, self.statistic, self.score.fitted_features, self.grid, self.score.photo).eval()
 
     @property
     def required_threshold(self) -> float:
@@ -123,7 +127,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         for name, tensor in weights.items()
     }
     if checkpoint.statistic is not None:
-        tensors |= {f"{STATISTIC}.{name}": tensor for name, tensor in checkpoint.statistic.state_dict().items()}
+        buffers = checkpoint.statistic.state_dict().items()
+        tensors |= {f"{STATISTIC}.{name}": tensor.contiguous() for name, tensor in buffers}
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header, ensure_ascii=False)})

@@ -16,7 +16,7 @@ from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.experiment.aliases import update_names
 from kdgan_compress.files import check_regular, parse_json
 from kdgan_compress.gans import Architecture, Gan, build, is_entry_point
-from kdgan_compress.scores import PositionGaussian, ScoreSettings, Statistic
+from kdgan_compress.scores import DISCRIMINATOR_POSITIONS, PositionGaussian, ScoreSettings, Statistic
 
 FORMAT = 2
 """2 added the score and its statistic; a file of format 1 is scored by the generator's own score."""
@@ -123,17 +123,24 @@ def check_weights(architecture: Architecture, weights: Mapping[str, Mapping[str,
 
 
 def check_statistic(header: CheckpointHeader, statistic: Statistic) -> None:
-    """Check that a score's statistic fits the latent codes and the grid.
+    """Check that a score's statistic fits the features and the grid.
 
     Raises:
         ValueError: It does not.
     """
-    size = header.architecture.latent_size * (2 if header.score.fitted_features == "latents" else 1)
-    if not is_entry_point(header.architecture.family) and len(statistic.projection) != size:
+    architecture = header.architecture
+    size = {
+        "residual": architecture.latent_size,
+        "latents": 2 * architecture.latent_size,
+        "discriminator": sum(architecture.channels),
+    }[header.score.fitted_features]
+    if not is_entry_point(architecture.family) and len(statistic.projection) != size:
         raise ValueError(f"the score's statistic is of {len(statistic.projection)} features instead of {size}")
     if isinstance(statistic, PositionGaussian):
-        grid = header.data.grid(header.architecture.image_size)
-        if grid is None or len(statistic.means) != grid.num_tiles:
+        grid = header.data.grid(architecture.image_size)
+        num_positions = DISCRIMINATOR_POSITIONS if header.score.uses_discriminator else int(grid is not None)
+        num_positions *= 1 if grid is None else grid.num_tiles
+        if len(statistic.means) != num_positions:
             raise ValueError(f"the score's statistic has {len(statistic.means)} positions")
 
 

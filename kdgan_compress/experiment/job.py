@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdgan_compress.accel.optimizers import FusedAdam
 from kdgan_compress.data import Split, TileGrid, load_split, native_channels, resolve_tiles
+from kdgan_compress.distillation.policies import Stage
 from kdgan_compress.distillation.resizing import ResizedObjective, accept_larger_images
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler
 from kdgan_compress.distillation.train_state import TrainState
@@ -32,7 +33,10 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training that is ready to start, or to resume in its folder; the paths in ``recipe`` are relative to it."""
+    """A training that is ready to start, or to resume in its folder; the paths in ``recipe`` are relative to it.
+
+    With ``trained_in`` it has been trained there, by a recipe that differs only in how the model is evaluated.
+    """
 
     recipe: Recipe
     folder: RunFolder
@@ -47,6 +51,7 @@ class Job:
     messages: tuple[str, ...] = ()
     teacher_split: Split | None = None
     teacher_sha256: str | None = None
+    trained_in: RunFolder | None = None
 
     @property
     def split_of_teacher(self) -> Split:
@@ -169,6 +174,7 @@ def distillation_job(
         objective = ResizedObjective(objective, architecture.image_size)
     stages = section.stages(len(split.train))
     trains_teacher = any(stage.loss_set.trains_teacher for stage in stages)
+    _check_scored_network(recipe, stages)
     widest = max(architecture.channels + (checkpoint.architecture.channels if trains_teacher else ()))
     threads = training.threads or choose_threads(widest)
     student = _new_state(recipe, architecture, objective)
@@ -232,6 +238,20 @@ def _new_state(
     training = recipe.distillation.training if is_distillation else recipe.training
     gan = build(architecture, training.seed) if checkpoint is None else checkpoint.build()
     return TrainState(to_device(gan, training.device), training.betas, training.ema_decay, objective, FusedAdam)
+
+
+def _check_scored_network(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """Check that some stage trains the student's discriminator if that is what is scored.
+
+    Raises:
+        KdganError: None does.
+    """
+    if recipe.score.uses_discriminator and not any(stage.loss_set.nu > 0 for stage in stages):
+        raise KdganError(
+            "A score on the student's discriminator needs a stage that trains it",
+            f"got the schedule {'->'.join(stage.name for stage in stages)}",
+            "Choose structure 2 or 4, such as 2->3, or other score.features",
+        )
 
 
 def _rehearse(

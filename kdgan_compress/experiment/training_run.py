@@ -21,7 +21,7 @@ from kdgan_compress.experiment.fingerprint import check_fingerprint, fingerprint
 from kdgan_compress.experiment.job import Job
 from kdgan_compress.experiment.metrics_file import is_epoch
 from kdgan_compress.experiment.results import RunResult, write_result
-from kdgan_compress.experiment.run_folder import damaged_state
+from kdgan_compress.experiment.run_folder import RunFolder, damaged_state
 from kdgan_compress.experiment.saturation import warn_of
 from kdgan_compress.files import write_text
 from kdgan_compress.gans import Architecture
@@ -64,14 +64,16 @@ class TrainingRun:
         self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
 
     def restore(self) -> None:
-        """If the job is resumed, load its saved state and drop the metrics written after it.
+        """If the job is resumed or trained elsewhere, load the saved state and drop the metrics written after it.
 
         Raises:
             KdganError: The state is damaged or of another experiment.
         """
         self.job.folder.failure.unlink(missing_ok=True)
-        if self.job.resume:
-            self._restore()
+        if self.job.trained_in is not None:
+            self._restore(self.job.trained_in)
+        elif self.job.resume:
+            self._restore(self.job.folder)
 
     @property
     def has_saved(self) -> bool:
@@ -150,7 +152,7 @@ class TrainingRun:
         if not folder.state.exists():
             write_text(folder.failure, f"{error.found}\n")
             return KdganError(error.problem, error.found, f"{error.hint}; nothing had been saved yet")
-        self.load_state()
+        self._load_state(folder)
         self._save_models()
         stage_index, epochs_done = scheduler.position
         kept = f"{folder.model} holds the last good model, of epoch {epochs_done} of stage {stage_index + 1}"
@@ -180,7 +182,8 @@ class TrainingRun:
         key = name, self.job.scheduler.position
         if key not in self._fitted:
             self._fitted = {k: v for k, v in self._fitted.items() if k[1] == key[1]}
-            self._fitted[key] = fit_scorer(generator, self.job.split, self.job.recipe.score, self.job.grid)
+            job, gan = self.job, self.job.scheduler.student.gan
+            self._fitted[key] = fit_scorer(generator, job.split, job.recipe.score, job.grid, gan.discriminator)
         return self._fitted[key]
 
     def _save_models(self) -> None:
@@ -200,7 +203,8 @@ class TrainingRun:
         if teacher is not None and job.teacher_architecture is not None and job.scheduler.trains_teacher:
             if teacher.gan.generator is not teacher.ema_generator:
                 recalibrate(teacher.gan.generator, job.split_of_teacher.train)
-            fitted = fit_scorer(teacher.ema_generator, job.split_of_teacher, job.recipe.score, job.grid)
+            gan, split = teacher.gan, job.split_of_teacher
+            fitted = fit_scorer(teacher.ema_generator, split, job.recipe.score, job.grid, gan.discriminator)
             save_checkpoint(folder.teacher, self._checkpoint(teacher, job.teacher_architecture, fitted))
 
     def _checkpoint(self, state: TrainState, architecture: Architecture, fitted: Fitted) -> Checkpoint:
@@ -247,34 +251,35 @@ class TrainingRun:
                 return False
         return True
 
-    def _restore(self) -> None:
-        folder, scheduler = self.job.folder, self.job.scheduler
+    def _restore(self, source: RunFolder) -> None:
+        scheduler = self.job.scheduler
         kept: list[dict[str, Any]] = []
-        if folder.state.exists():
-            self.load_state()
-            lines = filter(is_epoch, folder.read_metrics())
+        if source.state.exists():
+            self._load_state(source)
+            lines = filter(is_epoch, source.read_metrics())
             kept = [line for line in lines if (line["stage_index"], line["epoch"]) <= scheduler.position]
-        folder.write_metrics(kept)
+        self.job.folder.write_metrics(kept)
         self._images_done = scheduler.images_done - scheduler.images_within_epoch
         self._seconds = sum(line["seconds"] for line in kept)
 
-    def load_state(self) -> None:
-        """Continue from the saved state.
+    def _load_state(self, source: RunFolder) -> None:
+        """Continue from a saved state; the job's own must be of the same experiment.
 
         Raises:
             KdganError: It is damaged, or of another experiment.
         """
-        folder = self.job.folder
+        is_own = source is self.job.folder
         try:
-            state = update_state(folder.load_state())
+            state = update_state(source.load_state())
             self.job.scheduler.load_state_dict(state)
-            if "experiment" in state:
+            if "experiment" in state and is_own:
                 check_fingerprint(state["experiment"], self.job, self.experiment)
-            self._saved_position = *self.job.scheduler.position, self.job.scheduler.images_done
+            if is_own:
+                self._saved_position = *self.job.scheduler.position, self.job.scheduler.images_done
         except KdganError:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise damaged_state(folder.state, first_line(error)) from None
+            raise damaged_state(source.state, first_line(error)) from None
 
     def _metrics_line(self, record: TrainRecord, auc: float | None, auc_raw: float | None) -> dict[str, Any]:
         stage_index, _ = self.job.scheduler.position

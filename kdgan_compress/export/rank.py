@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import score_images
-from kdgan_compress.evaluation.scoring import tile_features
+from kdgan_compress.evaluation.scoring import position_features
 from kdgan_compress.export.validation.gate import (
     Agreement,
     ThresholdRule,
@@ -34,9 +34,10 @@ def truncate_rank(scorer: nn.Module, rank: int) -> FittedScorer:
         KdganError: The score is not a Gaussian per grid position, or it does not have more directions than that.
     """
     statistic = scorer.statistic if isinstance(scorer, FittedScorer) else None
-    if not isinstance(statistic, PositionGaussian):
-        found = "this score has none" if statistic is None else f"this score is a {statistic.name}"
-        raise KdganError("--rank is for Gaussians per grid position", found, "Leave it out")
+    features = scorer.features if isinstance(scorer, FittedScorer) else None
+    if not isinstance(statistic, PositionGaussian) or features == "discriminator":
+        found = "this score has none" if statistic is None else f"this score is a {statistic.name} of {features}"
+        raise KdganError("--rank is for Gaussians per grid position of latent codes", found, "Leave it out")
     full = statistic.means.shape[1]
     if not 1 <= rank < full:
         raise KdganError(f"The rank must be 1 to {full - 1}", f"got {rank}", f"Leave it out to keep all {full}")
@@ -61,7 +62,7 @@ def measure_truncation(
     if data.in_fit:
         rank, keep = (_statistic(each).means.shape[1] for each in (whole, truncated))
         settings = ScoreSettings("gaussian", whole.features, positions="per-position", rank=rank, photo=whole.photo)
-        normals = held_out_scores(tile_features(whole, _tensor(data.normals)), settings, keep)
+        normals = held_out_scores(position_features(whole, _tensor(data.normals)), settings, keep)
     else:
         threshold = rule.find(exact.normals, exact.test, data)
     new = rule.find(normals, changed.test, data)

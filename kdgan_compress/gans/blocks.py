@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans.architecture import Architecture
@@ -35,6 +36,22 @@ class FeatureExtractor(nn.Sequential):
         self._image_size = architecture.image_size
 
     def forward(self, images: Tensor) -> Tensor:
+        self._check(images)
+        for block in self:
+            images = block(images)
+        return images
+
+    def position_features(self, images: Tensor) -> Tensor:
+        """The activations of all blocks, averaged to 4×4 positions, side by side: (B, 16, sum of the channels)."""
+        self._check(images)
+        levels = []
+        for block in self:
+            images = block(images)
+            if isinstance(block, nn.LeakyReLU):
+                levels.append(avg_pool2d(images, images.shape[-1] // 4))
+        return torch.cat(levels, dim=1).flatten(2).transpose(1, 2)
+
+    def _check(self, images: Tensor) -> None:
         expected: tuple[Any, ...] = (self[0].in_channels, self._image_size, self._image_size)
         if tuple(images.shape[1:]) != expected:
             raise KdganError(
@@ -42,9 +59,6 @@ class FeatureExtractor(nn.Sequential):
                 f"got {tuple(images.shape[1:])}",
                 "Convert and resize them, or build the network for such images",
             )
-        for block in self:
-            images = block(images)
-        return images
 
 
 class Encoder(nn.Module):

@@ -147,6 +147,10 @@ class Critic(nn.Module):
         value: Tensor = self.head(self.features(images).flatten(1))
         return value.flatten()
 
+    def position_features(self, images: Tensor) -> Tensor:
+        """Images (B, C, S, S) in [−1, 1] → what a score can be fitted to, (B, 16, D): see ``FeatureExtractor``."""
+        return self.features.position_features(images)
+
 
 @dataclass(frozen=True)
 class CvgadObjective:

@@ -83,6 +83,10 @@ class Discriminator(nn.Module):
         features: Tensor = self.encoder.features(images)
         return features, self.encoder.head(features).flatten()
 
+    def position_features(self, images: Tensor) -> Tensor:
+        """Images (B, C, S, S) in [−1, 1] → what a score can be fitted to, (B, 16, D): see ``FeatureExtractor``."""
+        return self.encoder.features.position_features(images)
+
 
 @dataclass(frozen=True)
 class GanomalyObjective:

@@ -24,7 +24,8 @@ class Gan:
         taps: Which submodule's output is ``z1``, ``x_hat`` and ``z2``: names to dotted paths in the generator. A family
             without a second encoder has no ``z2``.
         discriminator: Returns what the objective reads: (f(x), logit), or a critic's value. Needed only where L_g's
-            adversarial loss or L_d is trained.
+            adversarial loss or L_d is trained. With a method ``position_features`` (images to (B, 16, D)), a score
+            can be fitted to it.
         is_batch_independent: Whether no image of a batch affects another in training mode, as with instance norm; D
             then sees x and x̂ in one call.
     """

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdgan_compress.errors import KdganError
+from kdgan_compress.gans import blocks
 from kdgan_compress.gans.architecture import Architecture
 from kdgan_compress.gans.blocks import LEAKY_SLOPE, init_weights, norm_layer
 from kdgan_compress.gans.ede import GanomalyObjective
@@ -69,18 +70,18 @@ class Encoder(nn.Module):
         super().__init__()
         channels = architecture.channels
         padding = ANOMALIB_PADDING if architecture.family == ANOMALIB else 1
-        blocks: list[nn.Module] = [
+        layers: list[nn.Module] = [
             nn.Conv2d(architecture.image_channels, channels[0], 4, stride=2, padding=padding, bias=False),
             nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
             *_extra_layers(architecture, is_leaky=True),
         ]
         for before, after in itertools.pairwise(channels):
-            blocks += [
+            layers += [
                 nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False),
                 norm_layer(architecture, after),
                 nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
             ]
-        self.features = nn.Sequential(*blocks)
+        self.features = nn.Sequential(*layers)
         self.head = nn.Conv2d(channels[-1], outputs, 4, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -88,29 +89,15 @@ class Encoder(nn.Module):
         return head.flatten(1)
 
 
-class Decoder(nn.Module):
-    """Transposed convolutions from z (norm, ReLU), the last one with tanh.
+class Decoder(blocks.Decoder):
+    """The decoder of ``blocks`` with further layers before the last one.
 
     Shape: (B, latent_size) → (B, image_channels, S, S) in [−1, 1], in the units of the normalised images.
     """
 
     def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        channels = (architecture.latent_size, *reversed(architecture.channels))
-        blocks: list[nn.Module] = []
-        for block, (before, after) in enumerate(itertools.pairwise(channels)):
-            stride, padding = (1, 0) if block == 0 else (2, 1)
-            blocks += [
-                nn.ConvTranspose2d(before, after, 4, stride=stride, padding=padding, bias=False),
-                norm_layer(architecture, after),
-                nn.ReLU(inplace=True),
-            ]
-        blocks += _extra_layers(architecture, is_leaky=architecture.family == ANOMALIB)
-        self.features = nn.Sequential(*blocks)
-        self.head = nn.ConvTranspose2d(channels[-1], architecture.image_channels, 4, stride=2, padding=1, bias=False)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return torch.tanh(self.head(self.features(z[:, :, None, None])))
+        super().__init__(architecture)
+        self.features.extend(_extra_layers(architecture, is_leaky=architecture.family == ANOMALIB))
 
 
 class Generator(nn.Module):

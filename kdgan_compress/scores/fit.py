@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdgan_compress.errors import KdganError
-from kdgan_compress.scores.scorer import photo_score
+from kdgan_compress.scores.scorer import by_tile, photo_score
 from kdgan_compress.scores.settings import ScoreSettings
 from kdgan_compress.scores.statistics import Gaussian, Mixture, PositionGaussian, Statistic, log_determinant_term
 
@@ -60,10 +60,10 @@ class Fit:
 
 
 def fit_statistic(features: Float[np.ndarray, "N P D"], settings: ScoreSettings, seed: int = 0) -> Fit:
-    """Fit the statistic that the settings name to the features of N normal images of P tiles each.
+    """Fit the statistic that the settings name to the features of N normal images at P positions each.
 
     Args:
-        features: Without tiles, P is 1.
+        features: Without tiles, P is 1; of the discriminator, there are 16 for each tile.
         settings: With a type other than ``"norm"``.
         seed: Of the folds and of the mixture's start.
 
@@ -123,6 +123,27 @@ def fit_position_gaussian(features: Array, rank: int) -> PositionGaussian:
     )
 
 
+def fit_scaled_positions(features: Array) -> PositionGaussian:
+    """One Gaussian per position, of features (N, P, D) that are scaled to unit variance over all positions.
+
+    Shrinkage acts on the scaled features. Features without variance are left out.
+    """
+    rows = features.reshape(-1, features.shape[-1])
+    mean, std = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
+    keep = std > RANK_TOL * std.max()
+    if not keep.any():
+        raise _equal_features()
+    projection = np.diag(1 / np.where(keep, std, 1.0))[:, keep]
+    scaled = (features - mean) @ projection
+    gaussians = [_triangular_whitening(scaled[:, position]) for position in range(scaled.shape[1])]
+    return PositionGaussian(
+        projection=torch.from_numpy(projection),
+        offset=torch.from_numpy(mean @ projection),
+        means=torch.from_numpy(scaled.mean(0)),
+        whitening=torch.from_numpy(np.stack(gaussians)),
+    )
+
+
 def fit_mixture(features: Array, num_components: int, num_pca: int, seed: int = 0) -> Mixture:
     """K Gaussians with full covariances on the leading principal components of features (N, P, D)."""
     from sklearn.decomposition import PCA
@@ -158,6 +179,8 @@ def _choose(features: Array, settings: ScoreSettings, seed: int) -> tuple[Callab
     if num_images < MIN_PHOTOS_PER_POSITION:
         found = f"{num_images} photos are too few for one per position ({MIN_PHOTOS_PER_POSITION})"
         return fit_gaussian, f"one Gaussian for all positions: {found}"
+    if settings.uses_discriminator:
+        return fit_scaled_positions, "one Gaussian per position of the discriminator's features"
     by_position = lambda rows: fit_position_gaussian(rows, settings.rank)  # noqa: E731
     if settings.positions == "per-position":
         return by_position, "one Gaussian per grid position, as given"
@@ -203,7 +226,7 @@ def _folds(num_images: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[
 def _photo_scores(statistic: Statistic, features: Array, settings: ScoreSettings) -> Array:
     with torch.no_grad():
         scores = statistic(torch.from_numpy(features).to(torch.get_default_dtype()))
-        return photo_score(scores, settings.photo).double().numpy()
+        return photo_score(by_tile(scores, settings.fitted_features), settings.photo).double().numpy()
 
 
 def _rows(features: Array) -> Array:
@@ -219,12 +242,16 @@ def _whiten(rows: Array) -> tuple[Array, Array]:
     mean = rows.mean(0)
     values, vectors = np.linalg.eigh(_covariance(rows))
     if values[-1] <= 0:
-        hint = "Use images that differ, or score.type norm"
-        raise KdganError("The features of normal images must differ", "all are equal", hint)
+        raise _equal_features()
     basis = vectors[:, values > RANK_TOL * values[-1]]
     covariance, _ = ledoit_wolf((rows - mean) @ basis, assume_centered=True)
     variances, directions = np.linalg.eigh(np.atleast_2d(covariance))
     return mean, _with_fixed_signs(basis @ (directions / np.sqrt(variances)))
+
+
+def _equal_features() -> KdganError:
+    hint = "Use images that differ, or score.type norm"
+    return KdganError("The features of normal images must differ", "all are equal", hint)
 
 
 def _with_fixed_signs(columns: Array) -> Array:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kdgan_compress.gans.gan import anomaly_score
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -15,14 +17,17 @@ if TYPE_CHECKING:
     from kdgan_compress.scores.statistics import Statistic
 
 TOP_FRACTION = 0.05
+DISCRIMINATOR_POSITIONS = 16
+"""4×4 positions of an image or tile."""
 
 
 class FittedScorer(nn.Module):
-    """Scores images, or photos cut into tiles, with a statistic of the generator's latent codes.
+    """Scores images, or photos cut into tiles, with a statistic of the latent codes or of the discriminator's features.
 
     Args:
         generator: With a method ``latents``: images (B, C, S, S) → z1 and z2, (B, latent) each. Without a statistic, it
-            needs ``anomaly_score`` only.
+            needs ``anomaly_score`` only. For features of the discriminator, the discriminator, with a method
+            ``position_features``: images → (B, 16, D).
         statistic: None scores each tile by the generator's own ``anomaly_score``.
         features: What the statistic was fitted to.
         grid: How photos are cut into tiles; None for images of the network's size.
@@ -44,19 +49,22 @@ class FittedScorer(nn.Module):
         self.grid = grid
         self.photo = photo
 
-    def tile_features(self, images: Tensor) -> Float[Tensor, "B P D"]:
-        """The features of each tile of images in [−1, 1]: (B, C, S, S), or photos (B, C, H, W) with a grid."""
+    def position_features(self, images: Tensor) -> Float[Tensor, "B P D"]:
+        """The features at each position of images in [−1, 1]: (B, C, S, S), or photos (B, C, H, W) with a grid.
+
+        Positions are tiles or, of the discriminator, 16 for each tile.
+        """
         return self._by_tile(images, lambda tiles: features_of(self.generator, tiles, self.features))
 
-    def tile_scores(self, images: Tensor) -> Float[Tensor, "B P"]:
+    def tile_scores(self, images: Tensor) -> Float[Tensor, "B T"]:
         """The score of each tile."""
         if self.statistic is None:
-            return self._by_tile(images, self.generator.anomaly_score)
+            return self._by_tile(images, lambda tiles: anomaly_score(self.generator, tiles), False)
         statistic = self.statistic
         projected = self._by_tile(
             images, lambda tiles: statistic.project(features_of(self.generator, tiles, self.features))
         )
-        return statistic.distance(projected)
+        return by_tile(statistic.distance(projected), self.features)
 
     def anomaly_score(self, images: Tensor) -> Tensor:
         """Scores (B,) of images or photos in [−1, 1]; higher is more anomalous."""
@@ -70,14 +78,16 @@ class FittedScorer(nn.Module):
         assert self.grid is not None
         return self.grid.map(self.tile_scores(photos))
 
-    def _by_tile(self, images: Tensor, compute: Any) -> Tensor:
-        """``compute`` of all tiles in one batch, with the tiles of an image side by side: (B, P, …)."""
+    def _by_tile(self, images: Tensor, compute: Any, has_positions: bool | None = None) -> Tensor:
+        """``compute`` of all tiles in one batch, with the positions of an image side by side: (B, P, …)."""
+        if has_positions is None:
+            has_positions = self.features == "discriminator"
         if self.grid is None:
             alone: Tensor = compute(images)
-            return alone.unsqueeze(1)
+            return alone if has_positions else alone.unsqueeze(1)
         values: Tensor = compute(self.grid.cut(images).flatten(0, 1))
-        by_tile: Tensor = values.unflatten(0, (-1, self.grid.num_tiles))
-        return by_tile
+        by_image: Tensor = values.unflatten(0, (-1, self.grid.num_tiles))
+        return by_image.flatten(1, 2) if has_positions else by_image
 
 
 def input_size(scorer: nn.Module, image_size: int) -> tuple[int, int]:
@@ -86,10 +96,21 @@ def input_size(scorer: nn.Module, image_size: int) -> tuple[int, int]:
     return (image_size, image_size) if grid is None else grid.frame
 
 
-def features_of(generator: nn.Module, images: Tensor, features: Features) -> Float[Tensor, "B D"]:
-    """The features of images in [−1, 1]: z1 − z2, or [z1; z2]."""
-    z1, z2 = generator.latents(images)  # type: ignore[operator]
+def features_of(network: nn.Module, images: Tensor, features: Features) -> Float[Tensor, "B *P D"]:
+    """The features of images in [−1, 1]: z1 − z2 or [z1; z2], (B, D), or the discriminator's at 16 positions."""
+    if features == "discriminator":
+        positions: Tensor = network.position_features(images)  # type: ignore[operator]
+        return positions
+    z1, z2 = network.latents(images)  # type: ignore[operator]
     return z1 - z2 if features == "residual" else torch.cat([z1, z2], dim=1)
+
+
+def by_tile(position_scores: Float[Tensor, "B P"], features: Features) -> Float[Tensor, "B T"]:
+    """Scores of tiles: of the discriminator, the mean over a tile's 16 positions; else each position is a tile."""
+    if features != "discriminator":
+        return position_scores
+    means: Tensor = position_scores.unflatten(1, (-1, DISCRIMINATOR_POSITIONS)).mean(2)
+    return means
 
 
 def photo_score(tile_scores: Float[Tensor, "B P"], photo: PhotoScore) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from kdgan_compress.errors import KdganError
 
 ScoreType = Literal["norm", "gaussian", "mixture"]
-Features = Literal["residual", "latents"]
+Features = Literal["residual", "latents", "discriminator"]
 Positions = Literal["auto", "global", "per-position"]
 PhotoScore = Literal["max", "top5"]
 
@@ -19,13 +19,14 @@ class ScoreSettings:
         type: ``"norm"``: the paper's, ‖z1 − z2‖₂ for ``ede``; nothing is fitted. ``"gaussian"``: the Mahalanobis
             distance of the features. ``"mixture"``: their negative log-likelihood under K Gaussians, for several kinds
             of normal images.
-        features: ``"residual"``: z1 − z2. ``"latents"``: [z1; z2]. None: the residual for a Gaussian, the latents for a
-            mixture, whose kinds of normal images differ in z1.
+        features: ``"residual"``: z1 − z2. ``"latents"``: [z1; z2]. ``"discriminator"``: the activations of all the
+            discriminator's blocks at 4×4 positions, over whose scores the mean is taken; the generator is not needed.
+            None: the residual for a Gaussian, the latents for a mixture, whose kinds of normal images differ in z1.
         num_components: K of the mixture; None chooses it by held-out likelihood.
         num_pca: Number of leading principal components that the mixture uses.
         positions: Of a Gaussian on tiles: one for all tiles, or one per grid position; ``"auto"`` chooses by held-out
-            likelihood.
-        rank: Largest number of directions of a Gaussian per position.
+            likelihood and, on the discriminator, is always one per position.
+        rank: Largest number of directions of a Gaussian per grid position of tiles.
         photo: A photo's score: the maximum over its tiles, or the mean of the highest 5 %.
 
     Raises:
@@ -57,3 +58,8 @@ class ScoreSettings:
     def fitted_features(self) -> Features:
         """``features``, or those that suit the type."""
         return self.features or ("latents" if self.type == "mixture" else "residual")
+
+    @property
+    def uses_discriminator(self) -> bool:
+        """Whether the discriminator is scored in place of the generator."""
+        return self.type != "norm" and self.features == "discriminator"

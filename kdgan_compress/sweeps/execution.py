@@ -107,7 +107,7 @@ class SweepExecution:
                 self._start(self._suspects.pop(0), is_suspect=True)
             return
         num_free = self._workers.num - len(self._running)
-        ready = [fleet for fleet in self._waiting if not fleet.teachers & self._unfinished]
+        ready = [fleet for fleet in self._waiting if not fleet.needs & self._unfinished]
         for fleet in ready[: max(0, num_free)]:
             self._waiting.remove(fleet)
             self._start(fleet)
@@ -122,16 +122,23 @@ class SweepExecution:
         self._running[future] = _Running(fleet, task, time.perf_counter(), is_suspect)
 
     def _orphans(self) -> Iterator[FinishedCell]:
-        """Take the cells whose teacher failed out of the fleets."""
+        """Take the cells whose teacher, or whose training, failed out of the fleets."""
         waiting = []
         for fleet in self._waiting:
-            lost = [cell for cell in fleet.cells if cell.teacher in self._failed]
-            for cell in lost:
-                message = f"its teacher {self._folder.path / str(cell.teacher)} failed"
-                yield self._end(cell, CellError(message, ""))
-            cells = tuple(cell for cell in fleet.cells if cell not in lost)
+            lost = {cell.run: needed for cell in fleet.cells if (needed := self._failed_need(cell))}
+            for cell in fleet.cells:
+                if cell.run in lost:
+                    yield self._end(cell, CellError(lost[cell.run], ""))
+            cells = tuple(cell for cell in fleet.cells if cell.run not in lost)
             waiting += [replace(fleet, cells=cells)] if cells else []
         self._waiting = waiting
+
+    def _failed_need(self, cell: Cell) -> str | None:
+        """What a cell can't be trained without, if that failed."""
+        for kind, run in (("teacher", cell.teacher), ("training", cell.trained_in)):
+            if run in self._failed:
+                return f"its {kind} {self._folder.path / str(run)} failed"
+        return None
 
     def _collect(self) -> Iterator[FinishedCell]:
         done, _ = wait(self._running, POLL_SECONDS, FIRST_COMPLETED)

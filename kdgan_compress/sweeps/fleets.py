@@ -31,9 +31,9 @@ class Fleet:
     cells: tuple[Cell, ...]
 
     @property
-    def teachers(self) -> set[str]:
-        """Run folders that need to be finished before this fleet starts."""
-        return {cell.teacher for cell in self.cells if cell.teacher is not None}
+    def needs(self) -> set[str]:
+        """Run folders that need to be finished before this fleet starts: teachers, and trainings that it shares."""
+        return {run for cell in self.cells for run in (cell.teacher, cell.trained_in) if run is not None}
 
 
 def cut_into_fleets(cells: Sequence[Cell], num_workers: int) -> list[Fleet]:
@@ -78,8 +78,8 @@ def _shape(cell: Cell, image_channels: dict[tuple[str, str | None], Any]) -> str
     source = (recipe.data.source, recipe.data.root)
     if source not in image_channels:
         image_channels[source] = _image_channels(recipe)
-    is_student = cell.teacher is not None
-    return json.dumps([is_student, image_channels[source], recipe.data.tiles is not None, content], sort_keys=True)
+    kind = [cell.teacher is not None, cell.trained_in is not None]
+    return json.dumps([*kind, image_channels[source], recipe.data.tiles is not None, content], sort_keys=True)
 
 
 def _image_channels(recipe: Recipe) -> int | str:

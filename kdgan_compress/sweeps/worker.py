@@ -4,7 +4,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -105,10 +105,14 @@ def _prepare(task: FleetTask, cell: Cell, caches: TeacherCaches) -> Job | RunRes
         remove_leftovers(folder.path)
         return result
     if folder.recipe.exists():
-        return resumed_job(folder, caches)
-    if cell.teacher is None:
-        return training_job(cell.recipe, folder.path)
-    return distillation_job(out / cell.teacher, cell.recipe, folder.path, caches=caches)
+        job = resumed_job(folder, caches)
+    elif cell.teacher is None:
+        job = training_job(cell.recipe, folder.path)
+    else:
+        job = distillation_job(out / cell.teacher, cell.recipe, folder.path, caches=caches)
+    if cell.trained_in is None or folder.state.exists():
+        return job
+    return replace(job, trained_in=RunFolder(out / cell.trained_in), attach_cache=None)
 
 
 def _run(
@@ -118,7 +122,7 @@ def _run(
 
     def run() -> dict[str, RunResult | KdganError]:
         is_narrow = max(jobs[0].architecture.channels) <= MAX_NARROW
-        size = len(jobs) if is_narrow else None
+        size = 1 if jobs[0].trained_in else len(jobs) if is_narrow else None
         results = run_jobs(jobs, fleet_size=size, track_auc=task.track_auc, show_progress=_progress_writer(task))
         return dict(results.by_run)
 

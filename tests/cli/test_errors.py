@@ -35,7 +35,10 @@ from kdgan_compress.gans import cvgad
         (["--protocol", "gpnd-5fold", "--trial", "-1"], ["trial", "-1"]),
         (["--protocol", "miso-8020", "--normal", "1"], ["--normal", "--novel"]),
         (["--protocol", "coil100", "--num-categories", "0"], ["At least one category", "got 0"]),
-        (["--data", "coil100", "--normal", "3"], ["coil100 has none", "--protocol miso-8020, gpnd-5fold, coil100"]),
+        (
+            ["--data", "coil100", "--normal", "3"],
+            ["coil100 has none", "--protocol miso-8020, miso-leaky, gpnd-5fold, coil100"],
+        ),
         (["--data", "coil100", "--protocol", "coil100", "--data-root", "."], ["coil100.npz", "--data-root"]),
         (["--data", "folder:x", "--protocol", "ocgan-p1"], ["folder", "simo"]),
         (["--family", "cvgad", "--num-clusters", "0"], ["model.num_clusters", "greater than or equal to 1"]),

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdgan_compress.data.protocols import IndexSplit, coil100, gpnd_5fold, holdout_mask, miso_8020, ocgan_p1, simo
+from kdgan_compress.data.protocols import (
+    IndexSplit,
+    coil100,
+    gpnd_5fold,
+    holdout_mask,
+    miso_8020,
+    miso_leaky,
+    ocgan_p1,
+    simo,
+)
 from kdgan_compress.errors import KdganError
 
 examples = settings(deadline=None, derandomize=True, database=None)
@@ -107,6 +116,16 @@ def test_miso_is_one_permutation_of_each_class(pool, seed):
         images = generator.permutation([index for index, other in enumerate(pool) if other == label]).tolist()
         train += [] if label == novel else images[: round(Fraction(4, 5) * len(images))]
     assert miso_8020(pool, novel, seed).train.tolist() == sorted(train)
+
+
+def test_leaky_miso_tests_on_images_that_were_trained_on():
+    pool = np.arange(10_000) % 5
+    clean, leaky = (draw(pool, 3, seed=2) for draw in (miso_8020, miso_leaky))
+    assert leaky.train.tolist() == clean.train.tolist()
+    tested, novel = leaky.test[~leaky.test_is_anomalous], leaky.test[leaky.test_is_anomalous]
+    assert novel.tolist() == clean.test[clean.test_is_anomalous].tolist()
+    assert class_sizes(pool, tested) == {0: 400, 1: 400, 2: 400, 4: 400}
+    assert np.isin(tested, leaky.train).mean() == pytest.approx(0.8, abs=0.03)
 
 
 def test_miso_cuts_a_class_alike_whichever_other_is_novel():
@@ -249,6 +268,7 @@ def test_ocgan_subsamples_normals_where_outliers_are_few():
 
 DRAWN = {
     "miso-8020": lambda pool, seed: miso_8020(pool, 3, seed),
+    "miso-leaky": lambda pool, seed: miso_leaky(pool, 3, seed),
     "gpnd-5fold": lambda pool, seed: gpnd_5fold(pool, 3, 0.3, seed),
     "coil100": lambda pool, seed: coil100(pool, 4, 0.25, seed),
     "ocgan-p1": lambda pool, seed: ocgan_p1(pool, 3, seed),

@@ -177,7 +177,7 @@ def test_override_refuses_what_does_not_fit(data, changes, message):
         ({"trial": -1}, "The trial must be 0 or more; got -1"),
         (
             {"source": "coil100"},
-            "official test split; coil100 has none. Choose --protocol miso-8020, gpnd-5fold, coil100 or ocgan-p1",
+            "Choose --protocol miso-8020, miso-leaky, gpnd-5fold, coil100 or ocgan-p1",
         ),
         ({"source": "folder:/a", "protocol": "gpnd-5fold"}, "The protocol of a folder must be simo; got gpnd-5fold"),
     ],

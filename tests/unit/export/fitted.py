@@ -33,7 +33,7 @@ def fitted(
     scorer = FittedScorer(generator, None, features, grid, photo).eval()
     if kind is not None:
         with torch.no_grad():
-            values = scorer.tile_features(normals(80 if grid is None else 25, network, grid) / 127.5 - 1)
+            values = scorer.position_features(normals(80 if grid is None else 25, network, grid) / 127.5 - 1)
         noise = np.random.default_rng(0).normal(scale=0.1 * float(values.std()), size=values.shape)
         statistic = FITS[kind](values.double().numpy() + noise)  # noise keeps the whitening from magnifying rounding
         scorer = FittedScorer(generator, statistic, features, grid, photo).eval()

@@ -39,7 +39,7 @@ def test_truncated_scores_are_those_of_the_first_directions(scored):
     assert truncated.statistic.means.shape == (GRID.num_tiles, 2)
     assert (truncated.grid, truncated.photo, truncated.features) == (scorer.grid, scorer.photo, scorer.features)
     with torch.no_grad():
-        features = scorer.tile_features(normalize_images(torch.from_numpy(data.test).permute(0, 3, 1, 2))).double()
+        features = scorer.position_features(normalize_images(torch.from_numpy(data.test).permute(0, 3, 1, 2))).double()
         statistic = scorer.statistic
         projected = (features @ statistic.projection.double() - statistic.offset)[:, :, :2] - statistic.means[:, :2]
         white = torch.einsum("bpr,prs->bps", projected, statistic.whitening[:, :2, :2].double())
@@ -52,7 +52,7 @@ def test_threshold_is_found_on_photos_outside_the_fit(scored):
     threshold, agreement = measure_truncation(scorer, truncated, 7.5, data)
     with torch.no_grad():
         images = normalize_images(torch.from_numpy(data.normals).permute(0, 3, 1, 2))
-        features = scorer.tile_features(images).double()
+        features = scorer.position_features(images).double()
     expected = np.empty(25)
     parts = np.array_split(np.random.default_rng(0).permutation(25), NUM_FOLDS)
     for k, part in enumerate(parts):

@@ -35,7 +35,7 @@ def test_photo_scores_are_those_of_its_tiles_one_by_one() -> None:
     photos = torch.rand(12, 1, *GRID.frame) * 2 - 1
     with torch.no_grad():
         unfitted = FittedScorer(generator, None, grid=GRID).eval()
-        statistic = fit_position_gaussian(unfitted.tile_features(photos).double().numpy(), rank=4)
+        statistic = fit_position_gaussian(unfitted.position_features(photos).double().numpy(), rank=4)
         scorer = FittedScorer(generator, statistic, grid=GRID).eval()
         scores, own = scorer.tile_scores(photos), unfitted.tile_scores(photos)
         position = 0

@@ -11,16 +11,16 @@ from kdgan_compress.sweeps.grid import plan_sweep
 from kdgan_compress.sweeps.summary import summarize
 
 CELLS = {
-    "table4": (3 * 10, 3 * 10 * 3, 0, 0),
+    "table4": (3 * 3 * 10, 3 * 3 * 10 * 3, 0, 0),
     "table5": (3 * 5 * 2, 3 * 10 * 2 * 3, 3 * 5, 3 * 10 * 3),
     "table6": (2 * 2 * 7 * 2, 3 * 10 * 7 * 3, 2 * 2 * 2, 3 * 10 * 3),
     "fig1": (3 * 7, 3 * 10 * 7 * 3, 0, 0),
     "fig5": (2 * 3 * 2 * 3, 3 * 3 * 10 * 7 * 3, 0, 0),
     "fig6": (3 * 3, 3 * 3 * 3, 3, 3 * 3),
-    "cvgad-fig2": (10, 10 * 3, 0, 0),
-    "cvgad-fig3": (10, 10 * 3, 0, 0),
-    "cvgad-table1": (7, 7 * 3, 0, 0),
-    "cvgad-table2": (5 * 10, 5 * 10 * 5, 0, 0),
+    "cvgad-fig2": (4 * 10, 4 * 10 * 3, 0, 0),
+    "cvgad-fig3": (4 * 10, 4 * 10 * 3, 0, 0),
+    "cvgad-table1": (4 * 7, 4 * 7 * 3, 0, 0),
+    "cvgad-table2": (2 * 5 * 10, 2 * 5 * 10 * 5, 0, 0),
     "cvgad-table3": (6 * 10, 6 * 20, 0, 0),
 }
 """Cells of the quick and of the full variant, and distinct teachers of both."""

@@ -45,7 +45,7 @@ def test_wide_networks_are_trained_alone(recipe):
 def test_students_need_their_teachers(recipe):
     fleets = cut_into_fleets(cells_of(recipe, {"normal": "0..1", "schedule": "none,1"}, distill=True), 1)
     assert [len(fleet.cells) for fleet in fleets] == [2, 2, 2]
-    assert [fleet.teachers for fleet in fleets] == [set(), set(), {"teachers/normal-0", "teachers/normal-1"}]
+    assert [fleet.needs for fleet in fleets] == [set(), set(), {"teachers/normal-0", "teachers/normal-1"}]
 
 
 def test_unreadable_data_does_not_stop_the_cutting(recipe):

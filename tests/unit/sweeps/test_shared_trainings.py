@@ -1,0 +1,89 @@
+"""Cells that differ only in how they are evaluated are trained once, with the figures of a training of their own."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from kdgan_compress.api.sweep import sweep
+from kdgan_compress.data.settings import DataSettings
+from kdgan_compress.experiment.run_folder import RunFolder
+from kdgan_compress.sweeps.axes import parse_axes
+from kdgan_compress.sweeps.fleets import cut_into_fleets
+from kdgan_compress.sweeps.grid import plan_sweep
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
+
+def trained_in(recipe, axes, **options):
+    plan = plan_sweep(recipe, "test", parse_axes(axes), **options)
+    return {cell.run: cell.trained_in for cell in (*plan.teachers, *plan.cells)}
+
+
+def test_the_first_of_equal_trainings_is_shared(recipe):
+    axes = {"seed": "0,1", "score": "norm,gaussian"}
+    assert trained_in(recipe, axes) == {
+        "runs/seed-0_score-norm": None,
+        "runs/seed-0_score-gaussian": "runs/seed-0_score-norm",
+        "runs/seed-1_score-norm": None,
+        "runs/seed-1_score-gaussian": "runs/seed-1_score-norm",
+    }
+
+
+def test_students_share_a_training_if_their_teachers_do(recipe):
+    assert trained_in(recipe, {"score": "norm,gaussian", "schedule": "1,2"}, distill=True) == {
+        "teachers/score-norm": None,
+        "teachers/score-gaussian": "teachers/score-norm",
+        "runs/score-norm_schedule-1": None,
+        "runs/score-norm_schedule-2": None,
+        "runs/score-gaussian_schedule-1": "runs/score-norm_schedule-1",
+        "runs/score-gaussian_schedule-2": "runs/score-norm_schedule-2",
+    }
+
+
+def test_the_share_of_outliers_changes_no_training(recipe):
+    recipe = recipe.replace({"data": {"protocol": "gpnd-5fold"}})
+    found = trained_in(recipe, {"outliers": "0.1,0.5", "trial": "0,1"})
+    assert list(found.values()) == [None, None, "runs/outliers-0.1_trial-0", "runs/outliers-0.1_trial-1"]
+
+
+def test_protocols_that_train_on_the_same_images_share_a_training(recipe):
+    data = DataSettings(recipe.data.source, protocol="miso-8020", novel="1")
+    recipe = recipe.model_copy(update={"data": data})
+    found = trained_in(recipe, {"protocol": "miso-8020,miso-leaky"})
+    assert list(found.values()) == [None, "runs/protocol-miso-8020"]
+
+
+def test_trainings_come_before_the_cells_that_share_them(recipe):
+    plan = plan_sweep(recipe, "test", parse_axes({"score": "norm,gaussian", "seed": "0,1"}))
+    first, second = cut_into_fleets(plan.cells, 1)
+    assert first.needs == set()
+    assert second.needs == {cell.run for cell in first.cells}
+
+
+@pytest.mark.parametrize("distill", [False, True])
+def test_a_shared_training_gives_what_its_own_training_gives(recipe, tmp_path, inline, distill):
+    options = {"executor": inline, "workers": 1, "distill": distill, "settings": {"data.protocol": "gpnd-5fold"}}
+    axes = {"outliers": "0.1,0.5", "score": "norm,gaussian"}
+    shared = sweep(recipe, tmp_path / "shared", axes=axes, **options)
+    alone = sweep(recipe, tmp_path / "alone", axes={"outliers": "0.5", "score": "gaussian"}, **options)
+    assert not shared.failed
+    assert shared.cells[-1].result.auc == alone.cells[0].result.auc
+    folders = [
+        RunFolder(tmp_path / "shared" / shared.cells[-1].run),
+        RunFolder(tmp_path / "alone" / alone.cells[0].run),
+    ]
+    weights = [load_file(folder.model) for folder in folders]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+    metrics = {RunFolder(tmp_path / "shared" / cell.run).metrics.read_bytes() for cell in shared.cells}
+    assert len(metrics) == 1  # with the seconds of the only training
+    num_trainings = 2 if distill else 1
+    assert shared.training_seconds < 1.5 * num_trainings * shared.cells[0].result.seconds + 1
+
+
+def test_a_failed_training_fails_the_cells_that_share_it(recipe, tmp_path, inline):
+    axes = {"normal": "0,7", "score": "norm,gaussian"}
+    report = sweep(recipe, tmp_path / "s", axes=axes, executor=inline, workers=1)
+    errors = {path.rsplit("/", 1)[-1]: error for path, error in report.failed.items()}
+    assert errors.keys() == {"normal-7_score-norm", "normal-7_score-gaussian"}
+    assert errors["normal-7_score-gaussian"].endswith("normal-7_score-norm failed")
