@@ -38,7 +38,7 @@ def parse_objective(section: object, family: str) -> Any:
             raise ValueError(f"type {section['type']!r} does not fit family {family}: use {objective_type(expected)}")
         section = {key: value for key, value in section.items() if key != "type"}
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(with_config(extra="forbid")(expected))
+        adapter: TypeAdapter[Any] = TypeAdapter(with_config(ConfigDict(extra="forbid"))(expected))
     except (PydanticUserError, NameError) as error:
         raise ValueError(f"a recipe can't hold the fields of {expected.__name__}: {first_line(error)}") from None
     return adapter.validate_python(section)

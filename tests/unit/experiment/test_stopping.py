@@ -208,6 +208,7 @@ def test_a_folder_in_which_one_run_is_damaged(base, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(base / "train", tmp_path / "more" / name)
         (tmp_path / "more" / name / "result.json").unlink()
+    shutil.copy(base / "set.npz", tmp_path / "more")
     (tmp_path / "more" / "a" / "state.pt").write_bytes(b"damaged")
     result = resume(tmp_path / "more")
     assert [member.run for member in result.members] == [str(tmp_path / "more" / "b")]
