@@ -1,10 +1,12 @@
-# make demo | make test | make check | make test-slow | make fuzz | make kills | make soak | make gpu; needs python3 >= 3.11 and a package index, nothing else
+# make demo | test | check | test-slow | fuzz | kills | soak | audit | sbom | gpu; needs python3 >= 3.11 and a package index, nothing else
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+AUDIT := build/audit
+RUNTIME := build/runtime
 
-.PHONY: demo test test-slow fuzz kills soak check gpu wheel clean
+.PHONY: demo test test-slow fuzz kills soak check audit sbom gpu wheel clean
 
 demo: $(READY)
 	$(BIN)/kdgan-compress demo
@@ -32,6 +34,24 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Known vulnerabilities of the locked versions; where no list of them can be reached, the output says so.
+audit: $(AUDIT)/ready sbom
+	$(AUDIT)/bin/python tests/audit.py $(AUDIT)/bin/pip-audit constraints.txt
+
+# A software bill of materials (CycloneDX) of what `score` needs, in dist/sbom.json.
+sbom: $(AUDIT)/ready
+	rm -rf $(RUNTIME)
+	$(PYTHON) -m venv --without-pip $(RUNTIME)
+	$(AUDIT)/bin/python -m pip --python $(RUNTIME)/bin/python install --quiet --disable-pip-version-check --constraint constraints.txt .
+	mkdir -p dist
+	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json $(RUNTIME)/bin/python
+
+$(AUDIT)/ready: pyproject.toml
+	rm -rf $(AUDIT)
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10' 'cyclonedx-bom>=7.5'
+	touch $@
 
 # Runs on the Python's own torch, without .venv: a GPU machine often has a torch that fits its driver.
 gpu:

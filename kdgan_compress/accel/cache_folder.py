@@ -47,7 +47,7 @@ class CacheFolder:
         rows_path, metadata_path = self._paths(key)
         if not rows_path.exists() and not metadata_path.exists():
             return None, "none yet"
-        damaged = None, f"{rows_path} was damaged"
+        damaged = None, f"{rows_path.name} was damaged"
         try:
             sha256, shapes = _read_metadata(metadata_path)
             size = check_regular(rows_path)
@@ -61,7 +61,7 @@ class CacheFolder:
             return damaged
         if rows.nbytes <= self._memory_mb * 1_000_000:
             rows = np.array(rows)
-        return TeacherCache(_as_tensor(rows), shapes), f"read from {rows_path}"
+        return TeacherCache(_as_tensor(rows), shapes), f"read from {rows_path.name}"
 
     def save(
         self, key: str, shapes: Mapping[str, tuple[int, ...]], num_images: int, dtype: str, rows: Iterable[Tensor]

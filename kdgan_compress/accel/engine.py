@@ -18,8 +18,10 @@ from kdgan_compress.accel.stacking import can_be_stacked, check_stack, stack_net
 from kdgan_compress.accel.teacher_cache import TeacherCache, stacked_targets
 from kdgan_compress.distillation.hooks import FeatureHooks
 from kdgan_compress.distillation.precision import precision_context, step_in_precision
+from kdgan_compress.distillation.resizing import ResizedObjective
 from kdgan_compress.distillation.stage_run import StageRun
 from kdgan_compress.distillation.step import StageModels, Targets
+from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.distillation.trainer import Engine
 from kdgan_compress.errors import KdganError
 from kdgan_compress.gans import Gan, eval_mode, normalize_images
@@ -64,6 +66,10 @@ class FleetEngine(Engine):
         if loss_set.trains_teacher:
             self._teacher = FleetState([run.teacher for run in runs if run.teacher is not None])
         states = [state for state in (self._student, self._teacher) if state is not None]
+        if any(map(_reinitialises, (member for state in states for member in state.members))):
+            problem = "A model whose discriminator can be re-initialised trains alone"
+            hint = "Leave out --fleet, or set objective.reinit_discriminator to 0"
+            raise KdganError(problem, f"got {len(runs)} models with objective.reinit_discriminator", hint)
         for state in states:
             self._check(state.stacked, [member.gan for member in state.members])
             stack.enter_context(state.hooked(k_l.taps(state.gan)))
@@ -174,7 +180,15 @@ def supports_cuda_graph(run: StageRun) -> bool:
     return all(map(can_be_stacked, networks)) and all(
         state is not None
         and isinstance(state.objective, GRAPHABLE_OBJECTIVES)
+        and not _reinitialises(state)
         and state.gan.is_batch_independent
         and not (state.connectors is not None and list(state.connectors.parameters()))
         for state in states
     )
+
+
+def _reinitialises(state: TrainState) -> bool:
+    """Whether the objective reads the discriminator's loss on the host after every step."""
+    objective = state.objective
+    inner = objective.objective if isinstance(objective, ResizedObjective) else objective
+    return isinstance(inner, GanomalyObjective) and inner.reinit_discriminator > 0

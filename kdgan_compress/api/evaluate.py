@@ -109,7 +109,7 @@ def evaluate(
         evaluation = _with_maps(evaluation, detector, split, scores, maps)
     else:
         checkpoint = load_model(model)
-        settings = checkpoint.data.override(data, normal, data_root, **{"novel": checkpoint.data.novel, **protocol})
+        settings = _settings(checkpoint.data, data, normal, data_root, protocol)
         split = labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
         if mode == "paper":
             scores = paper_scores(checkpoint.build().generator, split.test)
@@ -127,6 +127,15 @@ def evaluate(
         if teacher is not None and not model_path(teacher).exists():
             return dataclasses.replace(evaluation, teacher=str(teacher))
     return evaluation if teacher is None else _compare_with_teacher(evaluation, teacher, settings, split, scores)
+
+
+def _settings(
+    trained_on: DataSettings, data: str | None, normal: str | None, data_root: str | None, protocol: Mapping[str, Any]
+) -> DataSettings:
+    """The images a model was trained on, or others; by the same protocol also with the same novel class."""
+    if protocol.get("protocol", trained_on.protocol) == trained_on.protocol:
+        protocol = {"novel": trained_on.novel, **protocol}
+    return trained_on.override(data, normal, data_root, **protocol)
 
 
 def labelled_split(data: DataSettings, image_size: int, image_channels: int) -> Split:

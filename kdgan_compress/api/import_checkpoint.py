@@ -18,11 +18,10 @@ from kdgan_compress.experiment.checkpoint import OWN_SCORE, Checkpoint, save_che
 from kdgan_compress.experiment.import_file import read_tensors
 from kdgan_compress.experiment.import_ganomaly import Imported, import_ganomaly
 from kdgan_compress.experiment.recipe import load_recipe
-from kdgan_compress.experiment.results import RunResult
+from kdgan_compress.experiment.results import RunResult, write_result
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.experiment.run_lock import locked
 from kdgan_compress.experiment.training_run import THRESHOLD_RULE
-from kdgan_compress.files import write_text
 from kdgan_compress.gans import Architecture
 from kdgan_compress.gans.ganomaly import ANOMALIB, PUBLIC_CODE, set_normalization
 from kdgan_compress.profiling.machine import machine_name, versions
@@ -176,7 +175,9 @@ def _write(
     save_checkpoint(folder.model, checkpoint)
     if split is not None:
         _write_scores(folder, checkpoint, split, normals, test, result)
-    folder.create(recipe.to_yaml())  # last: before that there is no run, so the same command can be repeated
+    folder.create(
+        recipe.relative_to(folder.path).to_yaml()
+    )  # last: before that there is no run, so the same command can be repeated
     return result
 
 
@@ -205,4 +206,4 @@ def _write_scores(
         machine=machine_name("cpu"),
         score=f"the score of {result.project}",
     )
-    write_text(folder.result, json.dumps(dataclasses.asdict(run_result), indent=2) + "\n")
+    write_result(folder, run_result)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def search(
 
 def _check_folder(out: Path, recipe: Recipe, teacher_sha256: str) -> None:
     """Note the recipe and the teacher in ``out``, or check that they are those of the search that is continued."""
-    path, text = out / "search.yaml", f"# teacher {teacher_sha256}\n{recipe.to_yaml()}"
+    path, text = out / "search.yaml", f"# teacher {teacher_sha256}\n{recipe.relative_to(out).to_yaml()}"
     if path.exists() and path.read_bytes() != text.encode():
         found = f"{out} has students of another teacher or recipe"
         raise KdganError("A search continues with the same teacher and recipe", found, "Give another --out")
@@ -165,5 +166,6 @@ def _check_folder(out: Path, recipe: Recipe, teacher_sha256: str) -> None:
 
 
 def _write(out: Path, candidates: Sequence[Candidate], limits: Limits) -> None:
-    content = {"limits": dataclasses.asdict(limits), "candidates": [dataclasses.asdict(each) for each in candidates]}
+    stored = [dataclasses.replace(each, run=os.path.relpath(each.run, out)) for each in candidates]
+    content = {"limits": dataclasses.asdict(limits), "candidates": [dataclasses.asdict(each) for each in stored]}
     write_text(out / "search.json", json.dumps(content, indent=2) + "\n")

@@ -91,7 +91,7 @@ def trials(
         (_trial_recipe(recipe, number, jobs), number, str(out / f"trial-{number}"), with_student)
         for number in range(num_trials)
     ]
-    _check_or_write_recipe(out, recipe.to_yaml())
+    _check_or_write_recipe(out, recipe.relative_to(out).to_yaml())
     finished = []
     families = [name for name in FAMILIES if is_entry_point(name)]
     processes = functools.partial(ProcessPoolExecutor, jobs, multiprocessing.get_context("spawn"))
@@ -105,7 +105,8 @@ def trials(
         for metric in ("auc", "best_f1")
     )
     report = TrialsReport(tasks[0][0].data.name, machine_name(), auc, best_f1, finished)
-    write_text(out / "trials.json", json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+    stored = dataclasses.replace(report, trials=[dataclasses.replace(t, run=Path(t.run).name) for t in finished])
+    write_text(out / "trials.json", json.dumps(dataclasses.asdict(stored), indent=2) + "\n")
     return report
 
 

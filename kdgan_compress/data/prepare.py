@@ -1,6 +1,6 @@
 """Preprocessing of images of any size: conversion to grey or RGB, then an antialiased bilinear resize.
 
-The exported detector does the same, but does not round to whole grey levels between the two steps.
+The exported detector does the same without rounding to whole grey levels (docs/deploy.md has the effect on scores).
 """
 
 import numpy as np

@@ -1,5 +1,6 @@
 """Which images an experiment uses: a source, a protocol and the protocol's settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +71,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         if isinstance(self.tiles, dict):
             object.__setattr__(self, "tiles", TileSettings(**self.tiles))
+        if "\0" in f"{self.source}{self.root}":
+            raise KdganError("The path of the data must not contain a NUL character", repr(self.source), "Remove it")
         if self.protocol not in PROTOCOLS:
             hint = f"Choose one of {', '.join(PROTOCOLS)}"
             raise KdganError("The protocol must be a known one", f"got {self.protocol!r}", hint)
@@ -123,9 +126,13 @@ class DataSettings:
 
     def absolute(self) -> "DataSettings":
         """A copy with absolute paths, which stay valid in any working directory."""
+        return self.with_paths(lambda path: str(expand_user(path).resolve()))
+
+    def with_paths(self, convert: Callable[[str], str]) -> "DataSettings":
+        """A copy with the paths of its source and root converted."""
         kind, _, path = self.source.partition(":")
-        source = f"{kind}:{expand_user(path).resolve()}" if path else self.source
-        return replace(self, source=source, root=str(expand_user(self.root).resolve()) if self.root else None)
+        source = f"{kind}:{convert(path)}" if path else self.source
+        return replace(self, source=source, root=convert(self.root) if self.root else None)
 
     @property
     def name(self) -> str:

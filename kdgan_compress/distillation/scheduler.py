@@ -103,11 +103,16 @@ class ProgressiveScheduler:
         self._targets = targets
 
     def check(self) -> None:
-        """Check that K_l fits student, teacher and batches, before anything is trained or written.
+        """Check that K_l fits student, teacher and batches, and batch norm the batches, before anything is trained.
 
         Raises:
-            KdganError: It does not.
+            KdganError: One does not.
         """
+        batch_size = min(self._settings.batch_size, len(self.images))
+        if batch_size < 2 and any(self.stage_run(index).has_batch_norm for index in range(len(self.stages))):
+            found = f"got a batch size of {self._settings.batch_size} and {len(self.images)} training images"
+            hint = "Choose instance norm, a larger batch size or more images"
+            raise KdganError("Training with batch norm needs batches of at least 2 images", found, hint)
         distils = [index for index, stage in enumerate(self.stages) if stage.loss_set.distils]
         if distils and self.student.connectors is None and (self.teacher is not None or self._targets is not None):
             with torch.random.fork_rng(devices=[]):  # connectors are drawn again when the stage begins

@@ -68,6 +68,7 @@ class TrainRecord:
         losses: Mean of every unweighted loss over the images that had it; the teacher's begin with ``teacher_``.
         seconds: Time spent on this epoch's steps so far; a fleet's time is divided evenly among its members.
         within_epoch: Where the epoch can be continued, if a state may be saved here.
+        steps: Steps of the stage so far.
     """
 
     stage: str
@@ -77,6 +78,7 @@ class TrainRecord:
     losses: dict[str, float]
     seconds: float
     within_epoch: EpochPosition | None = None
+    steps: int = 0
 
 
 class EpochLog:
@@ -86,11 +88,13 @@ class EpochLog:
         num_images: Images seen.
         seconds: Time spent.
         error: The error for the first loss that is not finite; None while there is none.
+        steps: Steps of the stage so far.
     """
 
     def __init__(self, stage: str, epoch: int, restored: EpochPosition | None = None) -> None:
         self.num_images, self.seconds = (restored.num_images, restored.seconds) if restored else (0, 0.0)
         self.error: DivergedError | None = None
+        self.steps = 0
         self._stage, self._epoch = stage, epoch
         self._sums: dict[str, tuple[float, int]] = dict(restored.sums) if restored else {}
         self._num_recorded = self.num_images
@@ -123,7 +127,8 @@ class EpochLog:
         self._num_recorded = self.num_images
         means = {name: total / seen for name, (total, seen) in self._sums.items()}
         within = None if steps is None else EpochPosition(steps, self.num_images, self.seconds, dict(self._sums))
-        return TrainRecord(self._stage, self._epoch, epoch_done, self.num_images, means, self.seconds, within)
+        counts = (self._epoch, epoch_done, self.num_images)
+        return TrainRecord(self._stage, *counts, means, self.seconds, within, self.steps)
 
 
 class LossBuffer:
@@ -147,6 +152,7 @@ class LossBuffer:
             totals = values.double() * weights
             for member, (total, seen) in enumerate(zip(totals.unbind(1), weights.sum(0), strict=True)):
                 logs[member].add(name, total.numpy(), int(seen))
+                logs[member].steps = entries[-1][0][member] + 1
             for row, member in (~values.isfinite()).nonzero().tolist():
                 entry = steps[row][member], name, float(values[row, member])
                 nonfinite[member] = min(nonfinite.get(member, entry), entry, key=lambda e: e[0])  # ties: the earlier

@@ -8,6 +8,7 @@ statistic). No pickle is involved.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from kdgan_compress.experiment.checkpoint_header import (
     check_weights,
     parse_header,
 )
-from kdgan_compress.files import atomic_path, unwritable
+from kdgan_compress.files import absolute_path, atomic_path, relative_path, unwritable
 from kdgan_compress.gans import Architecture, Gan, build
 from kdgan_compress.scores import FittedScorer, ScoreSettings, Statistic, load_statistic
 
@@ -110,7 +111,8 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a model file atomically."""
+    """Write a model file atomically; the paths in it are relative to its folder."""
+    checkpoint = _with_paths(checkpoint, lambda stored: relative_path(stored, path.parent))
     header = {
         "format": FORMAT,
         "architecture": dataclasses.asdict(checkpoint.architecture),
@@ -135,7 +137,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a model file.
+    """Read a model file; its paths become absolute.
 
     Raises:
         KdganError: The file is missing, damaged, not a model file or of a newer format, or the weights don't fit.
@@ -174,7 +176,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (RuntimeError, ValueError, TypeError) as error:
         hint = f"{hint}; a family of your own needs the code that it was trained with"
         raise KdganError("The weights must fit the model file's header", f"{path}: {first_line(error)}", hint) from None
-    return Checkpoint(
+    checkpoint = Checkpoint(
         architecture=header.architecture,
         data=header.data,
         weights=weights,
@@ -182,3 +184,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         statistic=statistic,
         **{name: getattr(header, name) for name in PLAIN_VALUES},
     )
+    return _with_paths(checkpoint, lambda stored: absolute_path(stored, path.parent))
+
+
+def _with_paths(checkpoint: Checkpoint, convert: Callable[[str], str]) -> Checkpoint:
+    """A copy with the paths of its images and its teacher converted."""
+    provenance = dict(checkpoint.provenance)
+    if provenance.get("teacher") is not None:
+        provenance["teacher"] = convert(provenance["teacher"])
+    return dataclasses.replace(checkpoint, data=checkpoint.data.with_paths(convert), provenance=provenance)

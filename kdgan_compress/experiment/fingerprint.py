@@ -47,7 +47,8 @@ def check_fingerprint(saved: Any, job: Job, current: Mapping[str, str]) -> None:
     for name in ("recipe", "versions"):
         try:
             before, now = json.loads(saved[name]), json.loads(current[name])
-            keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+            names = before.keys() | now.keys()  # a setting that an older version did not have yet is off
+            keys = sorted(key for key in names if (before.get(key) or 0) != (now.get(key) or 0))
             changed += [f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys]
         except (ValueError, AttributeError):
             raise TypeError(f"its {name} can't be read") from None

@@ -28,6 +28,9 @@ MIN_RELATIVE_TIME = 0.95
 MEMORY_FRACTION = 0.5
 """Of the memory that is free now."""
 
+ASSUMED_FREE_BYTES = 2_000_000_000
+"""Where the system doesn't say how much is free."""
+
 FLOATS_PER_WEIGHT = 12
 """Kept per weight of a member: the weight, EMA and moments, the fleet's copies, gradient, update, margin."""
 
@@ -199,4 +202,6 @@ def _free_bytes(device: torch.device) -> int:
     if meminfo.exists():
         available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
         return int(available.split()[1]) * 1024
+    if not hasattr(os, "sysconf"):  # Windows
+        return ASSUMED_FREE_BYTES
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

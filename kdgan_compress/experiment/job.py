@@ -33,7 +33,7 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training that is ready to start, or to resume in its folder.
+    """A training that is ready to start, or to resume in its folder; the paths in ``recipe`` are relative to it.
 
     With ``trained_in`` it has been trained there, by a recipe that differs only in how the model is evaluated.
     """
@@ -120,11 +120,11 @@ def training_job(recipe: Recipe, out: Path | None = None, parent: Path = RUNS, r
     family = architecture.family.replace(":", "-")
     name = f"{recipe.data.name}-{family}-{architecture.channels_str}-seed{training.seed}"
     _rehearse(scheduler, training, threads, architecture)
+    folder = RunFolder(out or parent / name)
+    resolved = {"model": {"image_channels": architecture.image_channels}, "training": {"threads": threads}}
     return Job(
-        recipe=recipe.replace(
-            {"model": {"image_channels": architecture.image_channels}, "training": {"threads": threads}}
-        ),
-        folder=RunFolder(out or parent / name),
+        recipe=recipe.replace(resolved).relative_to(folder.path),
+        folder=folder,
         resume=resume,
         split=split,
         scheduler=scheduler,
@@ -199,8 +199,9 @@ def distillation_job(
     _rehearse(scheduler, training, threads, architecture, checkpoint.architecture)
     schedule = "->".join(stage.name for stage in stages)
     cache_folder = str(expand_user(section.cache.folder).resolve()) if section.cache.folder else None
+    resolved = {"distillation": {"training": {"threads": threads}, "cache": {"folder": cache_folder}}}
     return Job(
-        recipe=recipe.replace({"distillation": {"training": {"threads": threads}, "cache": {"folder": cache_folder}}}),
+        recipe=recipe.replace(resolved).relative_to(folder.path),
         folder=folder,
         resume=resume,
         split=split,

@@ -39,7 +39,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
         KdganError: The file can't be written.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())

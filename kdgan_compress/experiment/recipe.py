@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from kdgan_compress.experiment.recipe_sections import (
 )
 from kdgan_compress.experiment.recipe_yaml import MAX_BYTES, parse_yaml
 from kdgan_compress.experiment.sweep_section import QuickSection, ReportSection, SweepSection
-from kdgan_compress.files import read_text
+from kdgan_compress.files import absolute_path, read_text, relative_path
 from kdgan_compress.gans import FAMILIES
 from kdgan_compress.scores import ScoreSettings
 
@@ -91,6 +92,19 @@ class Recipe(Section):
         text: str = yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
         return text
 
+    def relative_to(self, folder: Path) -> "Recipe":
+        """The recipe as it is stored in a folder: absolute paths become relative to it."""
+        return self.with_paths(lambda path: relative_path(path, folder))
+
+    def with_paths(self, convert: Callable[[str], str]) -> "Recipe":
+        """A copy with the paths of its images, its teacher and its cache converted."""
+        section = self.distillation
+        teacher = None if section.teacher is None else convert(section.teacher)
+        folder = None if section.cache.folder is None else convert(section.cache.folder)
+        cache = section.cache.model_copy(update={"folder": folder})
+        distillation = section.model_copy(update={"teacher": teacher, "cache": cache})
+        return self.model_copy(update={"data": self.data.with_paths(convert), "distillation": distillation})
+
     def replace(self, *changes: dict[str, Any]) -> "Recipe":
         """A copy with other values, validated like a file; sections are merged key by key.
 
@@ -116,7 +130,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str = DEFAULT) -> Recipe:
-    """Read a shipped recipe by name, or a file.
+    """Read a shipped recipe by name, or a file, whose relative paths start in its folder.
 
     Raises:
         KdganError: No such recipe, invalid YAML, or invalid values; all problems of a file in one message.
@@ -134,7 +148,16 @@ def load_recipe(name_or_path: str = DEFAULT) -> Recipe:
         content = parse_yaml(text)
     except ValueError as error:
         raise KdganError("The recipe must be YAML", f"{path}: {error}", "Fix the file") from None
-    return parse_recipe({} if content is None else content, str(path))
+    recipe = parse_recipe({} if content is None else content, str(path))
+    return recipe if path.parent == RECIPES else recipe.with_paths(functools.partial(_from_folder, path.parent))
+
+
+def _from_folder(folder: Path, path: str) -> str:
+    """A path of a recipe in a folder, relative to the working directory if both are relative."""
+    if path.startswith("~") or Path(path).is_absolute():
+        return path
+    absolute = absolute_path(path, folder)
+    return absolute if folder.is_absolute() else relative_path(absolute, Path())
 
 
 def parse_recipe(content: object, origin: str) -> Recipe:

@@ -38,7 +38,7 @@ def parse_objective(section: object, family: str) -> Any:
             raise ValueError(f"type {section['type']!r} does not fit family {family}: use {objective_type(expected)}")
         section = {key: value for key, value in section.items() if key != "type"}
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(with_config(extra="forbid")(expected))
+        adapter: TypeAdapter[Any] = TypeAdapter(with_config(ConfigDict(extra="forbid"))(expected))
     except (PydanticUserError, NameError) as error:
         raise ValueError(f"a recipe can't hold the fields of {expected.__name__}: {first_line(error)}") from None
     return adapter.validate_python(section)
@@ -168,7 +168,7 @@ class CacheSection(Section):
     """Whether and where a frozen teacher's outputs are cached; without a folder, in memory and only if they fit."""
 
     enabled: bool = True
-    folder: Annotated[str, Field(min_length=1)] | None = None
+    folder: Annotated[str, Field(min_length=1, pattern=r"\A[^\x00]*\z")] | None = None
     dtype: CacheDtype = "float32"
     memory_mb: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 1024
 

@@ -1,6 +1,7 @@
 """Progress and results of training runs."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,7 +11,7 @@ from pydantic import Field, TypeAdapter
 from kdgan_compress.distillation.train_log import TrainRecord
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.files import read_text
+from kdgan_compress.files import read_text, write_text
 
 MAX_RESULT_BYTES = 1_000_000
 Count = Annotated[int, Field(ge=0)]
@@ -131,6 +132,12 @@ class RunResults:
         num_images, seconds = sum(m.num_images for m in members), sum(m.seconds for m in members)
         rate = num_images / seconds if seconds else 0.0
         return FleetResult(members, failed, self.fleet, num_images, seconds, rate, self.note)
+
+
+def write_result(folder: RunFolder, result: RunResult) -> None:
+    """Write ``result.json``, whose paths are relative to the run folder."""
+    stored = dataclasses.replace(result, run=".", model=folder.model.name)
+    write_text(folder.result, json.dumps(dataclasses.asdict(stored), indent=2) + "\n")
 
 
 def read_result(folder: RunFolder) -> RunResult | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,8 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise unwritable(folder, error) from error
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        _release(path, descriptor)
         for each in new:
             if each.is_dir() and not any(each.iterdir()):  # nothing came of it
                 each.rmdir()
@@ -60,8 +60,19 @@ def _acquire(path: Path) -> int:
         try:
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
-        except FileNotFoundError:
-            pass  # its owner has just removed it
+        except (FileNotFoundError, PermissionError):
+            pass  # its owner has just removed it; Windows refuses access to such a file
+        os.close(descriptor)
+
+
+def _release(path: Path, descriptor: int) -> None:
+    """Remove the lock's file, then free the lock; the other way round on Windows, which keeps files that are open."""
+    if sys.platform == "win32":
+        os.close(descriptor)
+        with suppress(OSError):  # the next process has opened it already
+            path.unlink(missing_ok=True)
+    else:
+        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 

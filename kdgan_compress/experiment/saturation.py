@@ -18,7 +18,7 @@ def warn_of(record: TrainRecord, run: Path) -> None:
     for name, value in record.losses.items():
         if record.epoch_done and name.endswith(CROSS_ENTROPY) and not MIN_LOSS <= value <= MAX_LOSS:
             logger.warning(
-                "%s: the discriminator saturates (%s is %.2g in epoch %d of stage %s); "
-                "lower the learning rate or raise the batch size",
-                *(run, name, value, record.epoch, record.stage),
+                "%s: the discriminator saturates (%s is %.2g on average over epoch %d of stage %s, up to step %d); "
+                "lower the learning rate, raise the batch size, or set objective.reinit_discriminator to 1e-5",
+                *(run, name, value, record.epoch, record.stage, record.steps),
             )

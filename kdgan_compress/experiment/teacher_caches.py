@@ -86,7 +86,7 @@ class TeacherCaches:
                 loaded, note = None, "that of the folder was of other images"
             if loaded is None:
                 folder.save(key, shapes, len(images), section.dtype, rows)
-                note, reason = f"computed, {size} in {section.folder} ({note})", note
+                note, reason = f"computed, {size} in the cache folder ({note})", note
                 loaded, reason = folder.load(key)
                 if loaded is None:
                     raise KdganError("A cache that was just written can't be read", reason, "Check the disk")

@@ -1,7 +1,5 @@
 """One job while it trains: keeps its run folder up to date, evaluates, writes the model and the result."""
 
-import dataclasses
-import json
 import logging
 import shutil
 from typing import Any
@@ -22,7 +20,7 @@ from kdgan_compress.experiment.checkpoint import Checkpoint, save_checkpoint
 from kdgan_compress.experiment.fingerprint import check_fingerprint, fingerprint
 from kdgan_compress.experiment.job import Job
 from kdgan_compress.experiment.metrics_file import is_epoch
-from kdgan_compress.experiment.results import RunResult
+from kdgan_compress.experiment.results import RunResult, write_result
 from kdgan_compress.experiment.run_folder import RunFolder, damaged_state
 from kdgan_compress.experiment.saturation import warn_of
 from kdgan_compress.files import write_text
@@ -132,7 +130,7 @@ class TrainingRun:
         )
         plot_curves(lines, folder.path / "curves.png")
         shutil.rmtree(folder.cache, ignore_errors=True)
-        write_text(folder.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+        write_result(folder, result)
         return result
 
     def fail(self, error: DivergedError) -> KdganError:

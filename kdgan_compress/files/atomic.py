@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", newline="\n")  # equal files on every system
         except UnicodeEncodeError as error:
             raise unwritable(
                 path, OSError(f"its text has {error.object[error.start]!r}, which UTF-8 has not")

@@ -5,6 +5,9 @@ import re
 import sys
 from pathlib import Path
 
+WINDOWS_LOCK_OFFSET = 1 << 30
+"""Windows lets nobody read a locked byte: one behind the end keeps the content readable."""
+
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -17,10 +20,13 @@ def lock(descriptor: int) -> bool:
     if sys.platform == "win32":
         import msvcrt
 
+        os.lseek(descriptor, WINDOWS_LOCK_OFFSET, os.SEEK_SET)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
+        finally:
+            os.lseek(descriptor, 0, os.SEEK_SET)
         return True
     import fcntl
 

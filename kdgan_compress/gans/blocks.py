@@ -113,10 +113,10 @@ def norm_layer(architecture: Architecture, channels: int) -> nn.Module:
     return nn.InstanceNorm2d(channels, affine=True)
 
 
-def init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Initial weights of one layer: convolutions N(0, 0.02), norm weights N(1, 0.02), norm biases 0."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, INIT_STD)
+        nn.init.normal_(module.weight, 0.0, INIT_STD, generator)
     elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
-        nn.init.normal_(module.weight, 1.0, INIT_STD)
+        nn.init.normal_(module.weight, 1.0, INIT_STD, generator)
         nn.init.zeros_(module.bias)

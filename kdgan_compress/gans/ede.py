@@ -6,6 +6,8 @@ is used in training only and the score is ‖x − x̂‖₁, as Fig. 4(b) and i
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,8 +24,12 @@ from kdgan_compress.losses import Distance, discriminator_cross_entropy, l1, l2
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+logger = logging.getLogger(__name__)
 
 LATENT_SCORE_FAMILY = "ede"
+MAX_REINIT_LOSS = 0.1
+"""A discriminator at chance level has a loss of log 2 = 0.69."""
+
 WITHOUT_SECOND_ENCODER = "ed"
 
 
@@ -94,15 +100,22 @@ class GanomalyObjective:
         w_enc: Weight of S_enc.
         w_adv: Weight of S_adv.
         distance: ``"mean"`` or ``"norm"`` for all three (``losses.distances``).
+        reinit_discriminator: D gets new initial weights after a step whose L_d is below this value, as in GANomaly's
+            public code with 1e-5; 0 for never. Such models train one after the other, not in fleets.
     """
 
     w_con: float = 10.0
     w_enc: float = 1.0
     w_adv: float = 1.0
     distance: Distance = "mean"
+    reinit_discriminator: float = 0.0
 
     def __post_init__(self) -> None:
         check_weights(w_con=self.w_con, w_enc=self.w_enc, w_adv=self.w_adv)
+        if not 0 <= self.reinit_discriminator <= MAX_REINIT_LOSS:
+            found = f"got reinit_discriminator = {self.reinit_discriminator:g}"
+            hint = f"Set it to 0 (never), 1e-5 (GANomaly's code) or another number up to {MAX_REINIT_LOSS:g}"
+            raise KdganError("The loss that re-initialises a discriminator is out of range", found, hint)
 
     def train_step(
         self,
@@ -137,7 +150,19 @@ class GanomalyObjective:
         if trains_d:
             losses["s_ce"] = state.reduce(discriminator_cross_entropy(logit_real, logit_fake))
             state.update("discriminator", weight_d * losses["s_ce"])
+            if self.reinit_discriminator > 0:
+                self._reinit_if_saturated(state.gan, losses["s_ce"].item(), step)
         return losses
+
+    def _reinit_if_saturated(self, gan: Gan, loss: float, step: int) -> None:
+        """Give D new weights if its loss is too low; they depend on the step only, so a resumed run draws the same."""
+        if not loss < self.reinit_discriminator or gan.discriminator is None:
+            return
+        weight = next(gan.discriminator.parameters())
+        random = torch.Generator(weight.device).manual_seed(step)
+        gan.discriminator.apply(functools.partial(init_weights, generator=random))
+        text = "The discriminator is re-initialised after step %d: s_ce was %.2g, below %g"
+        logger.warning(text, step + 1, loss, self.reinit_discriminator)
 
 
 def build(architecture: Architecture) -> Gan:

@@ -10,7 +10,9 @@ from command_line import Cli, only_json
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from kdgan_compress.data.prepare import resize
 from kdgan_compress.experiment.checkpoint import load_checkpoint
+from kdgan_compress.runtime import Detector
 
 RUN_KEYS = {"run", "model", "auc", "auc_raw", "epochs", "num_images", "seconds", "images_per_s"}
 
@@ -31,7 +33,10 @@ def test_train_reports_its_run_as_json(cli: Cli, npz: Path, tmp_path: Path) -> N
     names = {"recipe.yaml", "model.safetensors", "state.pt", "metrics.jsonl", "result.json"}
     names |= {"curves.png", "scores.png", "scores.npz"}
     assert written == names
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result | {
+        "run": ".",
+        "model": "model.safetensors",
+    }
 
 
 def test_train_without_json_prints_text(cli: Cli, npz: Path, tmp_path: Path) -> None:
@@ -85,6 +90,32 @@ def test_evaluate_accepts_a_detector_file(cli: Cli, runs: dict[str, Path], npz: 
     assert of_file["auc"] == pytest.approx(of_run["auc"], abs=1e-6)
     assert of_file["threshold"] == of_run["threshold"]
     assert of_file["auc_raw"] is None
+
+
+@pytest.mark.parametrize("name", ["student", "norm"])
+def test_run_and_file_agree_on_images_of_another_size(
+    cli: Cli, runs: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    rng = np.random.default_rng(3)
+    ramps = np.clip(np.linspace(0, 255, 61) + rng.normal(0, 8, (12, 47, 61)), 0, 255)
+    images, labels = np.concatenate([ramps, rng.uniform(0, 255, (12, 47, 61))]).astype(np.uint8), np.repeat([0, 1], 12)
+    np.savez(tmp_path / "other.npz", x_train=images[:12], y_train=labels[:12], x_test=images, y_test=labels)
+    assert cli("export", "--model", runs[name], "-o", tmp_path / "d.onnx")[0] == 0
+    data = ("--data", f"npz:{tmp_path / 'other.npz'}", "--normal", 0, "--json")
+    of_run, of_file = (
+        only_json(cli("evaluate", "--model", model, *data)[1]) for model in (runs[name], tmp_path / "d.onnx")
+    )
+    same = ("auc", "average_precision", "best_f1", "threshold", "fpr", "tpr")
+    assert [of_file[key] for key in same] == [pytest.approx(of_run[key], abs=1e-6) for key in same]
+    assert of_file["best_f1_threshold"] == pytest.approx(of_run["best_f1_threshold"], rel=1e-3)
+    # The file's own resize does not round to whole grey levels: scores differ a little, and in no direction.
+    detector = Detector(tmp_path / "d.onnx")
+    resized = resize(images[..., None], (32, 32)).permute(0, 2, 3, 1).contiguous().numpy()
+    ratios = detector.score(images[..., None]).score / detector.score(resized).score
+    assert np.abs(ratios - 1).max() < (
+        0.1 if name == "student" else 0.01
+    )  # a fitted score of smooth ramps magnifies it
+    assert abs(ratios.mean() - 1) < 0.01
 
 
 def test_profile_of_an_architecture_is_exact(cli: Cli) -> None:

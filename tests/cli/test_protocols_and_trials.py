@@ -130,7 +130,9 @@ def test_trials_end_to_end(cli: Cli, pool: Path, tmp_path: Path) -> None:
     summary = report["auc"]["model"]
     assert summary.keys() == {"mean", "std", "ci95", "num_trials"}
     assert (summary["mean"], summary["std"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert json.loads((tmp_path / "t" / "trials.json").read_text()) == report
+    assert json.loads((tmp_path / "t" / "trials.json").read_text()) == report | {
+        "trials": [trial | {"run": Path(trial["run"]).name} for trial in report["trials"]]
+    }
 
     models = [Path(trial["run"]) / "model.safetensors" for trial in report["trials"]]
     before = [path.read_bytes() for path in models]

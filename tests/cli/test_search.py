@@ -24,7 +24,9 @@ def test_the_smallest_student_within_the_limits_is_chosen(cli: Cli, runs: dict[s
         if any(o["size_bytes"] < each["size_bytes"] and o["auc"] >= each["auc"] for o in final)
     ]  # fmt: skip
     assert all(each in report["front"] or each in beaten for each in final)
-    assert json.loads((tmp_path / "search" / "search.json").read_text())["candidates"] == report["candidates"]
+    assert json.loads((tmp_path / "search" / "search.json").read_text())["candidates"] == [
+        each | {"run": str(Path(each["run"]).relative_to(tmp_path / "search"))} for each in report["candidates"]
+    ]
     assert (tmp_path / "search" / "search.png").stat().st_size > 5000
 
     winner = report["winner"]

@@ -39,11 +39,9 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trainings(base):
     server = ForkServer()
-    folder = base / "w"
-    folder.mkdir()
-    ended = server.run(cases(base)["train"].start(folder), folder)
+    ended = server.run(cases(base)["train"].start(base), base)
     assert ended.code == 0, ended.output
-    shutil.move(folder / "out", base / "teacher")
+    (base / "out").rename(base / "teacher")  # beside it, since a run folder names its data by relative paths
     yield server
     server.close()
 

@@ -106,3 +106,19 @@ def test_weights_without_ema_are_scored_on_request(student, num_scored):
     expected = module.detection_metrics(score_images(scorer, split.test), split.test_is_anomalous).auc
     assert evaluate(student.path, raw=True).auc_raw == expected
     assert num_scored == [10]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "normal", "expected"),
+    [
+        ({}, None, ("miso-8020", None, "deer")),
+        ({"trial": 2}, None, ("miso-8020", None, "deer")),
+        ({"novel": "cat"}, None, ("miso-8020", None, "cat")),
+        ({"protocol": "simo"}, "deer", ("simo", "deer", None)),
+        ({"protocol": "gpnd-5fold"}, "3", ("gpnd-5fold", "3", None)),
+    ],
+)
+def test_another_protocol_drops_the_novel_class(protocol, normal, expected):
+    trained_on = DataSettings("cifar10", protocol="miso-8020", novel="deer")
+    settings = module._settings(trained_on, None, normal, None, protocol)
+    assert (settings.protocol, settings.normal, settings.novel) == expected

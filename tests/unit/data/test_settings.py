@@ -210,3 +210,11 @@ def test_every_protocol_is_one_of_settings(protocol):
 )
 def test_the_fraction_of_outliers_defaults_to_the_protocols(changes, fraction):
     assert DataSettings(**changes).outlier_fraction == fraction
+
+
+@pytest.mark.parametrize(
+    "where", [{"source": "folder:a\0b"}, {"source": "npz:/a\0b"}, {"source": "mnist", "root": "\0"}]
+)
+def test_a_path_with_a_nul_character_is_refused(where):
+    with pytest.raises(KdganError, match="must not contain a NUL character"):
+        DataSettings(**where)

@@ -112,7 +112,7 @@ def test_yaml_round_trip_of_a_recipe_with_everything(tmp_path):
     )
     path = tmp_path / "recipe.yml"
     path.write_text(recipe.to_yaml(), encoding="utf-8")
-    assert load_recipe(str(path)) == recipe
+    assert load_recipe(str(path)) == recipe.replace({"distillation": {"teacher": str(tmp_path / "runs/t")}})
     assert "Größe → ½" in path.read_text(encoding="utf-8")
 
 
@@ -596,3 +596,11 @@ def test_an_objective_that_a_recipe_cannot_hold_is_refused(monkeypatch):
 def test_a_recipe_does_not_load_the_code_it_names():
     with pytest.raises(KdganError, match=r"model\.family: .*add --family mygan:build"):
         parse_recipe({"model": {"family": "mygan:build"}}, "this test")
+
+
+def test_a_cache_folder_with_a_nul_character_is_refused(tmp_path):
+    path = tmp_path / "nul.yaml"
+    path.write_text('data: {source: "folder:a\\0b"}\ndistillation: {cache: {folder: "a\\0b"}}')
+    with pytest.raises(KdganError, match="found 2 problems") as caught:
+        load_recipe(str(path))
+    assert "distillation.cache.folder" in str(caught.value)

@@ -33,7 +33,7 @@ def frequent_records():
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def whole_runs(tmp_path_factory):
     """A data set of 25 normal images, and one uninterrupted run of each kind, of two epochs per stage."""
     path = tmp_path_factory.mktemp("base")
     rng = np.random.default_rng(0)
@@ -42,6 +42,13 @@ def base(tmp_path_factory):
     train(recipe(path), path / "train")
     distill(path / "train", recipe(path), path / "distill")
     return path
+
+
+@pytest.fixture
+def base(whole_runs, tmp_path):
+    """A copy of them, so that runs beside them name the same relative paths."""
+    shutil.copytree(whole_runs, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 def recipe(base, **training):
@@ -117,9 +124,10 @@ def test_long_epochs_are_saved_in_between(base, tmp_path, monkeypatch):
 
 
 def copy(base, kind, tmp_path):
-    shutil.copytree(base / kind, tmp_path / kind)
-    (tmp_path / kind / "result.json").unlink()
-    return tmp_path / kind
+    run = tmp_path / f"{kind} again"
+    shutil.copytree(base / kind, run)
+    (run / "result.json").unlink()
+    return run
 
 
 @pytest.mark.parametrize("kind", ["train", "distill"])
@@ -189,17 +197,19 @@ def test_another_version(base, tmp_path, monkeypatch):
 
 def test_a_run_that_may_have_moved_with_its_data(base, tmp_path):
     run = copy(base, "train", tmp_path)
-    shutil.copy(base / "set.npz", tmp_path / "moved.npz")
+    (base / "set.npz").rename(tmp_path / "moved.npz")
     text = (run / "recipe.yaml").read_text()
-    (run / "recipe.yaml").write_text(text.replace(str(base / "set.npz"), str(tmp_path / "moved.npz")))
+    assert "npz:../set.npz" in text
+    (run / "recipe.yaml").write_text(text.replace("../set.npz", str(tmp_path / "moved.npz")))
     resume(run)
 
 
 def test_a_folder_in_which_one_run_is_damaged(base, tmp_path):
     for name in ("a", "b"):
-        shutil.copytree(base / "train", tmp_path / name)
-        (tmp_path / name / "result.json").unlink()
-    (tmp_path / "a" / "state.pt").write_bytes(b"damaged")
-    result = resume(tmp_path)
-    assert [member.run for member in result.members] == [str(tmp_path / "b")]
-    assert "state.pt must be whole" in result.failed[str(tmp_path / "a")]
+        shutil.copytree(base / "train", tmp_path / "more" / name)
+        (tmp_path / "more" / name / "result.json").unlink()
+    shutil.copy(base / "set.npz", tmp_path / "more")
+    (tmp_path / "more" / "a" / "state.pt").write_bytes(b"damaged")
+    result = resume(tmp_path / "more")
+    assert [member.run for member in result.members] == [str(tmp_path / "more" / "b")]
+    assert "state.pt must be whole" in result.failed[str(tmp_path / "more" / "a")]
