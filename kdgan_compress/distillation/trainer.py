@@ -100,15 +100,15 @@ def live_targets(run: StageRun, stack: ExitStack) -> Targets:
 class Saver:
     """Saves a training between two of its steps; this one never does."""
 
-    def is_due(self, is_epoch_end: bool) -> bool:
-        """Whether to save now; asked after every step, with whether it was the last of a model's epoch."""
+    def is_due(self, is_epoch_end: bool, is_stage_end: bool) -> bool:
+        """Whether to save now; asked after every step, with whether it was the last of a model's epoch or stage."""
         return False
 
     def after_records(self, can_save: bool) -> None:
         """Called when all records of a step have been yielded.
 
         Args:
-            can_save: Whether all schedulers can be saved now: where it is due, and where a model ends its stage.
+            can_save: Whether all schedulers can be saved now, because it was due.
         """
 
 
@@ -171,8 +171,7 @@ def train_stage(
             losses = engine.train_step(engine.models, indices, steps[0])
             buffer.add(steps, [len(batch) for batch in batches], losses)
 
-            is_pause = saver.is_due(any(model.ends_epoch for model in models))
-            is_pause |= any(model.at_end for model in models)
+            is_pause = saver.is_due(any(model.ends_epoch for model in models), any(model.at_end for model in models))
             due = {index for index, model in enumerate(models) if is_pause or model.ends_epoch or model.log.is_due}
             if not due:
                 continue

@@ -38,12 +38,12 @@ class FleetSaver:
         self._runs, self._stop = runs, stop
         self._saved_at, self._save_seconds = time.perf_counter(), 0.0
 
-    def is_due(self, is_epoch_end: bool) -> bool:
-        """Whether to save now, after a step."""
+    def is_due(self, is_epoch_end: bool, is_stage_end: bool) -> bool:
+        """Whether to save now, after a step; always where a member ends its stage, and leaves the others."""
         interval = self._save_seconds * (1 / MAX_SAVE_FRACTION - 1)
         if not is_epoch_end:
             interval = max(SAVE_SECONDS, interval)
-        return self._stop.received is not None or time.perf_counter() >= self._saved_at + interval
+        return self._stop.received is not None or is_stage_end or time.perf_counter() >= self._saved_at + interval
 
     def save(self) -> None:
         """Save the runs that have moved on, except those whose weights are not finite: their older state is better.

@@ -148,9 +148,9 @@ class _Fleet(Saver):
                     self._recorded.append((run, record, run.on_record(record)))
             return results | {_path(run): run.finish(size) for run in runs if _path(run) not in results}
 
-    def is_due(self, is_epoch_end: bool) -> bool:
+    def is_due(self, is_epoch_end: bool, is_stage_end: bool) -> bool:
         """See ``Saver``."""
-        return self._saver.is_due(is_epoch_end)
+        return self._saver.is_due(is_epoch_end, is_stage_end)
 
     def after_records(self, can_save: bool) -> None:
         """See ``Saver``; progress that is shown has been saved if it can be."""

@@ -53,8 +53,8 @@ class TrainingRun:
         self._record: TrainRecord | None = None
         self._num_images_saved: int | None = None
         self.experiment = fingerprint(job)
-        self._fitted: dict[tuple[str, tuple[int, int]], Fitted] = {}
-        self._test_scores: dict[tuple[str, tuple[int, int]], NDArray[np.float64]] = {}
+        self._fitted: dict[tuple[str, int], Fitted] = {}
+        self._test_scores: dict[tuple[str, int], NDArray[np.float64]] = {}
 
     def restore(self) -> None:
         """If the job is resumed or trained elsewhere, load the saved state and drop the metrics written after it.
@@ -139,7 +139,7 @@ class TrainingRun:
         if not folder.state.exists():
             write_text(folder.failure, f"{error.found}\n")
             return KdganError(error.problem, error.found, f"{error.hint}; nothing had been saved yet")
-        self._load_state(folder)
+        self.load_state(folder)
         self._save_models()
         stage_index, epochs_done = scheduler.position
         kept = f"{folder.model} holds the last good model, of epoch {epochs_done} of stage {stage_index + 1}"
@@ -157,16 +157,16 @@ class TrainingRun:
         return detection_metrics(self._score_test(name, generator), self.job.split.test_is_anomalous).auc
 
     def _score_test(self, name: str, generator: nn.Module) -> NDArray[np.float64]:
-        """Scores of the test split at the scheduler's position, computed once."""
-        key = name, self.job.scheduler.position
+        """Scores of the test split after as many images, computed once."""
+        key = name, self.job.scheduler.images_done
         if key not in self._test_scores:
             self._test_scores = {k: v for k, v in self._test_scores.items() if k[1] == key[1]}
             self._test_scores[key] = score_images(self._fit(name, generator).scorer, self.job.split.test)
         return self._test_scores[key]
 
     def _fit(self, name: str, generator: nn.Module) -> Fitted:
-        """The generator with its score fitted at the scheduler's position, once."""
-        key = name, self.job.scheduler.position
+        """The generator with its score fitted after as many images, once."""
+        key = name, self.job.scheduler.images_done
         if key not in self._fitted:
             self._fitted = {k: v for k, v in self._fitted.items() if k[1] == key[1]}
             job, gan = self.job, self.job.scheduler.student.gan
@@ -233,14 +233,14 @@ class TrainingRun:
         scheduler = self.job.scheduler
         kept: list[dict[str, Any]] = []
         if source.state.exists():
-            self._load_state(source)
+            self.load_state(source)
             lines = filter(is_epoch, source.read_metrics())
             kept = [line for line in lines if (line["stage_index"], line["epoch"]) <= scheduler.position]
         self.job.folder.write_metrics(kept)
         self._images_done = scheduler.images_done - scheduler.images_within_epoch
         self._seconds = sum(line["seconds"] for line in kept)
 
-    def _load_state(self, source: RunFolder) -> None:
+    def load_state(self, source: RunFolder) -> None:
         """Continue from a saved state; the job's own must be of the same experiment.
 
         Raises:

@@ -201,7 +201,7 @@ def _state_target(folder: Path) -> Target:
 
     def parse(path: Path) -> None:
         job.folder.state = path
-        run.load_state()
+        run.load_state(job.folder)
 
     return Target(seeds, mutate_zip, parse, ".pt", 0.7)
 

@@ -381,7 +381,7 @@ def test_saving_takes_at_most_a_tenth_of_the_time(monkeypatch):
     saver = fleet_states.FleetSaver([Run()], SimpleNamespace(received=None))
     for _ in range(100):
         now[0] += 1.0
-        if saver.is_due(is_epoch_end=True):
+        if saver.is_due(is_epoch_end=True, is_stage_end=False):
             saver.save()
     assert saved[0] == 1.0
     assert len(saved) * 2.0 <= now[0] / 9

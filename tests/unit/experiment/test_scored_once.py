@@ -45,7 +45,7 @@ def scored(monkeypatch):
         sizes.append(len(images))
         return original(generator, images)
 
-    is_finite = training_run.TrainingRun._is_finite
+    is_finite = training_run.TrainingRun.is_finite
 
     def uncounted(run):
         before = len(sizes)
@@ -57,7 +57,7 @@ def scored(monkeypatch):
     monkeypatch.setattr(training_run, "score_images", score_images)
     monkeypatch.setattr(fitting, "score_images", score_images)
     monkeypatch.setattr(evaluate_module, "score_images", score_images)
-    monkeypatch.setattr(training_run.TrainingRun, "_is_finite", uncounted)
+    monkeypatch.setattr(training_run.TrainingRun, "is_finite", uncounted)
     return sizes
 
 
