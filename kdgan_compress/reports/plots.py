@@ -43,7 +43,8 @@ def curves_figure(metrics: Sequence[dict[str, Any]]) -> Figure:
         axes[0].set_yscale("symlog", linthresh=LINEAR_BELOW)  # a critic's values have either sign
     else:
         axes[0].set_yscale("log")
-    axes[0].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    if names:
+        axes[0].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     if is_tracked:
         for name, label in (("auc", "EMA"), ("auc_raw", "without EMA")):
             values = [np.nan if line.get(name) is None else line[name] for line in metrics]

@@ -19,6 +19,12 @@ def test_a_negative_loss_is_shown_too(tmp_path, monkeypatch, value, scale):
     assert axis.get_ylim()[0] < value < axis.get_ylim()[1]
 
 
+def test_a_run_whose_metrics_are_lost_has_empty_curves(tmp_path):
+    plots.plot_curves([], tmp_path / "curves.png")  # warnings are errors
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.width > 100
+
+
 @pytest.mark.parametrize(("auc_raw", "labels"), [(0.5, ["EMA", "without EMA"]), (None, ["EMA"])])
 def test_auc_without_ema_is_plotted_if_it_was_measured(tmp_path, monkeypatch, auc_raw, labels):
     figures = []
