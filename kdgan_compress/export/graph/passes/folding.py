@@ -30,7 +30,7 @@ def fold_batch_norms(model: ir.Model) -> int:
             continue
         if is_transposed and num_groups(layer) > 1:
             continue
-        gamma, beta, mean, variance = (np.float64(each) for each in parameters)
+        gamma, beta, mean, variance = (np.asarray(each, np.float64) for each in parameters)
         scale = gamma / np.sqrt(variance + node.attributes["epsilon"].as_float())
         output_axis = (1, -1) if is_transposed else (-1, 1)
         folded = weight * scale.reshape(*output_axis, *[1] * (weight.ndim - 2))
