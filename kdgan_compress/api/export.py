@@ -131,7 +131,7 @@ def write_checkpoint(
         checkpoint.required_threshold if rule is None else 0.0,  # which the rule replaces
         checkpoint.threshold_rule,
         settings,
-        x_hat=None if checkpoint.score.uses_discriminator else checkpoint.build().taps.get("x_hat"),
+        x_hat=None if checkpoint.scores_discriminator else checkpoint.build().taps.get("x_hat"),
         validation=validation,
         rule=rule,
     )

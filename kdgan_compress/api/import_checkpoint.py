@@ -175,9 +175,8 @@ def _write(
     save_checkpoint(folder.model, checkpoint)
     if split is not None:
         _write_scores(folder, checkpoint, split, normals, test, result)
-    folder.create(
-        recipe.relative_to(folder.path).to_yaml()
-    )  # last: before that there is no run, so the same command can be repeated
+    # Last: without a recipe the folder is not a run yet, so the same command can be repeated.
+    folder.create(recipe.relative_to(folder.path).to_yaml())
     return result
 
 

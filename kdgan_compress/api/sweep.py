@@ -14,6 +14,7 @@ from kdgan_compress.sweeps.axes import parse_axes
 from kdgan_compress.sweeps.downloads import download_data
 from kdgan_compress.sweeps.execution import ShowSweep, SweepExecution
 from kdgan_compress.sweeps.grid import Plan, plan_sweep
+from kdgan_compress.sweeps.shared_trainings import share_trainings
 from kdgan_compress.sweeps.sweep_folder import SweepFolder
 from kdgan_compress.sweeps.teachers import reuse_teachers
 from kdgan_compress.sweeps.worker import FleetTask
@@ -105,6 +106,8 @@ def sweep(
     folder = SweepFolder(Path(out or Path("runs") / (f"{name}-quick" if is_quick else name)).resolve())
     if teachers is not None:
         plan = reuse_teachers(plan, Path(teachers), folder.path)
+    track_auc = track_auc or plan.track_auc
+    plan = plan if track_auc else share_trainings(plan)
     num_workers = count_cores() if workers is None else workers
     open_workers = (
         given_executor(executor, num_workers)
@@ -118,7 +121,7 @@ def sweep(
         everything = [*plan.teachers, *plan.cells]
         unfinished = [cell for cell in everything if folder.result(cell) is None]
         families = tuple(name for name in FAMILIES if is_entry_point(name))
-        task = FleetTask(str(folder.path), (), track_auc or plan.track_auc, families)
+        task = FleetTask(str(folder.path), (), track_auc, families)
         download_data(unfinished)
         fleets = folder.cut_into_fleets(unfinished, opened.num)
         num_finished = len(everything) - len(unfinished)

@@ -37,7 +37,7 @@ class ProgressiveScheduler:
         settings: Batch size, decay, seed, precision.
 
     Attributes:
-        in_stage: Whether a stage has begun and not ended; in between there is no valid ``state_dict()``.
+        in_stage: Whether a stage has begun and not ended; only then can ``state_dict()`` be valid.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def map_photos(scorer: FittedScorer, photos: Tensor) -> NDArray[np.float32]:
 
 
 def position_features(scorer: FittedScorer, images: Tensor) -> NDArray[np.float32]:
-    """The features (N, P, D) of each tile of images uint8 (N, C, S, S) or photos (N, C, H, W), N ≥ 1."""
+    """The features (N, P, D) at each position of images uint8 (N, C, S, S) or photos (N, C, H, W), N ≥ 1."""
     return _run(scorer, scorer.position_features, images, Tensor.float).numpy()
 
 

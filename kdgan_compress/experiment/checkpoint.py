@@ -71,11 +71,14 @@ class Checkpoint:
         gan = self.build()
         if self.statistic is None and self.grid is None:
             return gan.generator
-        network = gan.generator
-        if self.statistic is not None and self.score.uses_discriminator:
-            assert gan.discriminator is not None  # else there was nothing to fit a statistic to
-            network = gan.discriminator
+        network = gan.discriminator if self.scores_discriminator else gan.generator
+        assert network is not None  # a statistic was fitted to its features
         return FittedScorer(network, self.statistic, self.score.fitted_features, self.grid, self.score.photo).eval()
+
+    @property
+    def scores_discriminator(self) -> bool:
+        """Whether the discriminator is scored in place of the generator."""
+        return self.statistic is not None and self.score.uses_discriminator
 
     @property
     def required_threshold(self) -> float:

@@ -29,7 +29,7 @@ def recorded_fleet(folder: RunFolder) -> tuple[Path, ...]:
         if not isinstance(names, list):
             return ()
         return tuple(dict.fromkeys((folder.path.parent / name).resolve() for name in names))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RuntimeError):  # the last for a loop of symbolic links
         return ()
 
 

@@ -236,6 +236,8 @@ class TrainingRun:
             self.load_state(source)
             lines = filter(is_epoch, source.read_metrics())
             kept = [line for line in lines if (line["stage_index"], line["epoch"]) <= scheduler.position]
+        if source is not self.job.folder:  # its AUC is that of another score or test split
+            kept = [line | {"auc": None, "auc_raw": None} for line in kept]
         self.job.folder.write_metrics(kept)
         self._images_done = scheduler.images_done - scheduler.images_within_epoch
         self._seconds = sum(line["seconds"] for line in kept)

@@ -112,15 +112,7 @@ def fit_position_gaussian(features: Array, rank: int) -> PositionGaussian:
     total = whitening.T @ (within + between) @ whitening
     within = whitening.T @ within @ whitening
     _, directions = scipy.linalg.eigh(within, total, subset_by_index=(0, min(rank, len(total)) - 1))
-    projection = _with_fixed_signs(whitening @ directions)
-    projected = features @ projection - mean @ projection
-    gaussians = [_triangular_whitening(projected[:, position]) for position in range(projected.shape[1])]
-    return PositionGaussian(
-        projection=torch.from_numpy(projection),
-        offset=torch.from_numpy(mean @ projection),
-        means=torch.from_numpy(projected.mean(0)),
-        whitening=torch.from_numpy(np.stack(gaussians)),
-    )
+    return _gaussian_per_position(features, mean, _with_fixed_signs(whitening @ directions))
 
 
 def fit_scaled_positions(features: Array) -> PositionGaussian:
@@ -133,13 +125,18 @@ def fit_scaled_positions(features: Array) -> PositionGaussian:
     keep = std > RANK_TOL * std.max()
     if not keep.any():
         raise _equal_features()
-    projection = np.diag(1 / np.where(keep, std, 1.0))[:, keep]
-    scaled = (features - mean) @ projection
-    gaussians = [_triangular_whitening(scaled[:, position]) for position in range(scaled.shape[1])]
+    return _gaussian_per_position(features, mean, np.diag(1 / np.where(keep, std, 1.0))[:, keep])
+
+
+def _gaussian_per_position(features: Array, mean: Array, projection: Array) -> PositionGaussian:
+    """Ledoit and Wolf's Gaussian at each position of features (N, P, D), centred by (D,) and projected by (D, r)."""
+    offset = mean @ projection
+    projected = features @ projection - offset
+    gaussians = [_triangular_whitening(projected[:, position]) for position in range(projected.shape[1])]
     return PositionGaussian(
         projection=torch.from_numpy(projection),
-        offset=torch.from_numpy(mean @ projection),
-        means=torch.from_numpy(scaled.mean(0)),
+        offset=torch.from_numpy(offset),
+        means=torch.from_numpy(projected.mean(0)),
         whitening=torch.from_numpy(np.stack(gaussians)),
     )
 

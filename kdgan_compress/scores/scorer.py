@@ -54,14 +54,14 @@ class FittedScorer(nn.Module):
 
         Positions are tiles or, of the discriminator, 16 for each tile.
         """
-        return self._by_tile(images, lambda tiles: features_of(self.generator, tiles, self.features))
+        return self._by_position(images, lambda tiles: features_of(self.generator, tiles, self.features))
 
     def tile_scores(self, images: Tensor) -> Float[Tensor, "B T"]:
         """The score of each tile."""
         if self.statistic is None:
-            return self._by_tile(images, lambda tiles: anomaly_score(self.generator, tiles), False)
+            return self._by_tile(images, lambda tiles: anomaly_score(self.generator, tiles))
         statistic = self.statistic
-        projected = self._by_tile(
+        projected = self._by_position(
             images, lambda tiles: statistic.project(features_of(self.generator, tiles, self.features))
         )
         return by_tile(statistic.distance(projected), self.features)
@@ -78,16 +78,19 @@ class FittedScorer(nn.Module):
         assert self.grid is not None
         return self.grid.map(self.tile_scores(photos))
 
-    def _by_tile(self, images: Tensor, compute: Any, has_positions: bool | None = None) -> Tensor:
+    def _by_position(self, images: Tensor, compute: Any) -> Tensor:
         """``compute`` of all tiles in one batch, with the positions of an image side by side: (B, P, …)."""
-        if has_positions is None:
-            has_positions = self.features == "discriminator"
+        values = self._by_tile(images, compute)
+        return values.flatten(1, 2) if self.features == "discriminator" else values
+
+    def _by_tile(self, images: Tensor, compute: Any) -> Tensor:
+        """``compute`` of all tiles in one batch, with the tiles of an image side by side: (B, T, …)."""
         if self.grid is None:
             alone: Tensor = compute(images)
-            return alone if has_positions else alone.unsqueeze(1)
+            return alone.unsqueeze(1)
         values: Tensor = compute(self.grid.cut(images).flatten(0, 1))
         by_image: Tensor = values.unflatten(0, (-1, self.grid.num_tiles))
-        return by_image.flatten(1, 2) if has_positions else by_image
+        return by_image
 
 
 def input_size(scorer: nn.Module, image_size: int) -> tuple[int, int]:

@@ -6,17 +6,14 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kdgan_compress.data.settings import MISO_PROTOCOLS
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.recipe import Recipe
 from kdgan_compress.experiment.recipe_sections import DistillationSection, ModelSection, TrainingSection
 from kdgan_compress.experiment.student import student_architecture
 from kdgan_compress.experiment.sweep_section import Axes, ReportSection, SweepSection
-from kdgan_compress.scores import ScoreSettings
 from kdgan_compress.sweeps.axes import STUDENT, Command, axis_settings, check_axes, nested
 
 NO_TEACHER = "none"
@@ -129,7 +126,6 @@ def plan_sweep(
         teacher = teachers.setdefault(fingerprint(teacher.recipe), teacher)
         cells.append(dataclasses.replace(cell, teacher=teacher.run))
     _check_names([*cells, *teachers.values()])
-    shared_teachers = share_trainings(teachers.values())
     return Plan(
         name=name,
         description=recipe.description,
@@ -139,8 +135,8 @@ def plan_sweep(
         settings=fixed,
         report=_report(section, list(grid)),
         track_auc=section.track_auc,
-        cells=share_trainings(cells, shared_teachers),
-        teachers=shared_teachers,
+        cells=tuple(cells),
+        teachers=tuple(teachers.values()),
     )
 
 
@@ -153,31 +149,6 @@ def _report(section: SweepSection, axes: list[str]) -> ReportSection:
         further = further or [axis for axis in axes if axis not in ("seed", "trial", "data")]
         columns = ("data",) if "data" in axes else ()
     return section.report.model_copy(update={"rows": (*rows, *further), "columns": columns})
-
-
-def share_trainings(cells: Iterable[Cell], teachers: Iterable[Cell] = ()) -> tuple[Cell, ...]:
-    """The cells with ``trained_in`` set where an earlier cell differs only in its score or its test images.
-
-    Args:
-        cells: In the order of the grid.
-        teachers: Those of the cells, which may share trainings among themselves.
-    """
-    root_of = {teacher.run: teacher.trained_in for teacher in teachers}
-    first: dict[tuple[str | None, str], str] = {}
-    shared = []
-    for cell in cells:
-        teacher = root_of.get(str(cell.teacher)) or cell.teacher
-        trained_in = first.setdefault((teacher, _training_fingerprint(cell.recipe)), cell.run)
-        shared.append(dataclasses.replace(cell, trained_in=None if trained_in == cell.run else trained_in))
-    return tuple(shared)
-
-
-def _training_fingerprint(recipe: Recipe) -> str:
-    """A hash of what decides the weights; protocols of one kind train on the same images."""
-    data = recipe.data
-    protocol = MISO_PROTOCOLS[0] if data.protocol in MISO_PROTOCOLS else data.protocol
-    data = dataclasses.replace(data, outliers=None, protocol=protocol)
-    return fingerprint(recipe.model_copy(update={"score": ScoreSettings(), "data": data}))
 
 
 def fingerprint(recipe: Recipe) -> str:

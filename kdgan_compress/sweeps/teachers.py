@@ -10,7 +10,7 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.results import read_result
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.sweeps.grid import Plan, share_trainings
+from kdgan_compress.sweeps.grid import Plan
 
 
 def reuse_teachers(plan: Plan, source: Path, out: Path) -> Plan:
@@ -37,7 +37,7 @@ def reuse_teachers(plan: Plan, source: Path, out: Path) -> Plan:
         raise KdganError(problem, f"found {len(existing)} runs in {source}, none by their recipes", "Leave it out")
     return dataclasses.replace(
         plan,
-        teachers=share_trainings(teacher for teacher in plan.teachers if teacher.run not in paths),
+        teachers=tuple(teacher for teacher in plan.teachers if teacher.run not in paths),
         cells=tuple(
             dataclasses.replace(cell, teacher=paths.get(str(cell.teacher), cell.teacher)) for cell in plan.cells
         ),

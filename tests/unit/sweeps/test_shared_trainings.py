@@ -10,12 +10,13 @@ from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.sweeps.axes import parse_axes
 from kdgan_compress.sweeps.fleets import cut_into_fleets
 from kdgan_compress.sweeps.grid import plan_sweep
+from kdgan_compress.sweeps.shared_trainings import share_trainings
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def trained_in(recipe, axes, **options):
-    plan = plan_sweep(recipe, "test", parse_axes(axes), **options)
+    plan = share_trainings(plan_sweep(recipe, "test", parse_axes(axes), **options))
     return {cell.run: cell.trained_in for cell in (*plan.teachers, *plan.cells)}
 
 
@@ -54,7 +55,7 @@ def test_protocols_that_train_on_the_same_images_share_a_training(recipe):
 
 
 def test_trainings_come_before_the_cells_that_share_them(recipe):
-    plan = plan_sweep(recipe, "test", parse_axes({"score": "norm,gaussian", "seed": "0,1"}))
+    plan = share_trainings(plan_sweep(recipe, "test", parse_axes({"score": "norm,gaussian", "seed": "0,1"})))
     first, second = cut_into_fleets(plan.cells, 1)
     assert first.needs == set()
     assert second.needs == {cell.run for cell in first.cells}
@@ -79,6 +80,24 @@ def test_a_shared_training_gives_what_its_own_training_gives(recipe, tmp_path, i
     assert len(metrics) == 1  # with the seconds of the only training
     num_trainings = 2 if distill else 1
     assert shared.training_seconds < 1.5 * num_trainings * shared.cells[0].result.seconds + 1
+
+
+def test_aucs_of_epochs_are_those_of_the_cells_own_score(recipe, tmp_path, inline):
+    """Of an earlier epoch, only its own training can tell; a training that is shared afterwards has none."""
+    recipe = recipe.replace({"training": {"epochs": 2}})
+    options = {"executor": inline, "workers": 1, "track_auc": True}
+    tracked = sweep(recipe, tmp_path / "s", axes={"score": "norm,gaussian"}, **options)
+    alone = sweep(recipe, tmp_path / "alone", axes={"score": "gaussian"}, **options)
+    aucs = [
+        [line["auc"] for line in RunFolder(tmp_path / folder / run.run).read_metrics()]
+        for folder, run in (("s", tracked.cells[1]), ("alone", alone.cells[0]))
+    ]
+    assert aucs[0] == aucs[1] != [None, None]
+    assert tracked.cells[1].result.best_epoch_auc_oracle == max(aucs[0])
+    grown = sweep(recipe, tmp_path / "s", axes={"score": "norm,mixture"}, executor=inline, workers=1)
+    lines = RunFolder(tmp_path / "s" / grown.cells[1].run).read_metrics()
+    assert [line["auc"] for line in lines] == [None, None]
+    assert grown.cells[1].result.best_epoch_auc_oracle is None
 
 
 def test_a_failed_training_fails_the_cells_that_share_it(recipe, tmp_path, inline):
