@@ -17,10 +17,10 @@ CELLS = {
     "fig1": (3 * 7, 3 * 10 * 7 * 3, 0, 0),
     "fig5": (2 * 3 * 2 * 3, 3 * 3 * 10 * 7 * 3, 0, 0),
     "fig6": (3 * 3, 3 * 3 * 3, 3, 3 * 3),
-    "cvgad-fig2": (4 * 10, 4 * 10 * 3, 0, 0),
-    "cvgad-fig3": (4 * 10, 4 * 10 * 3, 0, 0),
+    "cvgad-fig2": (8 * 10, 8 * 10 * 3, 0, 0),
+    "cvgad-fig3": (8 * 10, 8 * 10 * 3, 0, 0),
     "cvgad-table1": (4 * 7, 4 * 7 * 3, 0, 0),
-    "cvgad-table2": (2 * 5 * 10, 2 * 5 * 10 * 5, 0, 0),
+    "cvgad-table2": (3 * 5 * 10, 3 * 5 * 10 * 5, 0, 0),
     "cvgad-table3": (6 * 10, 6 * 20, 0, 0),
 }
 """Cells of the quick and of the full variant, and distinct teachers of both."""
