@@ -6,11 +6,10 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdgan_compress.api.distill import distill
 from kdgan_compress.api.evaluate import labelled_split
 from kdgan_compress.api.resume import start_or_resume
 from kdgan_compress.api.search_candidates import Candidate, Network, TestHalves, measure
@@ -18,9 +17,12 @@ from kdgan_compress.api.search_limits import Limits
 from kdgan_compress.errors import KdganError
 from kdgan_compress.evaluation import weights_sha256
 from kdgan_compress.experiment.halving import Scored, survivors
+from kdgan_compress.experiment.job import distillation_job
 from kdgan_compress.experiment.models import load_model
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.results import RunResult
+from kdgan_compress.experiment.runner import run_jobs
+from kdgan_compress.experiment.teacher_caches import TeacherCaches
 from kdgan_compress.export.precisions import find_precision
 from kdgan_compress.files import remove_stale_files, scratch_folder, write_text
 from kdgan_compress.gans.architecture import channels_from_width
@@ -109,20 +111,9 @@ def search(
     split = labelled_split(checkpoint.data.relocate(data, data_root), size, checkpoint.architecture.image_channels)
     halves = TestHalves.of(checkpoint, split)
     _check_folder(out, recipe, weights_sha256(checkpoint.scorer()))
-
-    def train(chosen: Sequence[Network], full: bool) -> list[RunResult]:
-        results = []
-        for number, network in enumerate(chosen, start=1):
-            announce(f"{'full' if full else 'short'} training {number} of {len(chosen)}: {network.name}")
-            folder = out / ("students" if full else "screening") / network.name
-            student = {"channels": network.channels, "norm": network.norm}
-            changed = recipe.replace({"distillation": {"student": student}}, {} if full else SCREENING)
-            start = functools.partial(distill, teacher, changed, folder, data, data_root)
-            results.append(start_or_resume(folder, start))
-        return results
-
+    trainer = _Trainer(teacher, recipe, out, data, data_root, announce)
     with scratch_folder() as scratch:
-        screened = train(networks, full=False)
+        screened = trainer.train(networks, full=False)
         announce("measuring their files")
         short = measure([each.run for each in screened], halves, precisions, ranks, scratch, is_final=False)
         fitting = [each for each in short if limits.fits_device(each)]
@@ -133,7 +124,7 @@ def search(
             _write(out, short, limits)
             raise limits.error(short)
         names = survivors([Scored(c.network, c.auc, c.size_bytes) for c in fitting], keep, limits.max_auc_drop)
-        trained = train([each for each in networks if each.name in names], full=True)
+        trained = trainer.train([each for each in networks if each.name in names], full=True)
         announce("measuring their files")
         final = measure([each.run for each in trained], halves, precisions, ranks, scratch, is_final=True)
     _write(out, [*short, *final], limits)
@@ -153,6 +144,35 @@ def search(
         full_seconds=sum(each.seconds for each in trained) / len(trained) * len(networks),
         picture=plot_search(out / "search.png", final, winner, limits.max_kb, limits.max_auc_drop),
     )
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """Trains students of one teacher, each in a run folder of its own; the teacher's features are computed once."""
+
+    teacher: str | Path
+    recipe: Recipe
+    out: Path
+    data: str | None
+    data_root: str | None
+    announce: Callable[[str], None]
+    caches: TeacherCaches = field(default_factory=TeacherCaches)
+
+    def train(self, networks: Sequence[Network], full: bool) -> list[RunResult]:
+        results = []
+        for number, network in enumerate(networks, start=1):
+            self.announce(f"{'full' if full else 'short'} training {number} of {len(networks)}: {network.name}")
+            folder = self.out / ("students" if full else "screening") / network.name
+            student = {"channels": network.channels, "norm": network.norm}
+            recipe = self.recipe.replace({"distillation": {"student": student}}, {} if full else SCREENING)
+            results.append(start_or_resume(folder, functools.partial(self._distil, recipe, folder)))
+        return results
+
+    def _distil(self, recipe: Recipe, folder: Path) -> RunResult:
+        job = distillation_job(
+            self.teacher, recipe, folder, data=self.data, data_root=self.data_root, caches=self.caches
+        )
+        return run_jobs([job]).single()
 
 
 def _check_folder(out: Path, recipe: Recipe, teacher_sha256: str) -> None:

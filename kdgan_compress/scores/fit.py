@@ -6,6 +6,7 @@ coordinates: it shrinks towards the identity, so where positions do not matter i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -144,6 +145,7 @@ def _gaussian_per_position(features: Array, mean: Array, projection: Array) -> P
 def fit_mixture(features: Array, num_components: int, num_pca: int, seed: int = 0) -> Mixture:
     """K Gaussians with full covariances on the leading principal components of features (N, P, D)."""
     from sklearn.decomposition import PCA
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     rows = _rows(features)
@@ -151,7 +153,10 @@ def fit_mixture(features: Array, num_components: int, num_pca: int, seed: int = 
     keep = pca.explained_variance_ > RANK_TOL * pca.explained_variance_[0]
     projection = pca.components_[keep].T
     offset = pca.mean_ @ projection
-    mixture = GaussianMixture(num_components, random_state=seed, reg_covar=RANK_TOL).fit(rows @ projection - offset)
+    mixture = GaussianMixture(num_components, random_state=seed, reg_covar=RANK_TOL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a likelihood that still rises a little is good enough
+        mixture.fit(rows @ projection - offset)
     whitening = torch.from_numpy(mixture.precisions_cholesky_)
     return Mixture(
         projection=torch.from_numpy(projection),

@@ -28,6 +28,9 @@ def test_the_smallest_student_within_the_limits_is_chosen(cli: Cli, runs: dict[s
         each | {"run": str(Path(each["run"]).relative_to(tmp_path / "search"))} for each in report["candidates"]
     ]
     assert (tmp_path / "search" / "search.png").stat().st_size > 5000
+    results = [json.loads(path.read_text()) for path in (tmp_path / "search").rglob("result.json")]
+    notes = sorted(result["teacher_cache"] for result in results)
+    assert [note.startswith("computed") for note in notes] == [True, False, False, False]  # the teacher runs once
 
     winner = report["winner"]
     detector = tmp_path / "winner.onnx"

@@ -1,5 +1,7 @@
 """Fitted statistics against scikit-learn and SciPy."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,11 @@ def test_mixture_is_the_negative_log_likelihood() -> None:
     densities = [multivariate_normal(mean, covariance).logpdf(reduced) for mean, covariance in components]
     by_hand = -logsumexp(np.stack(densities) + np.log(mixture.weights_)[:, None], axis=0)
     np.testing.assert_allclose(_score(statistic, features)[:, 0], by_hand, rtol=1e-4)
+
+
+def test_mixture_that_does_not_converge_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sklearn.mixture.GaussianMixture", functools.partial(GaussianMixture, max_iter=1))
+    assert fit_mixture(_correlated(150, 1, 5), num_components=2, num_pca=3).means.shape == (2, 3)
 
 
 def test_number_of_components_is_chosen_by_held_out_likelihood() -> None:
