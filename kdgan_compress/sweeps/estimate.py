@@ -4,20 +4,28 @@ from collections.abc import Sequence
 
 from kdgan_compress.sweeps.fleets import Fleet
 
+Total = tuple[int, float]
+"""Cells, and the seconds that they took together."""
+
 MIN_FRACTION = 0.02
 """A fleet that has done less says nothing yet about its time."""
 
 
 class TimeEstimate:
-    """Seconds per cell of each shape; a shape that is not known yet takes as long as the mean of the others."""
+    """Seconds per cell of each shape.
+
+    A shape that is not known yet takes as long as the mean of the others; one whose cells share trainings, as long as
+    the others without their training.
+    """
 
     def __init__(self) -> None:
-        self._by_shape: dict[str, tuple[int, float]] = {}
+        self._by_shape: dict[str, Total] = {}
+        self._untrained: Total = (0, 0.0)
 
-    def add(self, fleet: Fleet, seconds: float) -> None:
-        """Take a finished fleet into account."""
-        num_cells, total = self._by_shape.get(fleet.shape, (0, 0.0))
-        self._by_shape[fleet.shape] = num_cells + len(fleet.cells), total + seconds
+    def add(self, fleet: Fleet, seconds: float, training_seconds: float) -> None:
+        """Take a finished fleet into account: its seconds, and those of them in which it trained."""
+        self._by_shape[fleet.shape] = _plus(self._by_shape.get(fleet.shape, (0, 0.0)), len(fleet.cells), seconds)
+        self._untrained = _plus(self._untrained, len(fleet.cells), seconds - training_seconds)
 
     def seconds_left(
         self, waiting: Sequence[Fleet], running: Sequence[tuple[Fleet, float, float]], num_workers: int
@@ -35,14 +43,21 @@ class TimeEstimate:
                 known.setdefault(fleet.shape, (len(fleet.cells), seconds / fraction))
         if not known:
             return None
-        left = [
-            seconds * (1 / fraction - 1) if fraction >= MIN_FRACTION else max(0.0, _seconds(fleet, known) - seconds)
-            for fleet, seconds, fraction in running
-        ]
-        total = sum(left) + sum(_seconds(fleet, known) for fleet in waiting)
+        left = []
+        for fleet, seconds, fraction in running:
+            expected = seconds / fraction if fraction >= MIN_FRACTION else self._seconds(fleet, known)
+            left.append(max(0.0, expected - seconds))
+        total = sum(left) + sum(self._seconds(fleet, known) for fleet in waiting)
         return max([total / num_workers, *left])
 
+    def _seconds(self, fleet: Fleet, known: dict[str, Total]) -> float:
+        total = known.get(fleet.shape)
+        if total is None and fleet.shares_trainings and self._untrained[0]:
+            total = self._untrained
+        if total is None:
+            total = sum(cells for cells, _ in known.values()), sum(seconds for _, seconds in known.values())
+        return len(fleet.cells) * total[1] / total[0]
 
-def _seconds(fleet: Fleet, known: dict[str, tuple[int, float]]) -> float:
-    num_cells, total = known.get(fleet.shape) or tuple(map(sum, zip(*known.values(), strict=True)))
-    return len(fleet.cells) * total / num_cells
+
+def _plus(total: Total, num_cells: int, seconds: float) -> Total:
+    return total[0] + num_cells, total[1] + seconds

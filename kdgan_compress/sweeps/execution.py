@@ -152,7 +152,9 @@ class SweepExecution:
         fleet, error = running.fleet, _error_of(future)
         if error is None:
             outcome = future.result()
-            self._estimate.add(fleet, outcome.seconds)
+            results = [] if fleet.shares_trainings else outcome.by_run.values()
+            training = sum(each.seconds for each in results if isinstance(each, RunResult))
+            self._estimate.add(fleet, outcome.seconds, training)
             for cell in fleet.cells:
                 yield self._end(cell, outcome.by_run[cell.run])
             return

@@ -35,6 +35,11 @@ class Fleet:
         """Run folders that need to be finished before this fleet starts: teachers, and trainings that it shares."""
         return {run for cell in self.cells for run in (cell.teacher, cell.trained_in) if run is not None}
 
+    @property
+    def shares_trainings(self) -> bool:
+        """Whether its cells share the trainings of others, and are only evaluated."""
+        return self.cells[0].trained_in is not None
+
 
 def cut_into_fleets(cells: Sequence[Cell], num_workers: int, begun: Sequence[Sequence[str]] = ()) -> list[Fleet]:
     """Fleets in the order of their first cells.

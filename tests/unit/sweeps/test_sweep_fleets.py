@@ -1,6 +1,7 @@
 """Fleets: every cell once, one shape each, balanced over the workers; the estimate of the time left."""
 
 import collections
+from dataclasses import replace
 
 import pytest
 
@@ -72,11 +73,15 @@ def test_the_time_left_is_that_of_the_cells_left(recipe):
     estimate = TimeEstimate()
     assert estimate.seconds_left([a], [(b, 3.0, 0.0)], 1) is None
     assert estimate.seconds_left([a], [(b, 3.0, 0.5)], 1) == pytest.approx(3 + 6)
-    estimate.add(a, 10.0)
+    estimate.add(a, 10.0, 7.0)
     assert estimate.seconds_left([b], [], 1) == pytest.approx(10)
     assert estimate.seconds_left([b, c], [], 2) == pytest.approx(10)
     assert estimate.seconds_left([], [(b, 4.0, 0.0)], 2) == pytest.approx(6)
     assert estimate.seconds_left([], [(b, 14.0, 0.0)], 2) == 0
+    evaluated = Fleet("a, evaluated", tuple(replace(cell, trained_in="runs/0") for cell in a.cells))
+    assert estimate.seconds_left([evaluated], [], 1) == pytest.approx(3)
+    estimate.add(evaluated, 5.0, 0.0)
+    assert estimate.seconds_left([evaluated], [], 1) == pytest.approx(5)
 
 
 def test_a_data_set_is_downloaded_once_before_the_workers_start(recipe, monkeypatch):
