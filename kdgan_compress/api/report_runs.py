@@ -12,6 +12,7 @@ from kdgan_compress.api.report_entries import Key
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.arrangement import Arrangement, PlacedRun
 from kdgan_compress.experiment.models import load_model
+from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.profiling.machine import machine_name, versions
 from kdgan_compress.reports.results import Entry
 
@@ -23,14 +24,13 @@ def environment_of(arrangement: Arrangement, cells: Cells, latency: bool) -> lis
     runs = [run for each in cells.values() for run in each]
     results = [run.run.result for run in runs]
     threads = sorted({result.threads for result in results})
-    seconds = sum(result.seconds for result in results)
     facts = [
         ("runs", str(len(runs))),
         ("variant", arrangement.variant),
         ("seeds", ", ".join(map(str, sorted({result.seed for result in results})))),
         ("trained on", "; ".join(dict.fromkeys(result.machine for result in results))),
         ("threads", ", ".join(map(str, threads))),
-        ("training time", f"{_duration(seconds)} in total, without evaluation"),
+        ("training time", f"{_duration(training_seconds(runs))} in total, without evaluation"),
         ("trained with", _versions_of([each[0] for each in cells.values()])),
         ("reported with", ", ".join(f"{name} {version}" for name, version in versions().items())),
         (
@@ -39,6 +39,16 @@ def environment_of(arrangement: Arrangement, cells: Cells, latency: bool) -> lis
         ),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def training_seconds(runs: Sequence[PlacedRun]) -> float:
+    """Seconds of all trainings; cells of a sweep that share one have the same metrics."""
+    seconds: dict[bytes, float] = {}
+    for run in runs:
+        metrics = RunFolder(run.run.path).metrics
+        key = metrics.read_bytes() if metrics.exists() else bytes(run.run.path)
+        seconds[key] = run.run.result.seconds
+    return sum(seconds.values())
 
 
 def commands_of(cells: Cells, entries: Mapping[Key, Entry]) -> dict[str, str]:

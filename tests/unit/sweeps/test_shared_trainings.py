@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from kdgan_compress.api.report_runs import training_seconds
 from kdgan_compress.api.sweep import sweep
 from kdgan_compress.data.settings import DataSettings
+from kdgan_compress.experiment.arrangement import arrange_runs
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.sweeps.axes import parse_axes
 from kdgan_compress.sweeps.fleets import cut_into_fleets
@@ -79,6 +81,9 @@ def test_a_shared_training_gives_what_its_own_training_gives(recipe, tmp_path, i
     metrics = {RunFolder(tmp_path / "shared" / cell.run).metrics.read_bytes() for cell in shared.cells}
     assert len(metrics) == 1  # with the seconds of the only training
     num_trainings = 2 if distill else 1
+    placed = arrange_runs([tmp_path / "shared"]).runs
+    assert len(placed) == 4 * num_trainings
+    assert training_seconds(placed) == pytest.approx(shared.training_seconds)
     assert shared.training_seconds < 1.5 * num_trainings * shared.cells[0].result.seconds + 1
 
 
