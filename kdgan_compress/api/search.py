@@ -123,7 +123,8 @@ def search(
         if not fitting:
             _write(out, short, limits)
             raise limits.error(short)
-        names = survivors([Scored(c.network, c.auc, c.size_bytes) for c in fitting], keep, limits.max_auc_drop)
+        scored = [Scored(each.network, each.auc, each.size_bytes) for each in fitting]
+        names = survivors(scored, keep, limits.max_auc_drop, halves.teacher_auc[0])
         trained = trainer.train([each for each in networks if each.name in names], full=True)
         announce("measuring their files")
         final = measure([each.run for each in trained], halves, precisions, ranks, scratch, is_final=True)
