@@ -13,8 +13,8 @@ from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.recipe import Recipe
 from kdgan_compress.experiment.recipe_sections import DistillationSection, ModelSection, TrainingSection
 from kdgan_compress.experiment.student import student_architecture
-from kdgan_compress.experiment.sweep_section import Axes, ReportSection, SweepSection
-from kdgan_compress.sweeps.axes import STUDENT, Command, axis_settings, check_axes, nested
+from kdgan_compress.experiment.sweep_section import Axes, AxisValues, ReportSection, SweepSection
+from kdgan_compress.sweeps.axes import STUDENT, Command, axis_keys, axis_settings, check_axes, nested
 
 NO_TEACHER = "none"
 """The schedule of a student that is trained without a teacher."""
@@ -104,7 +104,8 @@ def plan_sweep(
     section = recipe.sweep or SweepSection()
     variant = section.quick if quick else None
     command: Command = "distill" if distill else section.command
-    grid: Axes = section.axes | (variant.axes if variant else {}) | (axes or {})
+    known: Axes = section.axes | (variant.axes if variant else {})
+    grid = known | {name: _with_settings(name, each, known.get(name), command) for name, each in (axes or {}).items()}
     check_axes(grid, command)
     fixed = (variant.set if variant else {}) | (settings or {})
     base = recipe.model_copy(update={"sweep": None, "data": recipe.data.relocate(None, data_root)})
@@ -138,6 +139,15 @@ def plan_sweep(
         cells=tuple(cells),
         teachers=tuple(teachers.values()),
     )
+
+
+def _with_settings(name: str, values: AxisValues, known: AxisValues | None, command: Command) -> AxisValues:
+    """Values that replace those of a recipe's axis, with the settings to which the recipe maps them."""
+    if isinstance(values, dict) or not isinstance(known, dict):
+        return values
+    if not axis_keys(name, command) and not set(values) <= set(known):
+        return values  # a name that only the recipe's mapping gives a meaning
+    return {value: known.get(value, {}) for value in values}
 
 
 def _report(section: SweepSection, axes: list[str]) -> ReportSection:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.recipe import RECIPES, load_recipe
 from kdgan_compress.sweeps.grid import plan_sweep
 from kdgan_compress.sweeps.summary import summarize
@@ -90,3 +91,11 @@ def test_the_documents_list_every_grid_with_its_cells():
         for index, name in enumerate(names):
             found[name] = tuple(each[min(index, len(each) - 1)] for each in counts)
     assert found == {name: counts[:2] for name, counts in CELLS.items()}
+
+
+def test_chosen_values_of_an_axis_keep_the_settings_that_the_recipe_gives_them():
+    recipe = load_recipe("fig6")
+    every, chosen = (plan_sweep(recipe, "fig6", axes) for axes in (None, {"data": ["mnist"]}))
+    assert [cell.recipe for cell in chosen.cells] == [c.recipe for c in every.cells if c.axes["data"] == "mnist"]
+    with pytest.raises(KdganError, match="must name a setting"):
+        plan_sweep(load_recipe("cvgad-table1"), "cvgad-table1", {"left_out": ["nothing", "everything"]})
