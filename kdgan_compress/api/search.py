@@ -90,7 +90,7 @@ def search(
         norms: Normalisation layers.
         precisions: Precisions of the files.
         ranks: Ranks of the files (``export --rank``, or ``--latent-rank`` of a score without statistics).
-        keep: Fraction of the students that the full training gets; 1 for an exhaustive search.
+        keep: Fraction of the students that get the full training; 1 for all that are small and fast enough.
         data: Where the images are now.
         data_root: The same for named data sets.
         announce: Called with a line about each step.

@@ -44,6 +44,6 @@ def survivors(
     lowest = min(by_auc[0].auc, teacher_auc) - max_auc_drop
     within = sorted((each for each in by_auc if each.auc >= lowest), key=lambda each: each.size_bytes)
     below = [each for each in by_auc if each.auc < lowest and each.size_bytes < within[0].size_bytes]
-    first = (dict.fromkeys(each.name for each in group) for group in (within, below))
-    in_turns = [name for pair in itertools.zip_longest(*first) for name in pair if name is not None]
+    names = (dict.fromkeys(each.name for each in group) for group in (within, below))
+    in_turns = [name for pair in itertools.zip_longest(*names) for name in pair if name is not None]
     return list(dict.fromkeys([*in_turns, *(each.name for each in by_auc)]))[:number]

@@ -15,17 +15,17 @@ class TimeEstimate:
     """Seconds per cell of each shape.
 
     A shape that is not known yet takes as long as the mean of the others; one whose cells share trainings, as long as
-    the others without their training.
+    the evaluation of the others.
     """
 
     def __init__(self) -> None:
         self._by_shape: dict[str, Total] = {}
-        self._untrained: Total = (0, 0.0)
+        self._evaluation: Total = (0, 0.0)
 
     def add(self, fleet: Fleet, seconds: float, training_seconds: float) -> None:
         """Take a finished fleet into account: its seconds, and those of them in which it trained."""
         self._by_shape[fleet.shape] = _plus(self._by_shape.get(fleet.shape, (0, 0.0)), len(fleet.cells), seconds)
-        self._untrained = _plus(self._untrained, len(fleet.cells), seconds - training_seconds)
+        self._evaluation = _plus(self._evaluation, len(fleet.cells), seconds - training_seconds)
 
     def seconds_left(
         self, waiting: Sequence[Fleet], running: Sequence[tuple[Fleet, float, float]], num_workers: int
@@ -52,8 +52,8 @@ class TimeEstimate:
 
     def _seconds(self, fleet: Fleet, known: dict[str, Total]) -> float:
         total = known.get(fleet.shape)
-        if total is None and fleet.shares_trainings and self._untrained[0]:
-            total = self._untrained
+        if total is None and fleet.shares_trainings and self._evaluation[0]:
+            total = self._evaluation
         if total is None:
             total = sum(cells for cells, _ in known.values()), sum(seconds for _, seconds in known.values())
         return len(fleet.cells) * total[1] / total[0]
