@@ -75,4 +75,4 @@ def fit_scorer(
         return Fitted(scorer, score_images(scorer, split.calibration), scored, fit.description)
     what = "normal photos" if split.is_tiled else "training normals"
     scored = f"{len(chosen)} {what}' scores, each by a statistic that was fitted without it"
-    return Fitted(scorer, fit.scores, scored, fit.description)
+    return Fitted(scorer, fit.held_out_scores(), scored, fit.description)

@@ -24,7 +24,7 @@ from kdgan_compress.export.validation.gate import (
     measure_agreement,
 )
 from kdgan_compress.scores import FittedScorer, PositionGaussian, ScoreSettings
-from kdgan_compress.scores.fit import held_out_scores
+from kdgan_compress.scores.fit import truncated_held_out_scores
 
 
 def truncate_rank(scorer: nn.Module, rank: int) -> FittedScorer:
@@ -62,7 +62,7 @@ def measure_truncation(
     if data.in_fit:
         rank, keep = (_statistic(each).means.shape[1] for each in (whole, truncated))
         settings = ScoreSettings("gaussian", whole.features, positions="per-position", rank=rank, photo=whole.photo)
-        normals = held_out_scores(position_features(whole, _tensor(data.normals)), settings, keep)
+        normals = truncated_held_out_scores(position_features(whole, _tensor(data.normals)), settings, keep)
     else:
         threshold = rule.find(exact.normals, exact.test, data)
     new = rule.find(normals, changed.test, data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,13 +52,13 @@ class Fit:
 
     Attributes:
         statistic: Fitted on all images.
-        scores: (N,) each image's score by statistics that were fitted without it.
         description: The statistic in words, with what was chosen and why.
+        held_out_scores: Computes each image's score (N,) by a statistic that is fitted without it (five folds).
     """
 
     statistic: Statistic
-    scores: Array
     description: str
+    held_out_scores: Callable[[], Array]
 
 
 def fit_statistic(features: Float[np.ndarray, "N P D"], settings: ScoreSettings, seed: int = 0) -> Fit:
@@ -77,23 +78,18 @@ def fit_statistic(features: Float[np.ndarray, "N P D"], settings: ScoreSettings,
     if not np.isfinite(features).all():
         raise KdganError("The features of normal images must be finite", "found NaN or infinity", "Train again")
     fit, description = _choose(features, settings, seed)
-    scores = np.empty(len(features))
-    for train, held_out in _folds(len(features), seed):
-        scores[held_out] = _photo_scores(fit(features[train]), features[held_out], settings)
-    return Fit(fit(features), scores, description)
+    return Fit(fit(features), description, partial(_held_out_scores, features, settings, fit, seed))
 
 
-def held_out_scores(features: Float[np.ndarray, "N P D"], settings: ScoreSettings, keep: int, seed: int = 0) -> Array:
+def truncated_held_out_scores(
+    features: Float[np.ndarray, "N P D"], settings: ScoreSettings, keep: int, seed: int = 0
+) -> Array:
     """Each photo's score by a Gaussian per position that was fitted without it, and truncated to ``keep`` directions.
 
-    With ``keep`` equal to the rank these are the scores of ``fit_statistic`` with the same settings and seed.
+    With ``keep`` equal to the rank these are the held-out scores of ``fit_statistic`` with the same settings and seed.
     """
-    features = features.astype(np.float64)
-    scores = np.empty(len(features))
-    for train, held_out in _folds(len(features), seed):
-        statistic = fit_position_gaussian(features[train], settings.rank).truncate(keep)
-        scores[held_out] = _photo_scores(statistic, features[held_out], settings)
-    return scores
+    fit = lambda rows: fit_position_gaussian(rows, settings.rank).truncate(keep)  # noqa: E731
+    return _held_out_scores(features.astype(np.float64), settings, fit, seed)
 
 
 def fit_gaussian(features: Array) -> Gaussian:
@@ -223,6 +219,13 @@ def _folds(num_images: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[
     """Indices to fit on and indices held out, for each fold of a seeded permutation."""
     parts = np.array_split(np.random.default_rng(seed).permutation(num_images), NUM_FOLDS)
     return [(np.concatenate([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(NUM_FOLDS)]
+
+
+def _held_out_scores(features: Array, settings: ScoreSettings, fit: Callable[[Array], Statistic], seed: int) -> Array:
+    scores = np.empty(len(features))
+    for train, held_out in _folds(len(features), seed):
+        scores[held_out] = _photo_scores(fit(features[train]), features[held_out], settings)
+    return scores
 
 
 def _photo_scores(statistic: Statistic, features: Array, settings: ScoreSettings) -> Array:

@@ -119,9 +119,24 @@ def test_scores_outside_the_fit_are_higher_than_in_it() -> None:
     features = _correlated(80, 1, 30)
     fit = fit_statistic(features, ScoreSettings())
     unseen = np.sqrt(LedoitWolf().fit(_correlated(80, 1, 30)[:, 0]).mahalanobis(features[:, 0]))
-    assert fit.scores.mean() > 1.05 * unseen.mean()
+    held_out = fit.held_out_scores()
+    assert held_out.mean() > 1.05 * unseen.mean()
     new = _correlated(1000, 1, 30)[80:]
-    assert fit.scores.mean() == pytest.approx(_score(fit.statistic, new).mean(), rel=0.1)
+    assert held_out.mean() == pytest.approx(_score(fit.statistic, new).mean(), rel=0.1)
+
+
+def test_scores_outside_the_fit_are_computed_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def counted(features: np.ndarray) -> Gaussian:
+        sizes.append(len(features))
+        return fit_gaussian(features)
+
+    monkeypatch.setattr("kdgan_compress.scores.fit.fit_gaussian", counted)
+    fit = fit_statistic(_correlated(80, 1, 3), ScoreSettings())
+    assert sizes == [80]
+    fit.held_out_scores()
+    assert sizes == [80] + 5 * [64]
 
 
 @pytest.mark.parametrize(
