@@ -30,6 +30,9 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.signal, self.message = signal, message
 
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, str]]:
+        return type(self), (self.signal, self.message)
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind where it has none."""

@@ -22,7 +22,7 @@ def resume(
 
     Args:
         path: A run folder, or a folder of run folders. Finished runs are left as they are.
-        command: The command that began the runs; None for either.
+        command: The command that began the runs; None for either. In a folder of runs, those of the other are left.
         **options: See ``RunOptions``.
 
     Returns:
@@ -32,15 +32,18 @@ def resume(
         KdganError: There is no run, one of the other command, or one whose teacher or training images are gone.
     """
     path = Path(path)
-    is_run = (path / "recipe.yaml").exists()
-    folders = [RunFolder(path)] if is_run else [RunFolder(child.parent) for child in sorted(path.glob("*/recipe.yaml"))]
+    is_run = _is_run(path)
+    children = [RunFolder(child.parent) for child in sorted(path.glob("*/recipe.yaml")) if _is_run(child.parent)]
+    folders = [RunFolder(path)] if is_run else [each for each in children if command in (None, _command_of(each))]
+    if not folders and children:
+        _check_command(children[0], command)
     if not folders:
         raise KdganError(
             "--resume needs a run folder, or a folder of runs", f"found no run in {path}", "Check the path"
         )
     check_requested(options.get("fleet_size"))
-    for folder in folders:
-        _check_command(folder, command)
+    if is_run:
+        _check_command(folders[0], command)
     finished = {folder: result for folder in folders if (result := read_result(folder)) is not None}
     for folder in finished:
         remove_leftovers(folder.path)
@@ -65,9 +68,19 @@ def start_or_resume(path: str | Path, start: Callable[[], RunResult]) -> RunResu
     return result
 
 
+def _is_run(path: Path) -> bool:
+    """Whether a folder is a run that may not have started; a folder of trials has a recipe and runs inside."""
+    return (path / "recipe.yaml").exists() and not any(path.glob("*/recipe.yaml"))
+
+
 def _check_command(folder: RunFolder, command: str | None) -> None:
-    began = "train" if load_recipe(str(folder.recipe)).distillation.teacher is None else "distill"
+    began = _command_of(folder)
     if command not in (None, began):
         raise KdganError(
             f"{command} --resume cannot finish a run of {began}", f"got {folder.path}", f"Use {began} --resume"
         )
+
+
+def _command_of(folder: RunFolder) -> str:
+    """The command that began a run."""
+    return "train" if load_recipe(str(folder.recipe)).distillation.teacher is None else "distill"

@@ -30,8 +30,6 @@ from kdgan_compress.reports.results import pareto_front
 from kdgan_compress.reports.search_plot import plot_search
 
 WIDTHS = (1, 2, 3, 4, 6, 8)
-SCREENING: dict[str, Any] = {"distillation": {"schedule": "1", "training": {"epochs": 1}}}
-"""The short training: K_l alone, one epoch."""
 
 
 @dataclass(frozen=True)
@@ -160,14 +158,29 @@ class _Trainer:
     caches: TeacherCaches = field(default_factory=TeacherCaches)
 
     def train(self, networks: Sequence[Network], full: bool) -> list[RunResult]:
+        """Train the students, or finish those that are begun; one that fails is announced and left out.
+
+        Raises:
+            KdganError: All fail.
+        """
         results = []
         for number, network in enumerate(networks, start=1):
             self.announce(f"{'full' if full else 'short'} training {number} of {len(networks)}: {network.name}")
             folder = self.out / ("students" if full else "screening") / network.name
             student = {"channels": network.channels, "norm": network.norm}
-            recipe = self.recipe.replace({"distillation": {"student": student}}, {} if full else SCREENING)
-            results.append(start_or_resume(folder, functools.partial(self._distil, recipe, folder)))
+            recipe = self.recipe.replace({"distillation": {"student": student}}, {} if full else self._short_training())
+            try:
+                results.append(start_or_resume(folder, functools.partial(self._distil, recipe, folder)))
+            except KdganError as error:
+                if number == len(networks) and not results:
+                    raise
+                self.announce(f"{network.name} is left out: {error}")
         return results
+
+    def _short_training(self) -> dict[str, Any]:
+        """One epoch of K_l alone; where the discriminator is scored, of structure 2, which trains it too."""
+        structure = "2" if self.recipe.score.uses_discriminator else "1"
+        return {"distillation": {"schedule": structure, "training": {"epochs": 1}}}
 
     def _distil(self, recipe: Recipe, folder: Path) -> RunResult:
         job = distillation_job(

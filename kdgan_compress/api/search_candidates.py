@@ -172,8 +172,12 @@ def measure(
     return candidates
 
 
+def rank_option(checkpoint: Checkpoint) -> str:
+    """The option of ``export`` for a rank: of the statistics per grid position or, without such, of the latent."""
+    return "--rank" if isinstance(checkpoint.statistic, PositionGaussian) else "--latent-rank"
+
+
 def _settings(checkpoint: Checkpoint, precision: str, rank: int | None) -> ExportSettings:
-    """A rank is that of the statistics per grid position or, of a score without statistics, of the latent."""
-    if isinstance(checkpoint.statistic, PositionGaussian):
+    if rank_option(checkpoint) == "--rank":
         return ExportSettings(precision, rank=rank)
     return ExportSettings(precision, latent_rank=rank)

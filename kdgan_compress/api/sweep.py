@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from kdgan_compress.gans import FAMILIES, is_entry_point
 from kdgan_compress.sweeps.axes import parse_axes
 from kdgan_compress.sweeps.downloads import download_data
 from kdgan_compress.sweeps.execution import ShowSweep, SweepExecution
-from kdgan_compress.sweeps.grid import Plan, plan_sweep
+from kdgan_compress.sweeps.grid import Cell, Plan, plan_sweep
 from kdgan_compress.sweeps.shared_trainings import share_trainings
 from kdgan_compress.sweeps.sweep_folder import SweepFolder
 from kdgan_compress.sweeps.teachers import reuse_teachers
@@ -107,7 +107,7 @@ def sweep(
     if teachers is not None:
         plan = reuse_teachers(plan, Path(teachers), folder.path)
     track_auc = track_auc or plan.track_auc
-    plan = plan if track_auc else share_trainings(plan)
+    plan = plan if track_auc else share_trainings(plan, folder.has_training)
     num_workers = count_cores() if workers is None else workers
     open_workers = (
         given_executor(executor, num_workers)
@@ -119,7 +119,7 @@ def sweep(
     with open_workers as opened:
         folder.write(plan)
         everything = [*plan.teachers, *plan.cells]
-        unfinished = [cell for cell in everything if folder.result(cell) is None]
+        unfinished = [_with_absolute_data(cell) for cell in everything if folder.result(cell) is None]
         families = tuple(name for name in FAMILIES if is_entry_point(name))
         task = FleetTask(str(folder.path), (), track_auc, families)
         download_data(unfinished)
@@ -140,3 +140,9 @@ def sweep(
         training_seconds=sum(result.seconds for result in trained),
         plan=plan,
     )
+
+
+def _with_absolute_data(cell: Cell) -> Cell:
+    """A cell whose images are found from any working directory: that of a cluster's worker may be another."""
+    recipe = cell.recipe
+    return replace(cell, recipe=recipe.model_copy(update={"data": recipe.data.absolute()}))

@@ -86,6 +86,9 @@ def search(
 
 
 def _print(report: "SearchReport") -> None:
+    from kdgan_compress.api.search_candidates import rank_option
+    from kdgan_compress.experiment.models import load_model
+
     click.echo("student                    KB      µs   AUC %    drop   drop on the other half")
     for each in report.front:
         mark = "   chosen" if each == report.winner else ""
@@ -99,7 +102,7 @@ def _print(report: "SearchReport") -> None:
         f"trained   {report.num_trained} of {report.num_networks} students fully, in {share:.0%} of the time for all"
     )
     click.echo(f"picture   {report.picture}")
-    rank = "" if winner.rank is None else f" --rank {winner.rank}"
+    rank = "" if winner.rank is None else f" {rank_option(load_model(winner.run))} {winner.rank}"
     click.echo(
         f"export    kdgan-compress export --model {winner.run} --precision {winner.precision}{rank} -o student.onnx"
     )

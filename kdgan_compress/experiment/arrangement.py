@@ -1,5 +1,6 @@
 """How a report arranges runs: which rows and columns they belong to, and which figures of the paper."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,7 @@ def _by_settings(folders: Sequence[Path]) -> Arrangement:
     found = find_runs(folders)
     settings = [run_settings(run.recipe) for run in found.runs]
     _name_models(found.runs, settings)
+    _add_teachers_training(found.runs, settings)
     axes = distinguishing(settings, without=["data"]) or [MODEL]
     placed = [
         _place(run, tuple(each.get(axis, "–") for axis in axes), "", each)
@@ -123,6 +125,18 @@ def _name_models(runs: Sequence[FinishedRun], settings: Sequence[dict[str, str]]
             each[MODEL] = TEACHER
         elif run.teacher is None and {name: each[name] for name in ("channels", "family")} in shapes:
             each[MODEL] = WITHOUT_TEACHER
+
+
+def _add_teachers_training(runs: Sequence[FinishedRun], settings: Sequence[dict[str, str]]) -> None:
+    """Add how a student's teacher was trained to its settings, where the teacher's folder still exists."""
+    for run, each in zip(runs, settings, strict=True):
+        if run.teacher is None:
+            continue
+        with contextlib.suppress(KdganError):
+            teacher = run_settings(read_run(run.teacher).recipe)
+            each |= {
+                f"teacher.{name}": teacher[name] for name in teacher if name.startswith(("training.", "objective."))
+            }
 
 
 def _by_sweep(folder: Path, sweep: SweepFile) -> Arrangement:

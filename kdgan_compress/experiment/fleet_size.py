@@ -137,9 +137,9 @@ def _check_fleets(jobs: Sequence[Job], size: int) -> None:
 
 
 def _fastest_size(jobs: Sequence[Job], max_size: int) -> int:
-    """The size with the least time per model over some steps of the first stage."""
-    used = losses_used(jobs[0].scheduler.stage_run(0))
-    jobs = [job for job in jobs if losses_used(job.scheduler.stage_run(0)) == used]
+    """The size with the least time per model over some steps of each stage."""
+    losses = [[losses_used(job.scheduler.stage_run(i)) for i in range(len(job.scheduler.stages))] for job in jobs]
+    jobs = [job for job, used in zip(jobs, losses, strict=True) if used == losses[0]]
     if len(jobs) == 1:
         return 1
     largest = min(max_size, len(jobs))
@@ -154,12 +154,17 @@ def _fastest_size(jobs: Sequence[Job], max_size: int) -> int:
 
 
 def _seconds_per_model(jobs: Sequence[Job]) -> float:
-    """Time of one step per model, without the time to set up the fleet: the better of two attempts."""
-    return min(_time_step(jobs) for _ in range(2)) / len(jobs)
+    """Time per model of one step of each stage, as often as it has epochs, without the time to set up the fleet.
+
+    Of each stage, the better of two attempts.
+    """
+    stages = jobs[0].scheduler.stages
+    times = [stage.epochs * min(_time_step(jobs, index) for _ in range(2)) for index, stage in enumerate(stages)]
+    return sum(times) / len(jobs)
 
 
-def _time_step(jobs: Sequence[Job]) -> float:
-    runs = _begin([_sample(job, 0) for job in jobs])
+def _time_step(jobs: Sequence[Job], stage_index: int) -> float:
+    runs = _begin([_sample(job, stage_index) for job in jobs])
     models, is_cuda = [StageProgress(run) for run in runs], runs[0].images.is_cuda
     num_measured = NUM_MEASURED_STEPS["cuda" if is_cuda else "cpu"]
     with ExitStack() as stack:

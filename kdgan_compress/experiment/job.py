@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdgan_compress.accel.optimizers import FusedAdam
 from kdgan_compress.data import Split, TileGrid, load_split, native_channels, resolve_tiles
-from kdgan_compress.distillation.policies import Stage
 from kdgan_compress.distillation.resizing import ResizedObjective, accept_larger_images
 from kdgan_compress.distillation.scheduler import ProgressiveScheduler
 from kdgan_compress.distillation.train_state import TrainState
@@ -20,7 +19,7 @@ from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.recipe_sections import TrainingSection
 from kdgan_compress.experiment.rehearsal import rehearse
 from kdgan_compress.experiment.run_folder import RunFolder
-from kdgan_compress.experiment.student import student_architecture
+from kdgan_compress.experiment.student import check_student_score, student_architecture
 from kdgan_compress.experiment.teacher_caches import TeacherCaches
 from kdgan_compress.files import expand_user
 from kdgan_compress.gans import Architecture, build, is_entry_point, to_device
@@ -78,6 +77,14 @@ class Job:
         """The GANs that any stage trains."""
         teacher = self.scheduler.teacher
         return [self.scheduler.student, *([teacher] if teacher and self.scheduler.trains_teacher else [])]
+
+    @property
+    def max_channels(self) -> int:
+        """The most channels of a network that any stage trains."""
+        channels = max(self.architecture.channels)
+        if self.teacher_architecture is None or not self.scheduler.trains_teacher:
+            return channels
+        return max(channels, *self.teacher_architecture.channels)
 
     def attach_teacher_cache(self) -> "Job":
         """The job with a teacher cache, if there can be one.
@@ -174,7 +181,7 @@ def distillation_job(
         objective = ResizedObjective(objective, architecture.image_size)
     stages = section.stages(len(split.train))
     trains_teacher = any(stage.loss_set.trains_teacher for stage in stages)
-    _check_scored_network(recipe, stages)
+    check_student_score(recipe.score, stages)
     widest = max(architecture.channels + (checkpoint.architecture.channels if trains_teacher else ()))
     threads = training.threads or choose_threads(widest)
     student = _new_state(recipe, architecture, objective)
@@ -239,20 +246,6 @@ def _new_state(
     training = recipe.distillation.training if is_distillation else recipe.training
     gan = build(architecture, training.seed) if checkpoint is None else checkpoint.build()
     return TrainState(to_device(gan, training.device), training.betas, training.ema_decay, objective, FusedAdam)
-
-
-def _check_scored_network(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """Check that some stage trains the student's discriminator if that is what is scored.
-
-    Raises:
-        KdganError: None does.
-    """
-    if recipe.score.uses_discriminator and not any(stage.loss_set.nu > 0 for stage in stages):
-        raise KdganError(
-            "A score on the student's discriminator needs a stage that trains it",
-            f"got the schedule {'->'.join(stage.name for stage in stages)}",
-            "Choose structure 2 or 4, such as 2->3, or other score.features",
-        )
 
 
 def _rehearse(

@@ -68,7 +68,9 @@ def run_settings(recipe: Recipe) -> dict[str, str]:
     sections = {"": {k: v for k, v in rest.items() if k not in (*values, "channels", "image_channels")}}
     sections |= {"training.": training, "objective.": objective, "score.": dumped["score"]}
     if recipe.distillation.teacher is not None:
-        sections |= {"loss.": section["loss"], "": sections[""]}
+        teacher_channels = model.channels_for(model.image_size)
+        teacher = {CHANNELS: "-".join(map(str, teacher_channels)), "family": model.family, "norm": model.norm}
+        sections |= {"loss.": section["loss"], "teacher.": teacher}
         values["teacher_learning_rate"] = str(section["teacher_learning_rate"])
     for prefix, content in sections.items():
         kept = {key: value for key, value in content.items() if key not in NOT_SETTINGS}

@@ -1,10 +1,13 @@
-"""A student's architecture: its teacher's, with what the recipe says of the student."""
+"""What a student is: its teacher's architecture with the student's settings, and a score of what is trained."""
 
 import dataclasses
+from collections.abc import Sequence
 
+from kdgan_compress.distillation.policies import Stage
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.recipe_sections import DistillationSection
 from kdgan_compress.gans import FAMILIES, Architecture
+from kdgan_compress.scores import ScoreSettings
 
 
 def student_architecture(section: DistillationSection, teacher: Architecture, is_tiled: bool) -> Architecture:
@@ -35,3 +38,17 @@ def student_architecture(section: DistillationSection, teacher: Architecture, is
     if family == teacher.family:
         return architecture
     return dataclasses.replace(architecture, num_clusters=None, extra_layers=None)
+
+
+def check_student_score(score: ScoreSettings, stages: Sequence[Stage]) -> None:
+    """Check that some stage trains the student's discriminator if that is what is scored.
+
+    Raises:
+        KdganError: None does.
+    """
+    if score.uses_discriminator and not any(stage.loss_set.nu > 0 for stage in stages):
+        raise KdganError(
+            "A score on the student's discriminator needs a stage that trains it",
+            f"got the schedule {'->'.join(stage.name for stage in stages)}",
+            "Choose structure 2 or 4, such as 2->3, or other score.features",
+        )

@@ -23,9 +23,9 @@ class TimeEstimate:
         self._evaluation: Total = (0, 0.0)
 
     def add(self, fleet: Fleet, seconds: float, training_seconds: float) -> None:
-        """Take a finished fleet into account: its seconds, and those of them in which it trained."""
+        """Take a finished fleet into account: its seconds, and those of its cells' training, earlier commands' too."""
         self._by_shape[fleet.shape] = _plus(self._by_shape.get(fleet.shape, (0, 0.0)), len(fleet.cells), seconds)
-        self._evaluation = _plus(self._evaluation, len(fleet.cells), seconds - training_seconds)
+        self._evaluation = _plus(self._evaluation, len(fleet.cells), max(0.0, seconds - training_seconds))
 
     def seconds_left(
         self, waiting: Sequence[Fleet], running: Sequence[tuple[Fleet, float, float]], num_workers: int

@@ -48,16 +48,20 @@ def cut_into_fleets(cells: Sequence[Cell], num_workers: int, begun: Sequence[Seq
         cells: Those that are still to be trained.
         num_workers: A shape's cells are cut into a multiple of this many fleets, if there are enough.
         begun: The run folders of each fleet of an earlier command, which stays one: weights depend on it by rounding.
+            Cells that share a training now are taken out of it, since it may be the fleet's own.
     """
     image_channels: dict[tuple[str, str | None], Any] = {}
     by_run = {cell.run: cell for cell in cells}
-    parts = [tuple(by_run.pop(run) for run in runs if run in by_run) for runs in begun]
-    fleets = [Fleet(_shape(part[0], image_channels), part) for part in parts if part]
+    parts = [[by_run.pop(run) for run in runs if run in by_run] for runs in begun]
+    divided = [
+        [cell for cell in part if (cell.trained_in is None) is trains] for part in parts for trains in (True, False)
+    ]
+    fleets = [Fleet(_shape(part[0], image_channels), tuple(part)) for part in divided if part]
     by_shape: dict[str, list[Cell]] = {}
     for cell in by_run.values():
         by_shape.setdefault(_shape(cell, image_channels), []).append(cell)
     for shape, members in by_shape.items():
-        is_wide = max(_channels(members[0])) >= MIN_WIDE and _device(members[0]) == "cpu"
+        is_wide = max(_trained_channels(members[0])) >= MIN_WIDE and _device(members[0]) == "cpu"
         fleets += [Fleet(shape, part) for part in _cut(members, 1 if is_wide else MAX_FLEET_SIZE, num_workers)]
     position = {cell.run: index for index, cell in enumerate(cells)}
     return sorted(fleets, key=lambda fleet: position[fleet.cells[0].run])
@@ -97,9 +101,15 @@ def _image_channels(recipe: Recipe) -> int | str:
         return str(error)
 
 
-def _channels(cell: Cell) -> tuple[int, ...]:
-    section = cell.recipe.model if cell.teacher is None else cell.recipe.distillation.student
-    return section.channels_for(cell.recipe.model.image_size)
+def _trained_channels(cell: Cell) -> tuple[int, ...]:
+    """Channels of the networks that any stage trains."""
+    model, distillation = cell.recipe.model, cell.recipe.distillation
+    teacher = model.channels_for(model.image_size)
+    if cell.teacher is None:
+        return teacher
+    student = distillation.student.channels_for(distillation.student.image_size or model.image_size)
+    trains_teacher = any(stage.loss_set.trains_teacher for stage in distillation.stages(1))
+    return (*student, *teacher) if trains_teacher else student
 
 
 def _device(cell: Cell) -> str:

@@ -142,12 +142,23 @@ def plan_sweep(
 
 
 def _with_settings(name: str, values: AxisValues, known: AxisValues | None, command: Command) -> AxisValues:
-    """Values that replace those of a recipe's axis, with the settings to which the recipe maps them."""
+    """Values that replace those of a recipe's axis, with the settings to which the recipe maps them.
+
+    Raises:
+        KdganError: A list next to a value that the recipe maps to settings.
+    """
     if isinstance(values, dict) or not isinstance(known, dict):
         return values
-    if not axis_keys(name, command) and not set(values) <= set(known):
-        return values  # a name that only the recipe's mapping gives a meaning
-    return {value: known.get(value, {}) for value in values}
+    mapped = {str(key): key for key in known}
+    num_mapped = sum(str(value) in mapped for value in values)
+    if num_mapped == 0 or (num_mapped < len(values) and not axis_keys(name, command)):
+        return values
+    lists = [value for value in values if isinstance(value, list | dict)]
+    if lists:
+        problem = f"The recipe gives values of the axis {name} settings of their own, which lists can't have"
+        raise KdganError(problem, f"got {lists[0]}", "Run the lists as a sweep of their own, or write a recipe")
+    keys: list[Any] = [mapped.get(str(value), value) for value in values]
+    return {key: known.get(key, {}) for key in keys}
 
 
 def _report(section: SweepSection, axes: list[str]) -> ReportSection:

@@ -1,7 +1,7 @@
-"""Cells that differ only in how they are evaluated: the first of them trains, and the others use its training."""
+"""Cells that differ only in how they are evaluated: one of them trains, and the others use its training."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kdgan_compress.data.settings import MISO_PROTOCOLS
 from kdgan_compress.experiment.recipe import Recipe
@@ -9,25 +9,37 @@ from kdgan_compress.scores import ScoreSettings
 from kdgan_compress.sweeps.grid import Cell, Plan, fingerprint
 
 
-def share_trainings(plan: Plan) -> Plan:
-    """The plan with ``trained_in`` set where an earlier cell differs only in its score or its test images.
+def share_trainings(plan: Plan, has_training: Callable[[Cell], bool] = lambda _: False) -> Plan:
+    """The plan with ``trained_in`` set where another cell differs only in its score or its test images.
 
     Not for sweeps that measure AUC after every epoch: the weights of earlier epochs can't be evaluated afterwards.
+
+    Args:
+        plan: Without shared trainings.
+        has_training: Whether a cell is trained, or its training has begun; the others share it. By default, the first
+            cell trains.
     """
-    teachers = _share(plan.teachers, {})
+    teachers = _share(plan.teachers, {}, has_training)
     shared = {teacher.run: teacher.trained_in for teacher in teachers if teacher.trained_in is not None}
-    return dataclasses.replace(plan, teachers=teachers, cells=_share(plan.cells, shared))
+    return dataclasses.replace(plan, teachers=teachers, cells=_share(plan.cells, shared, has_training))
 
 
-def _share(cells: Sequence[Cell], shared_teachers: Mapping[str, str]) -> tuple[Cell, ...]:
+def _share(
+    cells: Sequence[Cell], shared_teachers: Mapping[str, str], has_training: Callable[[Cell], bool]
+) -> tuple[Cell, ...]:
     """The cells in their order, of which students share a training if their teachers do."""
-    first: dict[tuple[str | None, str], str] = {}
-    shared = []
-    for cell in cells:
+
+    def training(cell: Cell) -> tuple[str | None, str]:
         teacher = cell.teacher and shared_teachers.get(cell.teacher, cell.teacher)
-        trained_in = first.setdefault((teacher, _training_fingerprint(cell.recipe)), cell.run)
-        shared.append(cell if trained_in == cell.run else dataclasses.replace(cell, trained_in=trained_in))
-    return tuple(shared)
+        return teacher, _training_fingerprint(cell.recipe)
+
+    trained_in: dict[tuple[str | None, str], str] = {}
+    for cell in sorted(cells, key=has_training, reverse=True):
+        trained_in.setdefault(training(cell), cell.run)
+    return tuple(
+        cell if run == cell.run else dataclasses.replace(cell, trained_in=run)
+        for cell, run in ((cell, trained_in[training(cell)]) for cell in cells)
+    )
 
 
 def _training_fingerprint(recipe: Recipe) -> str:

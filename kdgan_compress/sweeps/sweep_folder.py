@@ -33,15 +33,11 @@ class SweepFolder:
         """Write ``sweep.yaml``; the cells of an earlier sweep in this folder stay in it.
 
         Raises:
-            KdganError: A cell of the same name was trained with other settings; nothing is written.
+            KdganError: The earlier sweep has other axes or settings; nothing is written.
         """
         earlier = self.read() if self.file.exists() else {}
-        known = {entry["run"]: entry for key in ("cells", "teachers") for entry in earlier.get(key, [])}
-        for cell in (*plan.cells, *plan.teachers):
-            if known.get(cell.run, {}).get("fingerprint", fingerprint(cell.recipe)) != fingerprint(cell.recipe):
-                found = f"{self.path / cell.run} was planned with others"
-                hint = "Give another --out, or the settings of the first command"
-                raise KdganError("A sweep continues with the same settings only", found, hint)
+        if earlier:
+            self._check_continues(earlier, plan)
         old_axes = earlier.get("axes", {})
         axes = {name: _union(old_axes.get(name, []), values) for name, values in plan.axes.items()}
         content = {
@@ -57,6 +53,22 @@ class SweepFolder:
         }
         self._remove_leftovers(plan)
         write_text(self.file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def _check_continues(self, earlier: dict[str, Any], plan: Plan) -> None:
+        """Check that one report can have the cells of both sweeps: only the values of their axes differ."""
+        found = None
+        axes, settings = earlier.get("axes", {}), earlier.get("set", {})
+        known = {entry["run"]: entry for key in ("cells", "teachers") for entry in earlier[key]}
+        if axes.keys() != plan.axes.keys():
+            found = f"{self.file} has the axes {_listed(axes)}, this command has {_listed(plan.axes)}"
+        elif _of_results(settings) != _of_results(plan.settings):
+            found = f"{self.file} has the settings {_listed(settings)}, this command has {_listed(plan.settings)}"
+        for cell in (*plan.cells, *plan.teachers) if found is None else ():
+            if known.get(cell.run, {}).get("fingerprint", fingerprint(cell.recipe)) != fingerprint(cell.recipe):
+                found = f"{self.path / cell.run} was planned with others"
+        if found is not None:
+            hint = "Give another --out, or the axes and settings of the first command"
+            raise KdganError("A sweep continues with the same axes and settings only", found, hint)
 
     def _remove_leftovers(self, plan: Plan) -> None:
         """Remove what a killed sweep left in its folder and in those of its finished runs."""
@@ -107,9 +119,9 @@ class SweepFolder:
         except KdganError:
             return None
 
-    def is_started(self, cell: Cell) -> bool:
-        """Whether a worker has begun with a cell."""
-        return RunFolder(self.path / cell.run).recipe.exists()
+    def has_training(self, cell: Cell) -> bool:
+        """Whether a cell is trained, or its training has begun."""
+        return RunFolder(self.path / cell.run).state.exists()
 
     def log_path(self, run: str) -> Path:
         """Where the error of a failed cell is written."""
@@ -132,6 +144,16 @@ def _merge(earlier: list[dict[str, Any]], cells: tuple[Cell, ...]) -> list[dict[
             "fingerprint": fingerprint(cell.recipe),
         }
     return list(entries.values())
+
+
+def _of_results(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that results depend on."""
+    return {key: value for key, value in settings.items() if not key.endswith((".threads", ".device"))}
+
+
+def _listed(names: dict[str, Any]) -> str:
+    """Axes by name, and settings with their values."""
+    return ", ".join(name if isinstance(value, list) else f"{name}={value}" for name, value in names.items()) or "none"
 
 
 def _union(earlier: list[Any], values: list[Any]) -> list[Any]:

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from kdgan_compress.data import native_channels
+from kdgan_compress.data import native_channels, resolve_tiles
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.recipe import Recipe, load_recipe
 from kdgan_compress.experiment.results import read_result
@@ -53,7 +53,8 @@ def _identity_of_run(path: Path) -> str | None:
 
 def _identity(recipe: Recipe) -> str:
     """All that decides a teacher, in a form in which a recipe equals what a run folder makes of it."""
-    data = dataclasses.replace(recipe.data.absolute(), root=None, tiles=None)
+    data, _ = resolve_tiles(recipe.data, recipe.model.image_size)
+    data = dataclasses.replace(data.absolute(), root=None)
     architecture = recipe.model.architecture(native_channels(recipe.data))
     training = recipe.training.model_dump(mode="json", exclude={"threads", "device"})
     settings = [dataclasses.asdict(each) for each in (data, architecture, recipe.objective, recipe.score)]

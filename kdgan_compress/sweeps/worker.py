@@ -121,7 +121,7 @@ def _run(
     """Train the jobs together; if they can't be trained together, one after the other."""
 
     def run() -> dict[str, RunResult | KdganError]:
-        is_narrow = max(jobs[0].architecture.channels) <= MAX_NARROW
+        is_narrow = jobs[0].max_channels <= MAX_NARROW
         size = 1 if jobs[0].trained_in else len(jobs) if is_narrow else None
         results = run_jobs(jobs, fleet_size=size, track_auc=task.track_auc, show_progress=_progress_writer(task))
         return dict(results.by_run)

@@ -6,6 +6,12 @@ from pathlib import Path
 import pytest
 from command_line import Cli, only_json
 
+from kdgan_compress.api import search
+from kdgan_compress.errors import KdganError
+from kdgan_compress.experiment.recipe import Recipe, load_recipe
+from kdgan_compress.experiment.results import RunResult
+from kdgan_compress.export.validation.gate import Agreement
+
 OPTIONS = ("--width", "1,2", "--set", "distillation.training.epochs=1", "--norm", "instance")
 
 
@@ -51,6 +57,42 @@ def test_the_smallest_student_within_the_limits_is_chosen(cli: Cli, runs: dict[s
     assert "chosen" in out
     assert f"--model {winner['run']}" in out
     assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_a_score_of_the_discriminator_has_a_short_training_that_trains_it(
+    cli: Cli, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    options = (*OPTIONS, "--width", 1, "--precision", "fp32", "--set", "score.features=discriminator")
+    code, _, _ = cli("search", "--teacher", runs["teacher"], *options, "--max-kb", 1000, "--out", tmp_path / "search")
+    assert code == 0
+    recipes = {path.parent.parent.name: load_recipe(str(path)) for path in tmp_path.rglob("recipe.yaml")}
+    assert {name: recipe.distillation.schedule for name, recipe in recipes.items()} == {
+        "screening": "2",
+        "students": "2->3",
+    }
+
+
+def test_the_printed_command_exports_the_winner_and_a_student_that_fails_is_left_out(
+    cli: Cli, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distil = search._Trainer._distil
+
+    def fail_wide(self: search._Trainer, recipe: Recipe, folder: Path) -> RunResult:
+        if folder.name == "2-4-8-instance":
+            raise KdganError("Weights must stay finite", "they are not", "Lower the learning rate")
+        return distil(self, recipe, folder)
+
+    monkeypatch.setattr(search._Trainer, "_distil", fail_wide)
+    monkeypatch.setattr(Agreement, "check", lambda *_: None)  # so short a training loses AUC by any rank
+    options = (*OPTIONS, "--precision", "fp32", "--rank", 15, "--set", "score.type=norm", "--max-auc-drop", 1)
+    code, out, err = cli("search", "--teacher", runs["teacher"], *options, "--out", tmp_path / "search")
+    assert code == 0
+    assert "2-4-8-instance is left out: Weights must stay finite" in err
+    (command,) = (line.split("kdgan-compress ")[1] for line in out.splitlines() if line.startswith("export"))
+    assert "--latent-rank 15" in command
+    monkeypatch.chdir(tmp_path)
+    assert cli(*command.split())[0] == 0
+    assert (tmp_path / "student.onnx").exists()
 
 
 @pytest.mark.parametrize("limit", [("--max-kb", 1), ("--max-latency-us", 0.001)])

@@ -35,6 +35,16 @@ def test_rows_differ_by_the_settings_that_differ(tmp_path):
     assert {run.labels for run in arranged.runs} == {(c, w) for c in ("1-2-4", "2-4-8") for w in ("9.0", "50.0")}
 
 
+def test_students_of_different_teachers_are_different_rows(tmp_path):
+    for name, changes in {"a": {"model": {"width": 16}}, "b": {}, "c": {"training": {"num_images": 6000}}}.items():
+        teacher = write_run(tmp_path / "teachers" / name, **changes)
+        write_run(tmp_path / "runs" / name, teacher=teacher, model=changes.get("model", {}))
+    assert arrange_runs([tmp_path / "runs" / "a", tmp_path / "runs" / "b"]).axes == ["teacher.channels"]
+    arranged = arrange_runs([tmp_path / "runs"])
+    assert arranged.axes == ["teacher.channels", "teacher.training.num_images"]
+    assert len({run.labels for run in arranged.runs}) == 3
+
+
 def test_a_single_kind_of_run_is_one_row_and_equal_runs_are_numbered(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name)

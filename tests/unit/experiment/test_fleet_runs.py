@@ -23,6 +23,7 @@ from kdgan_compress.experiment import fleet_size as fleet_module
 from kdgan_compress.experiment.checkpoint import load_checkpoint
 from kdgan_compress.experiment.job import distillation_job, training_job
 from kdgan_compress.experiment.recipe import load_recipe, parse_recipe
+from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.gans import build, ede
 
 pytestmark = pytest.mark.usefixtures("float64", "quick_runs")
@@ -653,6 +654,22 @@ def test_runs_are_resumed_by_the_command_that_began_them(together, single, stude
         resume(together[0], command="distill")
     with pytest.raises(KdganError, match=r"train --resume cannot finish a run of distill; .*\. Use distill --resume"):
         resume(students("2", TEACHERS[0]).parent, command="train")
+
+
+def test_a_folder_of_runs_is_resumed_without_those_of_the_other_command_and_of_trials(recipes, tmp_path, students):
+    runs = tmp_path / "runs"
+    shutil.copytree(students("2", TEACHERS[0]), runs / "student")
+    (runs / "student" / "result.json").unlink()
+    train(recipes[:2], runs)
+    trial = RunFolder(runs / "trials" / "trial-0")
+    trial.create(recipes[0].to_yaml())
+    shutil.copy(trial.recipe, runs / "trials")
+    result = resume(runs, command="train")
+    assert sorted(Path(member.run).name for member in result.members) == sorted(
+        path.name for path in runs.iterdir() if path.name not in ("student", "trials")
+    )
+    assert [Path(member.run).name for member in resume(runs / "trials").members] == ["trial-0"]
+    assert not (runs / "student" / "result.json").exists()
 
 
 def test_families_that_cannot_train_together_train_one_by_one(recipes, tmp_path, monkeypatch):

@@ -97,5 +97,14 @@ def test_chosen_values_of_an_axis_keep_the_settings_that_the_recipe_gives_them()
     recipe = load_recipe("fig6")
     every, chosen = (plan_sweep(recipe, "fig6", axes) for axes in (None, {"data": ["mnist"]}))
     assert [cell.recipe for cell in chosen.cells] == [c.recipe for c in every.cells if c.axes["data"] == "mnist"]
+    recipe = load_recipe("table6")
+    every, chosen = (plan_sweep(recipe, "table6", axes) for axes in (None, {"schedule": [1, "2->3"]}))
+    assert [cell.recipe for cell in chosen.cells] == [
+        cell.recipe for cell in every.cells if cell.axes["schedule"] in ("1", "2->3")
+    ]
+    with pytest.raises(KdganError, match="which lists can't have"):
+        plan_sweep(recipe, "table6", {"schedule": ["2->3", [{"structure": 2, "epochs": 3}]]})
+    alone = plan_sweep(recipe, "table6", {"schedule": [[{"structure": 2, "epochs": 3}]]})
+    assert {cell.recipe.distillation.schedule[0].epochs for cell in alone.cells} == {3}
     with pytest.raises(KdganError, match="must name a setting"):
         plan_sweep(load_recipe("cvgad-table1"), "cvgad-table1", {"left_out": ["nothing", "everything"]})

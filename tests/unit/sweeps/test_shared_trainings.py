@@ -63,6 +63,24 @@ def test_trainings_come_before_the_cells_that_share_them(recipe):
     assert second.needs == {cell.run for cell in first.cells}
 
 
+def test_a_cell_that_is_trained_already_is_shared(recipe, tmp_path, inline):
+    options = {"executor": inline, "workers": 1}
+    first = sweep(recipe, tmp_path / "s", axes={"score": "gaussian"}, **options)
+    grown = sweep(recipe, tmp_path / "s", axes={"score": "norm,gaussian"}, **options)
+    assert [cell.trained_in for task in inline.tasks for cell in task.cells] == [None, "runs/score-gaussian"]
+    assert grown.cells[0].result.seconds == first.cells[0].result.seconds
+    assert grown.training_seconds == 0
+
+
+def test_a_fleet_never_needs_itself(recipe):
+    plan = plan_sweep(recipe, "test", parse_axes({"score": "norm,gaussian", "seed": "0,1"}))
+    begun = [[cell.run for cell in plan.cells]]  # by a command that shared no trainings
+    fleets = cut_into_fleets(share_trainings(plan).cells, 1, begun)
+    assert [len(fleet.cells) for fleet in fleets] == [2, 2]
+    assert fleets[0].needs == set()
+    assert fleets[1].needs == {cell.run for cell in fleets[0].cells}
+
+
 @pytest.mark.parametrize("distill", [False, True])
 def test_a_shared_training_gives_what_its_own_training_gives(recipe, tmp_path, inline, distill):
     options = {"executor": inline, "workers": 1, "distill": distill, "settings": {"data.protocol": "gpnd-5fold"}}

@@ -1,5 +1,6 @@
 """Sweeps: teachers before students, finished cells kept, failures reported per cell, the folder as documented."""
 
+import pickle
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
@@ -7,7 +8,7 @@ import yaml
 
 from kdgan_compress.api.resume import resume
 from kdgan_compress.api.sweep import sweep
-from kdgan_compress.errors import KdganError
+from kdgan_compress.errors import Interrupted, KdganError
 from kdgan_compress.experiment.recipe import load_recipe, parse_recipe
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.sweeps.grid import plan_sweep
@@ -74,9 +75,17 @@ def test_other_settings_in_the_same_folder_are_refused(recipe, tmp_path, inline)
     axes = {"normal": "0"}
     sweep(recipe, tmp_path / "s", axes=axes, executor=inline)
     before = (tmp_path / "s" / "sweep.yaml").read_text()
-    with pytest.raises(KdganError, match="same settings only"):
-        sweep(recipe, tmp_path / "s", axes=axes, settings={"model.width": 3}, executor=inline)
-    assert (tmp_path / "s" / "sweep.yaml").read_text() == before
+    wider = recipe.replace({"model": {"width": 3}})
+    for other, changes, found in [
+        (wider, {}, "normal-0 was planned with others"),
+        (recipe, {"settings": {"model.width": 3}, "axes": {"normal": "1"}}, "settings none, .* has model.width=3"),
+        (recipe, {"axes": {"normal": "1", "seed": "0"}}, "axes normal, this command has normal, seed"),
+    ]:
+        with pytest.raises(KdganError, match=f"same axes and settings only; .*{found}"):
+            sweep(other, tmp_path / "s", **{"axes": axes} | changes, executor=inline)
+    threads = sweep(recipe, tmp_path / "s", axes=axes, settings={"training.threads": 1}, executor=inline)
+    assert threads.num_reused == 1
+    assert before.replace("set: {}", "set:\n  training.threads: 1") == (tmp_path / "s" / "sweep.yaml").read_text()
     (tmp_path / "s" / "sweep.yaml").write_text("cells: 3")
     with pytest.raises(KdganError, match=r"sweep\.yaml"):
         sweep(recipe, tmp_path / "s", axes=axes, executor=inline)
@@ -159,6 +168,12 @@ def test_a_fleet_whose_worker_was_stopped_by_a_signal_is_given_out_again(recipe,
     assert (len(stopped.tasks), report.failed) == (2, {})
 
 
+@pytest.mark.parametrize("error", [KdganError("A", "b", "C"), Interrupted(15, "stopped")])
+def test_errors_pass_between_processes(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
 def test_existing_teachers_are_used(recipe, tmp_path, inline):
     run(recipe, tmp_path / "s", inline, {"normal": "0..1", "schedule": "1"})
     inline.tasks.clear()
@@ -173,6 +188,16 @@ def test_existing_teachers_are_used(recipe, tmp_path, inline):
     ]
     with pytest.raises(KdganError, match="none by their recipes"):
         run(recipe, tmp_path / "third", inline, {"width": "1"}, settings={"model.width": 3}, teachers=tmp_path / "s")
+
+
+def test_a_teacher_of_other_tiles_is_trained(recipe, tmp_path, inline):
+    recipe = recipe.replace({"data": {"tiles": {"photo_size": 32}}})
+    name, schedule = "data.tiles.num_crops", {"schedule": "1"}
+    run(recipe, tmp_path / "s", inline, {name: "16"} | schedule)
+    report = run(recipe, tmp_path / "t", inline, {name: "16,24"} | schedule, teachers=tmp_path / "s")
+    assert report.failed == {}
+    folder = "teachers/data.tiles.num_crops"
+    assert [cell.teacher for cell in report.cells] == [f"../s/{folder}-16", f"{folder}-24"]
 
 
 def test_auc_is_tracked_where_the_recipe_says_so(content, tmp_path, inline):

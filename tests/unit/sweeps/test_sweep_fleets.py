@@ -44,6 +44,19 @@ def test_wide_networks_are_trained_alone(recipe):
     assert len(cut_into_fleets(cells_of(recipe, {"width": "64", "seed": "0..2"}), 1)) == 3
 
 
+def test_students_of_wide_teachers_are_trained_alone_where_the_teacher_is_trained_too(recipe):
+    wide = recipe.replace({"model": {"width": 64}})
+    sizes = {
+        schedule: [
+            len(fleet.cells)
+            for fleet in cut_into_fleets(cells_of(wide, {"schedule": schedule, "seed": "0..2"}, distill=True), 1)
+            if fleet.cells[0].teacher is not None
+        ]
+        for schedule in ("2", "2->3")
+    }
+    assert sizes == {"2": [3], "2->3": [1, 1, 1]}
+
+
 def test_students_need_their_teachers(recipe):
     fleets = cut_into_fleets(cells_of(recipe, {"normal": "0..1", "schedule": "none,1"}, distill=True), 1)
     assert [len(fleet.cells) for fleet in fleets] == [2, 2, 2]
