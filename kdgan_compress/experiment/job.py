@@ -34,7 +34,8 @@ RUNS = Path("runs")
 class Job:
     """A training that is ready to start, or to resume in its folder; the paths in ``recipe`` are relative to it.
 
-    With ``trained_in`` it has been trained there, by a recipe that differs only in how the model is evaluated.
+    With ``trained_in`` it has been trained there, by a recipe that differs only in how the model is evaluated. With
+    ``shares_score`` only the test images differ, and the score has been fitted there too.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Job:
     teacher_split: Split | None = None
     teacher_sha256: str | None = None
     trained_in: RunFolder | None = None
+    shares_score: bool = False
 
     @property
     def split_of_teacher(self) -> Split:

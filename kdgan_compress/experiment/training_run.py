@@ -13,14 +13,14 @@ from kdgan_compress.distillation.train_log import DivergedError, TrainRecord
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.evaluation import Fitted, detection_metrics, fit_scorer, quantile_threshold, score_images
-from kdgan_compress.evaluation.score_file import save_scores
+from kdgan_compress.evaluation.score_file import load_scores, save_scores
 from kdgan_compress.evaluation.scoring import recalibrate
 from kdgan_compress.experiment.aliases import update_state
-from kdgan_compress.experiment.checkpoint import Checkpoint, save_checkpoint
+from kdgan_compress.experiment.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from kdgan_compress.experiment.fingerprint import check_fingerprint, fingerprint
 from kdgan_compress.experiment.job import Job
 from kdgan_compress.experiment.metrics_file import is_epoch
-from kdgan_compress.experiment.results import RunResult, write_result
+from kdgan_compress.experiment.results import RunResult, read_result, write_result
 from kdgan_compress.experiment.run_folder import RunFolder, damaged_state
 from kdgan_compress.experiment.saturation import warn_of
 from kdgan_compress.files import write_text
@@ -170,8 +170,30 @@ class TrainingRun:
         if key not in self._fitted:
             self._fitted = {k: v for k, v in self._fitted.items() if k[1] == key[1]}
             job, gan = self.job, self.job.scheduler.student.gan
-            self._fitted[key] = fit_scorer(generator, job.split, job.recipe.score, job.grid, gan.discriminator)
+            if name == "ema" and job.shares_score and job.trained_in is not None:
+                self._fitted[key] = self._shared_fit(job.trained_in)
+            else:
+                self._fitted[key] = fit_scorer(generator, job.split, job.recipe.score, job.grid, gan.discriminator)
         return self._fitted[key]
+
+    def _shared_fit(self, source: RunFolder) -> Fitted:
+        """The score that another run has fitted to the same images; the networks get its batch norm statistics.
+
+        Raises:
+            KdganError: That run is not finished, or damaged.
+        """
+        result, saved, checkpoint = read_result(source), load_scores(source.scores), load_checkpoint(source.model)
+        if result is None or saved is None:
+            raise KdganError("A run whose score is shared must be finished", f"{source.path} is not", "Run it again")
+        student = self.job.scheduler.student
+        for name, network in (student.gan.networks() | {"generator": student.ema_generator}).items():
+            network.load_state_dict(checkpoint.weights[name])
+        return Fitted(
+            scorer=checkpoint.scorer().to(student.gan.device),
+            normal_scores=saved.calibration_scores,
+            scored=checkpoint.threshold_rule.removeprefix(THRESHOLD_RULE.format("")),
+            description=result.score,
+        )
 
     def _save_models(self) -> None:
         job, folder, student = self.job, self.job.folder, self.job.scheduler.student

@@ -203,16 +203,19 @@ def _position_gain(features: Array, rank: int, seed: int) -> float:
 
 
 def _choose_num_components(features: Array, settings: ScoreSettings, seed: int) -> int:
-    """K with the highest likelihood of held-out images, of those with enough rows per Gaussian."""
+    """K by the likelihood of held-out images: it grows until that falls, with enough rows per Gaussian."""
     train, held_out = next(iter(_folds(len(features), seed)))
     most = max(1, features[train].shape[0] * features.shape[1] // MIN_ROWS_PER_COMPONENT)
-    candidates = [number for number in NUM_COMPONENTS if number <= most]
-
-    def loss(number: int) -> float:
+    best, least = 1, np.inf
+    for number in NUM_COMPONENTS:
+        if number > most:
+            break
         mixture = fit_mixture(features[train], number, settings.num_pca, seed).double()
-        return float(mixture(torch.from_numpy(features[held_out]).double()).mean())
-
-    return min(candidates, key=loss)
+        loss = float(mixture(torch.from_numpy(features[held_out]).double()).mean())
+        if loss > least:
+            break
+        best, least = number, loss
+    return best
 
 
 def _folds(num_images: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:

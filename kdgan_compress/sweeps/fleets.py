@@ -53,10 +53,8 @@ def cut_into_fleets(cells: Sequence[Cell], num_workers: int, begun: Sequence[Seq
     image_channels: dict[tuple[str, str | None], Any] = {}
     by_run = {cell.run: cell for cell in cells}
     parts = [[by_run.pop(run) for run in runs if run in by_run] for runs in begun]
-    divided = [
-        [cell for cell in part if (cell.trained_in is None) is trains] for part in parts for trains in (True, False)
-    ]
-    fleets = [Fleet(_shape(part[0], image_channels), tuple(part)) for part in divided if part]
+    divided = [list(group) for part in parts for _, group in itertools.groupby(sorted(part, key=_kind), _kind)]
+    fleets = [Fleet(_shape(part[0], image_channels), tuple(part)) for part in divided]
     by_shape: dict[str, list[Cell]] = {}
     for cell in by_run.values():
         by_shape.setdefault(_shape(cell, image_channels), []).append(cell)
@@ -90,8 +88,12 @@ def _shape(cell: Cell, image_channels: dict[tuple[str, str | None], Any]) -> str
     source = (recipe.data.source, recipe.data.root)
     if source not in image_channels:
         image_channels[source] = _image_channels(recipe)
-    kind = [cell.teacher is not None, cell.trained_in is not None]
-    return json.dumps([*kind, image_channels[source], recipe.data.tiles is not None, content], sort_keys=True)
+    return json.dumps([*_kind(cell), image_channels[source], recipe.data.tiles is not None, content], sort_keys=True)
+
+
+def _kind(cell: Cell) -> tuple[bool, bool, bool]:
+    """Which other cells a cell may need: its teacher, its training, and a cell that itself needs a training."""
+    return cell.teacher is not None, cell.trained_in is not None, cell.shares_score
 
 
 def _image_channels(recipe: Recipe) -> int | str:

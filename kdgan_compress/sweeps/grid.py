@@ -39,6 +39,7 @@ class Cell:
         teacher: The teacher's run folder, relative to the sweep's or absolute; None without a teacher.
         trained_in: Run folder, relative to the sweep's, of the cell whose training this one shares because they differ
             only in how they are evaluated; None if it trains itself.
+        shares_score: Whether it shares that cell's fitted score and threshold too: only their test images differ.
     """
 
     run: str
@@ -46,6 +47,7 @@ class Cell:
     recipe: Recipe
     teacher: str | None = None
     trained_in: str | None = None
+    shares_score: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from kdgan_compress.sweeps.grid import Cell, Plan, fingerprint
 def share_trainings(plan: Plan, has_training: Callable[[Cell], bool] = lambda _: False) -> Plan:
     """The plan with ``trained_in`` set where another cell differs only in its score or its test images.
 
+    Where a cell has the same score as an earlier one, ``trained_in`` is that one, whose fit is shared as well.
+
     Not for sweeps that measure AUC after every epoch: the weights of earlier epochs can't be evaluated afterwards.
 
     Args:
@@ -20,26 +22,35 @@ def share_trainings(plan: Plan, has_training: Callable[[Cell], bool] = lambda _:
             cell trains.
     """
     teachers = _share(plan.teachers, {}, has_training)
-    shared = {teacher.run: teacher.trained_in for teacher in teachers if teacher.trained_in is not None}
-    return dataclasses.replace(plan, teachers=teachers, cells=_share(plan.cells, shared, has_training))
+    source = {teacher.run: teacher.trained_in for teacher in teachers if teacher.trained_in is not None}
+    trained = {run: source.get(trained_in, trained_in) for run, trained_in in source.items()}
+    return dataclasses.replace(plan, teachers=teachers, cells=_share(plan.cells, trained, has_training))
 
 
 def _share(
-    cells: Sequence[Cell], shared_teachers: Mapping[str, str], has_training: Callable[[Cell], bool]
+    cells: Sequence[Cell], teachers_training: Mapping[str, str], has_training: Callable[[Cell], bool]
 ) -> tuple[Cell, ...]:
     """The cells in their order, of which students share a training if their teachers do."""
 
     def training(cell: Cell) -> tuple[str | None, str]:
-        teacher = cell.teacher and shared_teachers.get(cell.teacher, cell.teacher)
+        teacher = cell.teacher and teachers_training.get(cell.teacher, cell.teacher)
         return teacher, _training_fingerprint(cell.recipe)
 
-    trained_in: dict[tuple[str | None, str], str] = {}
+    trained: dict[tuple[str | None, str], str] = {}
+    fitted: dict[tuple[tuple[str | None, str], ScoreSettings], str] = {}
     for cell in sorted(cells, key=has_training, reverse=True):
-        trained_in.setdefault(training(cell), cell.run)
-    return tuple(
-        cell if run == cell.run else dataclasses.replace(cell, trained_in=run)
-        for cell, run in ((cell, trained_in[training(cell)]) for cell in cells)
-    )
+        trained.setdefault(training(cell), cell.run)
+        fitted.setdefault((training(cell), cell.recipe.score), cell.run)
+    shared = []
+    for cell in cells:
+        first, same_score = trained[training(cell)], fitted[training(cell), cell.recipe.score]
+        if cell.run == first:
+            shared.append(cell)
+        elif cell.run == same_score:
+            shared.append(dataclasses.replace(cell, trained_in=first))
+        else:
+            shared.append(dataclasses.replace(cell, trained_in=same_score, shares_score=True))
+    return tuple(shared)
 
 
 def _training_fingerprint(recipe: Recipe) -> str:

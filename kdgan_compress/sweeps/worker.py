@@ -112,7 +112,8 @@ def _prepare(task: FleetTask, cell: Cell, caches: TeacherCaches) -> Job | RunRes
         job = distillation_job(out / cell.teacher, cell.recipe, folder.path, caches=caches)
     if cell.trained_in is None or folder.state.exists():
         return job
-    return replace(job, trained_in=RunFolder(out / cell.trained_in), attach_cache=None)
+    source = RunFolder(out / cell.trained_in)
+    return replace(job, trained_in=source, shares_score=cell.shares_score, attach_cache=None)
 
 
 def _run(

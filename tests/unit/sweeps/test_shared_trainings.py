@@ -1,5 +1,7 @@
 """Cells that differ only in how they are evaluated are trained once, with the figures of a training of their own."""
 
+import shutil
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -7,6 +9,7 @@ from safetensors.numpy import load_file
 from kdgan_compress.api.report_runs import training_seconds
 from kdgan_compress.api.sweep import sweep
 from kdgan_compress.data.settings import DataSettings
+from kdgan_compress.evaluation import fit_scorer
 from kdgan_compress.experiment.arrangement import arrange_runs
 from kdgan_compress.experiment.run_folder import RunFolder
 from kdgan_compress.sweeps.axes import parse_axes
@@ -72,13 +75,41 @@ def test_a_cell_that_is_trained_already_is_shared(recipe, tmp_path, inline):
     assert grown.training_seconds == 0
 
 
-def test_a_fleet_never_needs_itself(recipe):
-    plan = plan_sweep(recipe, "test", parse_axes({"score": "norm,gaussian", "seed": "0,1"}))
-    begun = [[cell.run for cell in plan.cells]]  # by a command that shared no trainings
-    fleets = cut_into_fleets(share_trainings(plan).cells, 1, begun)
-    assert [len(fleet.cells) for fleet in fleets] == [2, 2]
-    assert fleets[0].needs == set()
-    assert fleets[1].needs == {cell.run for cell in fleets[0].cells}
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_fleet_never_needs_itself(recipe, begun):
+    recipe = recipe.replace({"data": {"protocol": "gpnd-5fold"}})
+    plan = plan_sweep(recipe, "test", parse_axes({"outliers": "0.1,0.3,0.5", "score": "norm,gaussian"}))
+    earlier = [[cell.run for cell in plan.cells]] if begun else []  # by a command that shared no trainings
+    fleets = cut_into_fleets(share_trainings(plan).cells, 1, earlier)
+    names = [{cell.run.removeprefix("runs/outliers-") for cell in fleet.cells} for fleet in fleets]
+    by_needs = sorted(zip(names, [fleet.needs for fleet in fleets], strict=True), key=lambda each: len(each[1]))
+    trained, fitted = "0.1_score-norm", "0.1_score-gaussian"
+    assert by_needs[:2] == [({trained}, set()), ({fitted}, {f"runs/outliers-{trained}"})]
+    others = [(names, needs) for names, needs in by_needs[2:]]
+    assert set.union(*(names for names, _ in others)) == {
+        f"{share}_score-{score}" for share in ("0.3", "0.5") for score in ("norm", "gaussian")
+    }
+    assert set.union(*(needs for _, needs in others)) == {f"runs/outliers-{trained}", f"runs/outliers-{fitted}"}
+
+
+def test_a_score_is_fitted_once_for_all_test_images(recipe, tmp_path, inline, monkeypatch):
+    fitted = []
+
+    def counted(*arguments):
+        fitted.append(arguments)
+        return fit_scorer(*arguments)
+
+    monkeypatch.setattr("kdgan_compress.experiment.training_run.fit_scorer", counted)
+    settings = {"data.protocol": "gpnd-5fold"}
+    axes = {"outliers": "0.1,0.3,0.5", "score": "norm,gaussian"}
+    report = sweep(recipe, tmp_path / "s", axes=axes, settings=settings, executor=inline, workers=1)
+    assert report.failed == {}
+    assert len(fitted) == 2
+    assert {cell.result.score for cell in report.cells} == {"the generator's own score", "one Gaussian"}
+    (tmp_path / "s" / report.cells[1].run / "scores.npz").unlink()
+    shutil.rmtree(tmp_path / "s" / report.cells[3].run)
+    again = sweep(recipe, tmp_path / "s", axes=axes, settings=settings, executor=inline, workers=1)
+    assert [error.split(";")[0] for error in again.failed.values()] == ["A run whose score is shared must be finished"]
 
 
 @pytest.mark.parametrize("distill", [False, True])
