@@ -23,7 +23,11 @@ from kdgan_compress.reports import Reconstruction, plot_reconstructions
 from kdgan_compress.runtime import Detector
 from kdgan_compress.runtime.image_files import find_images
 
-QUICK = {"training": {"epochs": 1}, "distillation": {"schedule": "2->3", "training": {"epochs": 1}}}
+QUICK = {
+    "model": {"width": 16},
+    "training": {"epochs": 1},
+    "distillation": {"schedule": "2->3", "training": {"epochs": 1}},
+}
 STEPS = (
     ("training the teacher", 1.0),
     ("training the student from scratch, on as many images as it sees when it is distilled", 0.1),
@@ -76,7 +80,7 @@ def demo(
 
     Args:
         out: A new folder, or that of an earlier demo, whose finished trainings are kept.
-        quick: One epoch per stage: a smoke test with meaningless metrics.
+        quick: A small teacher and one epoch per stage: a smoke test with meaningless metrics.
         announce: Called with one line before each of the five steps.
         show_progress: Called about every 512 images of a training.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="A new folder, or that of an interrupted demo.",
 )
-@click.option("--quick", is_flag=True, help="One epoch per stage: a smoke test; metrics are meaningless.")
+@click.option("--quick", is_flag=True, help="Smoke test: a small teacher, one epoch per stage, meaningless metrics.")
 @json_option
 def demo(out: Path, quick: bool, as_json: bool) -> None:
     """Run the whole pipeline on the packaged sample: a few minutes on a laptop's CPU.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdgan_compress.cli.options import (
+    PROTOCOL_OPTIONS,
     data_option,
     data_root_option,
     json_option,
@@ -17,7 +18,6 @@ from kdgan_compress.cli.output import flush_messages, percent, print_json
 if TYPE_CHECKING:
     from kdgan_compress.api.evaluate import Evaluation
 
-PROTOCOL_OPTIONS = ("protocol", "novel", "trial", "outliers", "num_categories")
 PAPER_WARNING = (
     "Warning: --mode paper scales scores by the range of the test set, which no deployed detector can do and which "
     "leaks information between test images. Compare these metrics only with the paper's."

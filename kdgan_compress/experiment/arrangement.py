@@ -18,7 +18,7 @@ from kdgan_compress.experiment.run_settings import (
     run_settings,
     schedule_label,
 )
-from kdgan_compress.experiment.sweep_file import SWEEP_FILE, SweepCell, SweepFile, load_sweep
+from kdgan_compress.experiment.sweep_file import SWEEP_FILE, CellEntry, SweepFile, load_sweep
 
 CLASS_AXES = frozenset({"normal", "novel", "data.normal", "data.novel"})
 SCHEDULE_AXES = frozenset({"structure", "schedule", "distillation.schedule"})
@@ -174,7 +174,7 @@ def _by_sweep(folder: Path, sweep: SweepFile) -> Arrangement:
     return Arrangement(sweep.name, sweep.description, sweep.variant, rows or [MODEL], columns, runs, problems, paper)
 
 
-def _axis_values(cell: SweepCell, axes: Sequence[str]) -> list[str]:
+def _axis_values(cell: CellEntry, axes: Sequence[str]) -> list[str]:
     missing = [axis for axis in axes if axis not in cell.axes]
     if missing:
         hint = "Run the sweep again"

@@ -19,7 +19,7 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class SweepReport(_Entry):
+class ReportLayout(_Entry):
     """How a report arranges the cells.
 
     Attributes:
@@ -33,7 +33,7 @@ class SweepReport(_Entry):
     paper: list[dict[str, Any]] = []
 
 
-class SweepCell(_Entry):
+class CellEntry(_Entry):
     """One trained model: its run folder and teacher, relative to the sweep's folder, and its value on each axis."""
 
     run: str
@@ -48,8 +48,8 @@ class SweepFile(_Entry):
     description: str = ""
     variant: str = ""
     axes: dict[str, list[Any]] = {}
-    report: SweepReport = SweepReport()
-    cells: list[SweepCell] = []
+    report: ReportLayout = ReportLayout()
+    cells: list[CellEntry] = []
 
 
 def read_sweep_yaml(path: Path) -> Any:

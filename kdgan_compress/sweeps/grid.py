@@ -14,7 +14,7 @@ from kdgan_compress.experiment.recipe import Recipe
 from kdgan_compress.experiment.recipe_sections import DistillationSection, ModelSection, TrainingSection
 from kdgan_compress.experiment.student import student_architecture
 from kdgan_compress.experiment.sweep_section import Axes, AxisValues, ReportSection, SweepSection
-from kdgan_compress.sweeps.axes import STUDENT, Command, axis_keys, axis_settings, check_axes, nested
+from kdgan_compress.sweeps.axes import ALIASES, STUDENT, Command, axis_keys, axis_settings, check_axes, nested
 
 NO_TEACHER = "none"
 """The schedule of a student that is trained without a teacher."""
@@ -22,8 +22,10 @@ NO_TEACHER = "none"
 MAX_NAME_LENGTH = 40
 """Longer values of an axis are shortened in folder names."""
 
-REPEATS = ("normal", "novel", "seed", "trial")
-"""Axes that a report averages over unless its recipe says otherwise."""
+REPEATS = tuple(
+    name for alias in ("normal", "novel", "seed", "trial") for name in dict.fromkeys((alias, *ALIASES[alias]))
+)
+"""Axes that a report averages over unless its recipe says otherwise: classes, seeds and trials."""
 
 Variant = Literal["quick", "full"]
 
@@ -126,7 +128,7 @@ def plan_sweep(
             cells.append(cell)
             continue
         teacher = _teacher_of(cell, [axis for axis in grid if axis in teacher_axes])
-        teacher = teachers.setdefault(fingerprint(teacher.recipe), teacher)
+        teacher = teachers.setdefault(recipe_fingerprint(teacher.recipe), teacher)
         cells.append(dataclasses.replace(cell, teacher=teacher.run))
     _check_names([*cells, *teachers.values()])
     return Plan(
@@ -174,7 +176,7 @@ def _report(section: SweepSection, axes: list[str]) -> ReportSection:
     return section.report.model_copy(update={"rows": (*rows, *further), "columns": columns})
 
 
-def fingerprint(recipe: Recipe) -> str:
+def recipe_fingerprint(recipe: Recipe) -> str:
     """A hash of everything that decides a training's result, to tell whether a run folder is this cell's."""
     content = recipe.model_dump(mode="json", exclude={"description", "sweep"})
     content["data"].pop("root")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from kdgan_compress.data.settings import MISO_PROTOCOLS
 from kdgan_compress.experiment.recipe import Recipe
 from kdgan_compress.scores import ScoreSettings
-from kdgan_compress.sweeps.grid import Cell, Plan, fingerprint
+from kdgan_compress.sweeps.grid import Cell, Plan, recipe_fingerprint
 
 
 def share_trainings(plan: Plan, has_training: Callable[[Cell], bool] = lambda _: False) -> Plan:
@@ -58,4 +58,4 @@ def _training_fingerprint(recipe: Recipe) -> str:
     data = recipe.data
     protocol = MISO_PROTOCOLS[0] if data.protocol in MISO_PROTOCOLS else data.protocol
     data = dataclasses.replace(data, outliers=None, protocol=protocol)
-    return fingerprint(recipe.model_copy(update={"score": ScoreSettings(), "data": data}))
+    return recipe_fingerprint(recipe.model_copy(update={"score": ScoreSettings(), "data": data}))

@@ -15,7 +15,7 @@ from kdgan_compress.experiment.run_lock import remove_leftovers
 from kdgan_compress.experiment.sweep_file import SWEEP_FILE, read_sweep_yaml
 from kdgan_compress.files import read_text, remove_stale_files, write_text
 from kdgan_compress.sweeps.fleets import Fleet, cut_into_fleets
-from kdgan_compress.sweeps.grid import Cell, Plan, fingerprint
+from kdgan_compress.sweeps.grid import Cell, Plan, recipe_fingerprint
 from kdgan_compress.sweeps.worker import CellError
 
 MAX_FLEETS_BYTES = 10_000_000
@@ -58,13 +58,13 @@ class SweepFolder:
         """Check that one report can have the cells of both sweeps: only the values of their axes differ."""
         found = None
         axes, settings = earlier.get("axes", {}), earlier.get("set", {})
-        known = {entry["run"]: entry for key in ("cells", "teachers") for entry in earlier[key]}
+        known = {entry["run"]: entry.get("fingerprint") for key in ("cells", "teachers") for entry in earlier[key]}
         if axes.keys() != plan.axes.keys():
             found = f"{self.file} has the axes {_listed(axes)}, this command has {_listed(plan.axes)}"
         elif _of_results(settings) != _of_results(plan.settings):
             found = f"{self.file} has the settings {_listed(settings)}, this command has {_listed(plan.settings)}"
         for cell in (*plan.cells, *plan.teachers) if found is None else ():
-            if known.get(cell.run, {}).get("fingerprint", fingerprint(cell.recipe)) != fingerprint(cell.recipe):
+            if known.get(cell.run) not in (None, recipe_fingerprint(cell.recipe)):
                 found = f"{self.path / cell.run} was planned with others"
         if found is not None:
             hint = "Give another --out, or the axes and settings of the first command"
@@ -141,7 +141,7 @@ def _merge(earlier: list[dict[str, Any]], cells: tuple[Cell, ...]) -> list[dict[
             "run": cell.run,
             "teacher": cell.teacher,
             "axes": cell.axes,
-            "fingerprint": fingerprint(cell.recipe),
+            "fingerprint": recipe_fingerprint(cell.recipe),
         }
     return list(entries.values())
 

@@ -7,7 +7,7 @@ import pytest
 from kdgan_compress.errors import KdganError
 from kdgan_compress.experiment.recipe import load_recipe, parse_recipe
 from kdgan_compress.sweeps.axes import axis_keys, parse_axes, recipe_keys
-from kdgan_compress.sweeps.grid import fingerprint, plan_sweep
+from kdgan_compress.sweeps.grid import plan_sweep, recipe_fingerprint
 
 
 def plan(recipe, axes, **options):
@@ -149,8 +149,8 @@ def test_another_source_clears_the_class_of_the_first():
 
 def test_threads_and_the_place_of_the_data_do_not_make_another_cell(recipe):
     same = recipe.replace({"training": {"threads": 3}, "data": {"root": "elsewhere"}})
-    assert fingerprint(same) == fingerprint(recipe)
-    assert fingerprint(recipe.replace({"training": {"seed": 3}})) != fingerprint(recipe)
+    assert recipe_fingerprint(same) == recipe_fingerprint(recipe)
+    assert recipe_fingerprint(recipe.replace({"training": {"seed": 3}})) != recipe_fingerprint(recipe)
 
 
 def test_long_values_give_short_and_different_folder_names(recipe):
