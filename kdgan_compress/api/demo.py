@@ -154,7 +154,7 @@ def _picture(teacher: RunResult, student: RunResult, picture: Path, folder: Path
     for name, run in (("teacher", teacher), ("student", student)):
         model = load_model(run.run)
         gan = model.build()
-        scores = score_images(gan.generator, images)
+        scores = score_images(model.scorer(), images)
         rows.append(Reconstruction(name, reconstruct(gan, images), scores, model.required_threshold))
     normal = split.test_classes[~split.test_is_anomalous][0]
     title = f"normal class: {normal}; scores are below the images, red is an anomaly"

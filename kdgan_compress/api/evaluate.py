@@ -112,6 +112,9 @@ def evaluate(
         settings = _settings(checkpoint.data, data, normal, data_root, protocol)
         split = labelled_split(settings, checkpoint.architecture.image_size, checkpoint.architecture.image_channels)
         if mode == "paper":
+            if maps is not None or raw:
+                hint = "Leave them out, or leave out --mode paper"
+                raise KdganError("--mode paper computes scores of images only", "got --maps or --raw", hint)
             scores = paper_scores(checkpoint.build().generator, split.test)
             return _evaluation(model, settings, split, scores, None, mode)
         scores = _model_scores(model, checkpoint, split)
@@ -132,7 +135,9 @@ def evaluate(
 def _settings(
     trained_on: DataSettings, data: str | None, normal: str | None, data_root: str | None, protocol: Mapping[str, Any]
 ) -> DataSettings:
-    """The images a model was trained on, or others; by the same protocol also with the same novel class."""
+    """The images a model was trained on, or others; of the same source also with the same normal class."""
+    if data == trained_on.source and normal is None and not protocol:
+        normal = trained_on.normal
     if protocol.get("protocol", trained_on.protocol) == trained_on.protocol:
         protocol = {"novel": trained_on.novel, **protocol}
     return trained_on.override(data, normal, data_root, **protocol)
@@ -176,7 +181,9 @@ def _with_maps(
         return evaluation
     found = map_split(model, split)
     measured = measure_maps(found, split)
-    if folder is not None and evaluation.threshold is not None:
+    if folder is not None:
+        if evaluation.threshold is None:
+            raise KdganError("Maps need a threshold", "the model has none", "Import it again with --data")
         write_maps(folder, found, split, scores, evaluation.threshold)
     return dataclasses.replace(
         evaluation,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdgan_compress.data import load_split
 from kdgan_compress.errors import KdganError
+from kdgan_compress.evaluation.score_file import images_sha256
 from kdgan_compress.experiment.checkpoint import Checkpoint
 from kdgan_compress.experiment.models import load_model, model_name, model_path
 from kdgan_compress.experiment.results import read_result
@@ -111,9 +112,9 @@ def load_validation_data(
     settings = checkpoint.data.relocate(data, data_root)
     architecture = checkpoint.architecture
     is_same_source = settings.absolute().source == checkpoint.data.absolute().source
-    is_fitted = checkpoint.statistic is not None and is_same_source
     split = load_split(settings, architecture.image_size, architecture.image_channels)
-    return ValidationData.from_split(split, is_fitted)
+    is_same = is_same_source or checkpoint.provenance.get("normals_sha256") == images_sha256(split.normals)
+    return ValidationData.from_split(split, checkpoint.statistic is not None and is_same)
 
 
 def write_checkpoint(
@@ -128,7 +129,7 @@ def write_checkpoint(
         path,
         checkpoint.scorer(),
         checkpoint.architecture,
-        checkpoint.required_threshold if rule is None else 0.0,  # which the rule replaces
+        checkpoint.required_threshold if rule is None else checkpoint.threshold or 0.0,  # which the rule replaces
         checkpoint.threshold_rule,
         settings,
         x_hat=None if checkpoint.scores_discriminator else checkpoint.build().taps.get("x_hat"),
@@ -145,11 +146,13 @@ def _card_data(
     if settings.mobile:
         plain = path.with_name("plain.onnx")  # without graph passes and static shapes
         io = dataclasses.replace(settings.io, input_size=None, batch_size=None)
-        write_checkpoint(plain, checkpoint, ExportSettings(rewrites=frozenset(), io=io))
+        with_threshold = dataclasses.replace(checkpoint, threshold=report.threshold)
+        write_checkpoint(plain, with_threshold, ExportSettings(rewrites=frozenset(), io=io))
         checks = check_mobile(plain), check_mobile(path)
     folder = RunFolder(model_path(model).parent)
-    if report.agreement is not None:
-        auc = report.agreement.auc
+    agreement = report.agreement or report.rank_agreement
+    if agreement is not None:
+        auc = agreement.auc
     elif model_path(model) == folder.model and folder.result.exists():  # a student's folder has its teacher's file too
         result = read_result(folder)
         auc = None if result is None else result.auc

@@ -157,8 +157,7 @@ def _write(
     rule, normals, test = "none: imported without data", np.empty(0), np.empty(0)
     if split is not None:
         normals, test = score_images(generator, split.calibration), score_images(generator, split.test)
-        kind = "held-out training" if split.has_holdout else "training"
-        rule = THRESHOLD_RULE.format(f"{len(normals)} {kind} normals")
+        rule = THRESHOLD_RULE.format(f"{len(normals)} normal images' scores")
         auc = detection_metrics(test, split.test_is_anomalous).auc if split.is_labelled else None
         result = dataclasses.replace(result, threshold=quantile_threshold(normals), auc=auc)
     architecture = json.loads(json.dumps(dataclasses.asdict(imported.architecture)))

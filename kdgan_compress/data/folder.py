@@ -5,7 +5,7 @@ Three layouts, told apart by the names of the subfolders (in any case, blanks ar
 - MVTec's: ``train/good``, ``test/good``, ``test/<defect>``, ``ground_truth/<defect>/NAME_mask.png``. ``train`` may hold
   the photos itself, and ``ground_truth`` may lie in ``test``.
 - ``good`` next to ``bad`` or to one folder per defect. A fifth of the good photos, chosen by a hash of their names, are
-  tested, so a photo keeps its part when others are added.
+  tested, so few photos change their part when others are added.
 - Photos of good parts only, in the folder itself or in ``good``: all are trained on, and there is no test.
 """
 

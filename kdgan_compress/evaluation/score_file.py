@@ -48,7 +48,7 @@ class SavedScores:
         """Whether these are this generator's scores of this test split."""
         return (
             len(self.test_scores) == len(self.test_is_anomalous) == len(split.test)
-            and self.test_sha256 == _images_sha256(split.test)
+            and self.test_sha256 == images_sha256(split.test)
             and self.weights_sha256 == weights_sha256(generator)
         )
 
@@ -71,7 +71,7 @@ def save_scores(
         test_is_anomalous=split.test_is_anomalous,
         test_classes=split.test_classes,
         weights_sha256=weights_sha256(generator),
-        test_sha256=_images_sha256(split.test),
+        test_sha256=images_sha256(split.test),
         data=json.dumps({"settings": asdict(data), "split_sha256": split.split_sha256}, ensure_ascii=False),
     )
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -100,7 +100,8 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _images_sha256(images: Tensor) -> str:
+def images_sha256(images: Tensor) -> str:
+    """A hash of the pixels of images uint8 (N, C, H, W), in hex."""
     digest = hashlib.sha256(str(tuple(images.shape)).encode())
     digest.update(images.contiguous().numpy().tobytes())
     return digest.hexdigest()

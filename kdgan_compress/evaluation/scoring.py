@@ -66,7 +66,7 @@ def _update_batch_norms(generator: nn.Module, normals: Tensor) -> None:
     layers = [layer for layer in generator.modules() if isinstance(layer, BATCH_NORMS) and layer.track_running_stats]
     if not layers:
         return
-    momenta, device = [layer.momentum for layer in layers], layers[0].weight.device
+    momenta, device = [layer.momentum for layer in layers], next(layers[0].buffers()).device
     with torch.no_grad(), precision_context("float32", device.type), eval_mode(generator), fast_layers(generator):
         for layer in layers:
             layer.reset_running_stats()

@@ -13,7 +13,7 @@ from kdgan_compress.distillation.train_log import DivergedError, TrainRecord
 from kdgan_compress.distillation.train_state import TrainState
 from kdgan_compress.errors import KdganError, first_line
 from kdgan_compress.evaluation import Fitted, detection_metrics, fit_scorer, quantile_threshold, score_images
-from kdgan_compress.evaluation.score_file import load_scores, save_scores
+from kdgan_compress.evaluation.score_file import images_sha256, load_scores, save_scores
 from kdgan_compress.evaluation.scoring import recalibrate
 from kdgan_compress.experiment.aliases import update_state
 from kdgan_compress.experiment.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -229,7 +229,8 @@ class TrainingRun:
             threshold=quantile_threshold(fitted.normal_scores),
             threshold_rule=THRESHOLD_RULE.format(fitted.scored),
             provenance=job.provenance
-            | {"seed": job.training.seed, "split_sha256": job.split.split_sha256, "versions": versions()},
+            | {"seed": job.training.seed, "split_sha256": job.split.split_sha256, "versions": versions()}
+            | {"normals_sha256": images_sha256(job.split.normals)},
             weights=weights,
             score=job.recipe.score,
             statistic=scorer.statistic if isinstance(scorer, FittedScorer) else None,

@@ -18,6 +18,16 @@ import torch
 from numpy.typing import NDArray
 
 from kdgan_compress.errors import KdganError
+from kdgan_compress.scores.covariances import (
+    RANK_TOL,
+    as_rows,
+    covariance,
+    equal_features_error,
+    triangular_whitening,
+    whitening,
+    with_fixed_signs,
+    within_covariance,
+)
 from kdgan_compress.scores.scorer import by_tile, photo_score
 from kdgan_compress.scores.settings import ScoreSettings
 from kdgan_compress.scores.statistics import Gaussian, Mixture, PositionGaussian, Statistic, log_determinant_term
@@ -36,10 +46,6 @@ NUM_CHOICE_FOLDS = 2
 
 MIN_PHOTOS_PER_POSITION = 20
 MIN_IMAGES = 2 * NUM_FOLDS
-RANK_TOL = 1e-6
-"""Directions with less variance than this, relative to the largest, are rounding noise and left out."""
-
-MAX_ROWS = 20_000
 NUM_COMPONENTS = (1, 2, 5, 10, 20, 40)
 """Candidates for the mixture's number of Gaussians."""
 
@@ -94,8 +100,8 @@ def truncated_held_out_scores(
 
 def fit_gaussian(features: Array) -> Gaussian:
     """One Gaussian for all tiles of all images, of features (N, P, D)."""
-    mean, whitening = _whiten(_rows(features))
-    return Gaussian(projection=torch.from_numpy(whitening), offset=torch.from_numpy(mean @ whitening))
+    mean, whiten = whitening(as_rows(features))
+    return Gaussian(projection=torch.from_numpy(whiten), offset=torch.from_numpy(mean @ whiten))
 
 
 def fit_position_gaussian(features: Array, rank: int) -> PositionGaussian:
@@ -103,13 +109,13 @@ def fit_position_gaussian(features: Array, rank: int) -> PositionGaussian:
 
     The directions solve C_within v = λ C_total v; those with the smallest λ come first.
     """
-    mean, whitening = _whiten(_rows(features))
-    within = _within_covariance(features)
-    between = _covariance(features.mean(0, dtype=np.float64))
-    total = whitening.T @ (within + between) @ whitening
-    within = whitening.T @ within @ whitening
+    mean, whiten = whitening(as_rows(features))
+    within = within_covariance(features)
+    between = covariance(features.mean(0, dtype=np.float64))
+    total = whiten.T @ (within + between) @ whiten
+    within = whiten.T @ within @ whiten
     _, directions = scipy.linalg.eigh(within, total, subset_by_index=(0, min(rank, len(total)) - 1))
-    return _gaussian_per_position(features, mean, _with_fixed_signs(whitening @ directions))
+    return _gaussian_per_position(features, mean, with_fixed_signs(whiten @ directions))
 
 
 def fit_scaled_positions(features: Array) -> PositionGaussian:
@@ -121,7 +127,7 @@ def fit_scaled_positions(features: Array) -> PositionGaussian:
     mean, std = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
     keep = std > RANK_TOL * std.max()
     if not keep.any():
-        raise _equal_features()
+        raise equal_features_error()
     return _gaussian_per_position(features, mean, np.diag(1 / np.where(keep, std, 1.0))[:, keep])
 
 
@@ -129,7 +135,7 @@ def _gaussian_per_position(features: Array, mean: Array, projection: Array) -> P
     """Ledoit and Wolf's Gaussian at each position of features (N, P, D), centred by (D,) and projected by (D, r)."""
     offset = mean @ projection
     projected = features @ projection - offset
-    gaussians = [_triangular_whitening(projected[:, position]) for position in range(projected.shape[1])]
+    gaussians = [triangular_whitening(projected[:, position]) for position in range(projected.shape[1])]
     return PositionGaussian(
         projection=torch.from_numpy(projection),
         offset=torch.from_numpy(offset),
@@ -144,7 +150,12 @@ def fit_mixture(features: Array, num_components: int, num_pca: int, seed: int = 
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    rows = _rows(features)
+    rows = as_rows(features)
+    if num_components > len(rows):
+        found = f"got {num_components} Gaussians for {len(rows)} images or tiles"
+        raise KdganError("A mixture needs an image for each Gaussian", found, "Choose a smaller score.num_components")
+    if not np.ptp(rows, axis=0).any():
+        raise equal_features_error()
     pca = PCA(min(num_pca, *rows.shape), svd_solver="full").fit(rows)
     keep = pca.explained_variance_ > RANK_TOL * pca.explained_variance_[0]
     projection = pca.components_[keep].T
@@ -235,60 +246,3 @@ def _photo_scores(statistic: Statistic, features: Array, settings: ScoreSettings
     with torch.no_grad():
         scores = statistic(torch.from_numpy(features).to(torch.get_default_dtype()))
         return photo_score(by_tile(scores, settings.fitted_features), settings.photo).double().numpy()
-
-
-def _rows(features: Array) -> Array:
-    """All tiles of all images as rows (M, D), float64; of more than ``MAX_ROWS``, an evenly spaced subset."""
-    rows = features.reshape(-1, features.shape[-1])
-    return rows[:: -(-len(rows) // MAX_ROWS)].astype(np.float64)
-
-
-def _whiten(rows: Array) -> tuple[Array, Array]:
-    """Mean (D,) and a matrix (D, r) that whitens rows (M, D) in the directions in which they vary."""
-    from sklearn.covariance import ledoit_wolf
-
-    mean = rows.mean(0)
-    values, vectors = np.linalg.eigh(_covariance(rows))
-    if values[-1] <= 0:
-        raise _equal_features()
-    basis = vectors[:, values > RANK_TOL * values[-1]]
-    covariance, _ = ledoit_wolf((rows - mean) @ basis, assume_centered=True)
-    variances, directions = np.linalg.eigh(np.atleast_2d(covariance))
-    return mean, _with_fixed_signs(basis @ (directions / np.sqrt(variances)))
-
-
-def _equal_features() -> KdganError:
-    hint = "Use images that differ, or score.type norm"
-    return KdganError("The features of normal images must differ", "all are equal", hint)
-
-
-def _with_fixed_signs(columns: Array) -> Array:
-    """Columns whose largest entry is positive: an eigenvector's sign is arbitrary and differs between machines."""
-    largest = np.take_along_axis(columns, np.abs(columns).argmax(0)[None], axis=0)
-    return columns * np.sign(largest)
-
-
-def _covariance(rows: Array) -> Array:
-    """The maximum likelihood covariance (D, D) of rows (M, D)."""
-    centred = rows - rows.mean(0)
-    covariance: Array = centred.T @ centred / len(rows)
-    return covariance
-
-
-def _within_covariance(features: Array) -> Array:
-    """The mean over positions of the covariance (D, D) of each position's features (N, P, D)."""
-    size = features.shape[2]
-    covariance = np.zeros((size, size))
-    for position in range(features.shape[1]):
-        covariance += _covariance(features[:, position].astype(np.float64)) / features.shape[1]
-    return covariance
-
-
-def _triangular_whitening(rows: Array) -> Array:
-    """Upper triangular W (r, r) with W Wᵀ = C⁻¹, for the Ledoit–Wolf covariance C of rows (N, r)."""
-    from sklearn.covariance import ledoit_wolf
-
-    covariance, _ = ledoit_wolf(rows)
-    lower = np.linalg.cholesky(np.atleast_2d(covariance))
-    inverse: Array = scipy.linalg.solve_triangular(lower, np.eye(len(lower)), lower=True)
-    return inverse.T

@@ -47,6 +47,14 @@ def interrupt_after(number):
 
 
 @pytest.mark.usefixtures("_tiny")
+def test_the_picture_has_the_deployed_scores(tmp_path, monkeypatch):
+    rows = []
+    monkeypatch.setattr(demo_module, "plot_reconstructions", lambda images, classes, given, *_: rows.extend(given))
+    result = demo(tmp_path / "demo")
+    assert [score for _, score, *_ in result.scored] == pytest.approx(list(rows[1].scores), rel=1e-3)
+
+
+@pytest.mark.usefixtures("_tiny")
 def test_an_interrupted_demo_continues(tmp_path):
     out, lines = tmp_path / "demo", []
     with pytest.raises(KeyboardInterrupt):

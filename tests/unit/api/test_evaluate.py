@@ -25,6 +25,12 @@ def data(tmp_path):
     return DataSettings(f"npz:{tmp_path / 'set.npz'}", "0")
 
 
+def test_the_same_source_keeps_the_normal_class(student, data):
+    trained_on = dataclasses.replace(data, normal="1")
+    assert module._settings(trained_on, data.source, None, None, {}).normal == "1"
+    assert module._settings(trained_on, data.source, "0", None, {}).normal == "0"
+
+
 def save_run(folder, data, seed, provenance=()):
     """A run folder with fresh weights and with the scores of its data."""
     folder = RunFolder(folder)

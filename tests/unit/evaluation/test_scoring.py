@@ -225,6 +225,12 @@ def test_recalibrate_re_estimates_batch_norm_statistics(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(weights, generator.parameters(), strict=True))
 
 
+def test_recalibrate_takes_batch_norm_without_affine_parameters():
+    generator = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3, affine=False))
+    recalibrate(generator, images(8))
+    assert generator[1].num_batches_tracked == 1
+
+
 class Standardised(torch.nn.Conv2d):
     """A convolution that scales its weights."""
 

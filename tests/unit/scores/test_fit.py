@@ -139,6 +139,19 @@ def test_scores_outside_the_fit_are_computed_only_when_asked_for(monkeypatch: py
     assert sizes == [80] + 5 * [64]
 
 
+def test_a_global_gaussian_sees_every_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdgan_compress.scores.covariances.MAX_ROWS", 400)
+    aligned = _correlated(100, 16, 3) + 100 * (np.arange(16) % 4)[:, None]
+    assert fit_gaussian(aligned).projection.abs().max() < 0.5 * fit_gaussian(aligned[:, ::4]).projection.abs().max()
+
+
+@pytest.mark.parametrize(("features", "message"), [(np.ones((60, 1, 3)), "must differ"), (None, "18 Gaussians for 16")])
+def test_impossible_mixtures_are_refused(features: np.ndarray | None, message: str) -> None:
+    features = _correlated(20, 1, 3) if features is None else features
+    with pytest.raises(KdganError, match=message):
+        fit_statistic(features, ScoreSettings("mixture", num_components=18)).held_out_scores()
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [

@@ -62,9 +62,9 @@ def fold_input_scale(model: ir.Model) -> int:
 
 
 def _only_convolution(value: ir.Value) -> ir.Node | None:
-    """The convolution that alone reads a value or, of it, what other nodes move elsewhere."""
+    """The convolution that alone reads a value or, of it, what other nodes move elsewhere, and reads nothing else."""
     readers: set[tuple[ir.Node, int]] = set()
-    values = [value]
+    values, derived, joined = [value], {value}, set()
     while values:
         value = values.pop()
         if value.is_graph_output():
@@ -72,5 +72,9 @@ def _only_convolution(value: ir.Value) -> ir.Node | None:
         moved = {use.node for use in value.uses() if use.node.op_type in MOVES}
         readers |= {(use.node, use.idx) for use in value.uses() if use.node not in moved}
         values += [node.outputs[0] for node in moved]
+        derived |= {node.outputs[0] for node in moved}
+        joined |= {node for node in moved if node.op_type == "Concat"}
+    if any(each not in derived for node in joined for each in node.inputs):
+        return None
     node, index = readers.pop() if len(readers) == 1 else (None, 0)
     return node if node is not None and node.op_type == "Conv" and index == 0 else None

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node
 from tiny_graphs import (
     architecture,
@@ -26,6 +27,7 @@ from torch.nn.functional import conv_transpose2d
 from kdgan_compress.errors import KdganError
 from kdgan_compress.export.graph.assemble import IOSpec
 from kdgan_compress.export.graph.passes import REWRITES, run_passes
+from kdgan_compress.export.graph.passes.folding import fold_input_scale
 from kdgan_compress.export.settings import ExportSettings
 from kdgan_compress.gans import Architecture
 
@@ -444,3 +446,24 @@ def test_generator_of_other_weights_scores_otherwise(traced):
     other = generator_of(architecture("ede", "batch", 1), seed=1)
     assert np.abs(by_torch(other, images) / scores - 1).min() > 1e-3
     assert np.abs(by_torch(generator, images) / scores - 1).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("joined", ["image", "coordinates"])
+def test_scale_stays_outside_where_the_convolution_reads_other_channels_too(joined):
+    """As in CoordConv: the weights of channels that are not the image would be divided too."""
+    values = {"half": np.float32(127.5), "one": np.float32(1), "w": np.ones((1, 2, 3, 3), np.float32)}
+    values["coordinates"] = np.ones((1, 1, 8, 8), np.float32)
+    nodes = [
+        helper.make_node("Div", ["image", "half"], ["divided"]),
+        helper.make_node("Sub", ["divided", "one"], ["x"]),
+        helper.make_node("Concat", ["x", "x" if joined == "image" else joined], ["both"], axis=1),
+        helper.make_node("Conv", ["both", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 1, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 6, 6])],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    assert fold_input_scale(ir.from_proto(helper.make_model(graph))) == (joined == "image")
