@@ -11,6 +11,7 @@ from kdgan_compress.cli.options import (
     data_option,
     data_root_option,
     json_option,
+    own_code_option,
     set_option,
 )
 from kdgan_compress.cli.output import print_report
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @set_option
 @data_option
 @data_root_option
+@own_code_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder; continued if it exists.")
 @json_option
 def search(
