@@ -135,9 +135,7 @@ def evaluate(
 def _settings(
     trained_on: DataSettings, data: str | None, normal: str | None, data_root: str | None, protocol: Mapping[str, Any]
 ) -> DataSettings:
-    """The images a model was trained on, or others; of the same source also with the same normal class."""
-    if data == trained_on.source and normal is None and not protocol:
-        normal = trained_on.normal
+    """The images a model was trained on, or others; by the same protocol also with the same novel class."""
     if protocol.get("protocol", trained_on.protocol) == trained_on.protocol:
         protocol = {"novel": trained_on.novel, **protocol}
     return trained_on.override(data, normal, data_root, **protocol)
@@ -179,11 +177,11 @@ def _with_maps(
     """The evaluation with the pixel metrics of the maps, which are drawn if a folder is given."""
     if folder is None and not any(split.test_masks):
         return evaluation
+    if folder is not None and evaluation.threshold is None:
+        raise KdganError("Maps need a threshold", "the model has none", "Import it again with --data")
     found = map_split(model, split)
     measured = measure_maps(found, split)
-    if folder is not None:
-        if evaluation.threshold is None:
-            raise KdganError("Maps need a threshold", "the model has none", "Import it again with --data")
+    if folder is not None and evaluation.threshold is not None:
         write_maps(folder, found, split, scores, evaluation.threshold)
     return dataclasses.replace(
         evaluation,

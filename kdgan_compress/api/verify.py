@@ -186,10 +186,7 @@ def _data_settings(
     """The labelled test images; settings that are not given are those of the model."""
     if checkpoint is None:
         return DataSettings(str(data), normal, data_root)
-    trained_on = checkpoint.data
-    is_same_source = data in (None, trained_on.source)
-    normal = normal or (trained_on.normal if is_same_source else None)
-    return trained_on.override(data, normal, data_root, novel=trained_on.novel)
+    return checkpoint.data.override(data, normal, data_root, novel=checkpoint.data.novel)
 
 
 def _evaluate(detector: Detector, checkpoint: Checkpoint | None, split: Split) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class DataSettings:
         given = {"source": source, "normal": normal, "root": root, **others}
         given = {name: value for name, value in given.items() if value is not None}
         cleared = set(FIELD_HINTS) - PROTOCOL_FIELDS.get(given.get("protocol", self.protocol), frozenset())
-        if source is not None:
+        if source not in (None, self.source):
             cleared |= {"normal", "novel"}
         changes: dict[str, Any] = dict.fromkeys(cleared) | given
         return replace(self, **changes)

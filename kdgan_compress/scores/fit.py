@@ -214,7 +214,7 @@ def _position_gain(features: Array, rank: int, seed: int) -> float:
 
 
 def _choose_num_components(features: Array, settings: ScoreSettings, seed: int) -> int:
-    """K by the likelihood of held-out images: it grows until that falls, with enough rows per Gaussian."""
+    """The number of Gaussians: increased while the likelihood of held-out images rises, with enough rows for each."""
     train, held_out = next(iter(_folds(len(features), seed)))
     most = max(1, features[train].shape[0] * features.shape[1] // MIN_ROWS_PER_COMPONENT)
     best, least = 1, np.inf
